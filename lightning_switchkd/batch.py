@@ -1,0 +1,97 @@
+"""The vocabulary of the package: what travels from the loader to the loss. Shapes use B T V H P N K M.
+
+B records, T tokens, V vocabulary, H width, P features per image, N supervised tokens, K selected tokens, M images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a token that is not supervised (PyTorch's ``ignore_index``)."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many units of each kind there are: what every loss term is divided by (METHOD section 2).
+
+    Attributes:
+        token: Supervised tokens, that is positions whose next token carries a label.
+        visual_token: Those of them that belong to a record with an image.
+        image_token: Placeholder positions that hold an image feature.
+        image: Images.
+    """
+
+    token: int = 0
+    visual_token: int = 0
+    image_token: int = 0
+    image: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def tensor(self, device: torch.device | str = "cpu") -> Tensor:
+        """``[4]`` float64, in field order: float64 holds every count exactly and survives an all-reduce."""
+        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64, device=device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, right-padded.
+
+    Attributes:
+        input_ids: ``[B, T]`` int64. Every image stands as one ``<image>`` id per image feature.
+        attention_mask: ``[B, T]`` int64, 1 on real tokens; made from lengths, never from the pad id.
+        labels: ``[B, T]`` int64, **unshifted**; ``IGNORE`` where nothing is learnt.
+        pixel_values: ``[M, 3, H, W]`` float32 in placeholder order. Never empty: a batch without images carries one
+            blank image (``image_row`` -1) so that every rank runs the same parts (STACK B).
+        image_row: ``[M]`` int64, the record an image belongs to; -1 for the blank one, which always comes last.
+        sample_index: ``[B]`` int64, position of the record in its source; -1 for a padding record.
+        counts: units in this micro-batch.
+        window: units in the whole accumulation window of this rank.
+        window_start: True for the first micro-batch of its window.
+        window_end: True for the last micro-batch of its window (the optimizer steps after it).
+        pixel_values_teacher: ``[M, 3, H', W']`` only where the teacher's image processor differs.
+        record_ids: the records' own ids, for messages.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    pixel_values: Tensor
+    image_row: Tensor
+    sample_index: Tensor
+    counts: Counts
+    window: Counts
+    window_start: bool = True
+    window_end: bool = True
+    pixel_values_teacher: Tensor | None = None
+    record_ids: tuple[str, ...] = ()
+
+    def _map(self, move: object) -> Batch:
+        assert callable(move)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: move(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy on ``device`` (Lightning and Fabric call this)."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def blank(self, fill: float = 0.0) -> Batch:
+        """The same questions with every image replaced by an empty one: what a blind model sees."""
+        teacher = self.pixel_values_teacher
+        return replace(
+            self,
+            pixel_values=torch.full_like(self.pixel_values, fill),
+            pixel_values_teacher=None if teacher is None else torch.full_like(teacher, fill),
+        )
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
