@@ -34,8 +34,8 @@ class Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
-        """``[4]`` float64, in field order: float64 holds every count exactly and survives an all-reduce."""
-        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64, device=device)
+        """``[4]`` int64, in field order, ready for an all-reduce."""
+        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""Losses on plain tensors: no models, no Lightning."""
+
+from lightning_switchkd.losses.difference import dbild, logits_difference_kl
+from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
+from lightning_switchkd.losses.select import CumulativeMass, FixedTopK, Kneedle
+
+__all__ = [
+    "CumulativeMass",
+    "FixedTopK",
+    "Kneedle",
+    "dbild",
+    "forward_kl",
+    "jensen_shannon",
+    "logits_difference_kl",
+    "reverse_kl",
+]

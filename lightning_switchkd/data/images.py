@@ -1,0 +1,94 @@
+"""Image files -> pixels: what is read, what is refused, and how an image is made ready for an image processor."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from lightning_switchkd.data.processor import image_size
+from lightning_switchkd.data.records import ImageRef, RecordError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
+"""Tried in this order where a file is missing: OCR-VQA's annotations say .jpg of files that came as .gif."""
+
+
+class ImageFolder:
+    """Reads images below one folder, and nothing outside it.
+
+    Args:
+        root: what the paths of the records are relative to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+
+    def read(self, ref: ImageRef) -> Image.Image:
+        """The image upright, first frame, 8 bits: mode RGB, or RGBA where it has transparency.
+
+        Raises:
+            RecordError: ``image_missing``, ``image_decode`` or ``image_size``.
+        """
+        try:
+            path = self._resolve(ref)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return _eight_bit(ImageOps.exif_transpose(image))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise RecordError("image_size", f"image {ref!r} is too large: shrink it. {error}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+            raise RecordError("image_decode", f"image {ref!r} cannot be decoded: fetch it again. {error}") from None
+
+    def _resolve(self, ref: ImageRef) -> Path:
+        named = self.root / ref
+        for path in (named, *(named.with_suffix(extension) for extension in EXTENSIONS)):
+            resolved = path.resolve()
+            if not resolved.is_relative_to(self.root) or Path(ref).is_absolute():
+                raise RecordError("image_missing", f"image {ref!r} leads outside the image root {self.root}: move it in")
+            if resolved.is_file():
+                return resolved
+        raise RecordError("image_missing", f"image {ref!r} is not below the image root {self.root}, with any extension")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """RGB or RGBA of the first frame. Pillow clips 16-bit grey; here it is scaled."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray((np.clip(grey, 0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+class Pixels:
+    """Makes images ready for one vision encoder.
+
+    Args:
+        image_processor: the encoder's Hugging Face image processor.
+        square_pad: first pad to a square with the processor's mean colour, as LLaVA does.
+    """
+
+    def __init__(self, image_processor: Any, square_pad: bool = False) -> None:
+        self.image_processor, self.square_pad = image_processor, square_pad
+        self.size = image_size(image_processor)
+        self.mean = tuple(int(255 * mean) for mean in image_processor.image_mean)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """``[3, H, W]`` float32. Transparency shows the mean colour."""
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.mean, 255)), image).convert("RGB")
+        if self.square_pad:
+            side = max(image.size)
+            square = Image.new("RGB", (side, side), self.mean)
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
+        pixels: Tensor = self.image_processor(image, return_tensors="pt").pixel_values
+        return pixels[0].float()
+
+    def blank(self) -> Tensor:
+        """``[3, H, W]`` zeros: the mean colour, seen by the encoder."""
+        return torch.zeros(3, *self.size)

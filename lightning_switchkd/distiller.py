@@ -1,0 +1,89 @@
+"""Student, frozen teacher and objective as one module: a forward pass runs the pathways, then the objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_switchkd.batch import Batch
+from lightning_switchkd.losses.head import Heads, Rows, Side
+from lightning_switchkd.losses.rows import supervised
+from lightning_switchkd.objectives.base import Need, Objective, Terms
+from lightning_switchkd.pathways import student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.vlm.seams import VLM, Frozen
+
+
+class Distiller(nn.Module):
+    """Holds the pair and its objective. The teacher appears in no state dict; loading does not expect it.
+
+    Args:
+        student: the model that learns.
+        teacher: the model it learns from; None for objectives that need none.
+        objective: cross-entropy plus terms.
+        vocabulary: real token ids that both models share; terms compare logits on these only.
+    """
+
+    def __init__(self, student: VLM, teacher: VLM | None, objective: Objective, vocabulary: int) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = None if teacher is None else Frozen(teacher)
+        self.objective = objective
+        self.vocabulary = vocabulary
+        self.register_state_dict_post_hook(_drop_teacher)
+        self.register_load_state_dict_post_hook(_expect_no_teacher)
+
+    def forward(self, batch: Batch, totals: Tensor, step: int) -> Terms:
+        """Runs the pathways that the objective needs and evaluates it.
+
+        Args:
+            batch: one micro-batch.
+            totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
+            step: optimizer steps taken so far.
+        """
+        return self.objective(self.rows(batch), self.heads(), totals, step)
+
+    def rows(self, batch: Batch) -> Rows:
+        """Runs the pathways and keeps their supervised rows."""
+        positions, targets = supervised(batch.labels)
+        has_image = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
+        has_image[batch.image_row[batch.image_row >= 0]] = True
+        return Rows(
+            hidden={side: states.flatten(0, 1)[positions] for side, states in self.pathways(batch).items()},
+            targets=targets,
+            visual=has_image[positions // batch.labels.shape[1]],
+            vocabulary=self.vocabulary,
+        )
+
+    def pathways(self, batch: Batch) -> dict[Side, Tensor]:
+        """Final hidden states ``[B, T, H]`` of every pathway that the objective needs; V^S runs once."""
+        needs = self.objective.needs
+        features = self.student.encode_image(batch.pixel_values)  # [M, P, H_v]
+        hidden: dict[Side, Tensor] = {"student": student_pathway(self.student, batch, features)}
+        if Need.TEACHER in needs:
+            hidden["teacher"] = teacher_pathway(self.frozen_teacher, batch)
+        if Need.SWITCH in needs:
+            hidden["switch"] = switch_pathway(self.frozen_teacher, batch, features)
+        return hidden
+
+    def heads(self) -> Heads:
+        """Each pathway's output head; the switch pathway ends in the teacher's."""
+        if self.teacher is None:
+            return {"student": self.student.head}
+        return {"student": self.student.head, "teacher": self.teacher.vlm.head, "switch": self.teacher.vlm.head}
+
+    @property
+    def frozen_teacher(self) -> VLM:
+        """The teacher's VLM; only call where the objective needs one."""
+        assert self.teacher is not None, "the consistency check lets no objective through that lacks its teacher"
+        return self.teacher.vlm
+
+
+def _drop_teacher(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}teacher.")]:
+        del state[key]
+
+
+def _expect_no_teacher(_: nn.Module, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if "teacher" not in k.split(".")]

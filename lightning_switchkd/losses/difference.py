@@ -1,0 +1,160 @@
+"""DBiLD: the divergence between two rows of logits seen through their pairwise differences, in O(k).
+
+Notation of METHOD section 3. Over the selected entries of a row, in the leader's order, a side with logits z is a
+distribution over the pairs i < j, q_ij ∝ exp(a_i − a_j) with a = z/τ. All that is needed of it are sums over one
+member of the pair, and those are running sums: no pair is ever written out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_switchkd.losses.divergence import tempered
+from lightning_switchkd.losses.select import Kneedle, Selection
+
+
+def dbild(
+    *,
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float = 3.0,
+    select: Selection = Kneedle(),  # noqa: B008 (frozen)
+    reverse: bool = True,
+) -> Tensor:
+    """Dynamic bi-directional logits-difference loss: a teacher-led and a student-led term, summed.
+
+    The leader chooses the entries and their order; both sides are read there. The choice is not differentiated, the
+    logits read are. Padding columns must be cut off, or hidden with -inf on **both** sides.
+
+    Args:
+        teacher: ``[N, V]`` logits, any floating dtype.
+        student: ``[N, V]`` logits, any floating dtype (for the visual-switch term, those of the switch pathway).
+        temperature: Divides the logits of both sides.
+        select: Chooses the leader's entries.
+        reverse: KL(student ‖ teacher) in both terms; else KL(teacher ‖ student).
+
+    Returns:
+        ``[N]`` nats, float32 (float64 where a side is float64).
+
+    Raises:
+        UserError: Shapes differ, or a temperature that is not positive.
+
+    Source: Switch-KD (arXiv 2604.14629), DBiLD; METHOD section 3.
+
+    >>> z = torch.tensor([[3.0, 2.0, 2.0, 0.0, -1.0]])
+    >>> bool(dbild(teacher=z, student=2 * z) > 0)
+    True
+    """
+
+    def led(leader: Tensor) -> Tensor:
+        ids, mask = select(leader)
+        teacher_led, student_led = teacher.gather(-1, ids), student.gather(-1, ids)
+        return logits_difference_kl(
+            teacher=teacher_led, student=student_led, mask=mask, temperature=temperature, reverse=reverse
+        )
+
+    return led(teacher) + led(student)
+
+
+def logits_difference_kl(
+    *, teacher: Tensor, student: Tensor, mask: Tensor, temperature: float = 3.0, reverse: bool = True
+) -> Tensor:
+    """KL between two logits-difference distributions, exact, in O(k) time and memory, forward and backward.
+
+    Each side is softmax over the pairs i < j of (z_i − z_j)/τ. Entries outside the mask are inert, whatever they hold;
+    a row with fewer than two entries gives 0 with zero gradient. Differentiable once, with respect to both sides.
+
+    Args:
+        teacher: ``[N, K]`` logits in the leader's order, any floating dtype.
+        student: ``[N, K]`` logits at the same ids.
+        mask: ``[N, K]`` bool, True for the selected (leading) entries of a row.
+        temperature: τ.
+        reverse: KL(student ‖ teacher); else KL(teacher ‖ student).
+
+    Returns:
+        ``[N]`` nats, float32 (float64 where a side is float64). Equal sides give 0 up to rounding, so a value may be
+        slightly negative: about 1e-6 in float32, in proportion to the range of the logits over τ.
+
+    Raises:
+        UserError: Shapes differ, or a temperature that is not positive.
+
+    Source: Switch-KD (arXiv 2604.14629), DBiLD; METHOD section 3.
+
+    >>> z = torch.tensor([[3.0, 1.0, 0.0]])
+    >>> logits_difference_kl(teacher=z, student=z, mask=torch.ones(1, 3, dtype=torch.bool))
+    tensor([0.])
+    """
+    teacher, student = tempered(teacher, student, temperature)
+    q, p = (student, teacher) if reverse else (teacher, student)
+    value: Tensor = _PairwiseKL.apply(q, p, mask)
+    return value
+
+
+class _PairwiseKL(torch.autograd.Function):
+    """KL(q ‖ p) over pairs, from tempered logits ``[N, K]`` and a mask; the backward is the closed form of METHOD."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, p: Tensor, mask: Tensor) -> Tensor:
+        q, p = _anchored(q, mask), _anchored(p, mask)
+        first, second, log_z = _marginals(q, mask)
+        ctx.save_for_backward(q, p, mask, first, second, log_z)
+        return ((first - second) * (q - p)).sum(-1) + (_log_normaliser(p, mask) - log_z).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        q, p, mask, first, second, log_z = ctx.saved_tensors
+        grad_q = grad_p = None
+        if ctx.needs_input_grad[0]:
+            grad_q = grad[:, None] * _gradient_q(q, p, mask, first, second, log_z)
+        if ctx.needs_input_grad[1]:
+            p_first, p_second, _ = _marginals(p, mask)
+            grad_p = grad[:, None] * ((p_first - p_second) - (first - second))
+        return grad_q, grad_p, None
+
+
+def _gradient_q(q: Tensor, p: Tensor, mask: Tensor, first: Tensor, second: Tensor, log_z: Tensor) -> Tensor:
+    """d KL(q ‖ p) / dq_m = Σ_{j>m} w_mj − Σ_{i<m} w_im, where w_ij = q_ij (u_i − u_j − mean) and u = q − p; ``[N, K]``."""
+    u = q - p
+    u = u - F.pad(u, (0, 1)).amin(-1, keepdim=True)  # a common shift is free, and u ≥ 0 has a logarithm
+    mean = ((first - second) * u).sum(-1, keepdim=True)
+    later = torch.exp(_log_later(q, mask, u.log()) - log_z)  # Σ_{j>m} q_mj u_j
+    earlier = torch.exp(_log_earlier(q, mask, u.log()) - log_z)  # Σ_{i<m} q_im u_i
+    return (first + second) * u - (first - second) * mean - later - earlier
+
+
+def _anchored(a: Tensor, mask: Tensor) -> Tensor:
+    """Logits relative to their row's first entry; 0 outside the mask, whatever lay there."""
+    a = a.masked_fill(~mask, 0)
+    return (a - a[:, :1]) * mask
+
+
+def _marginals(a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probability of each entry to be a pair's first and second member (METHOD's r and c, ``[N, K]``); log Z ``[N, 1]``."""
+    log_z = _log_normaliser(a, mask)
+    return torch.exp(_log_later(a, mask) - log_z), torch.exp(_log_earlier(a, mask) - log_z), log_z
+
+
+def _log_normaliser(a: Tensor, mask: Tensor) -> Tensor:
+    """log Z = log Σ_{i<j} e^{a_i − a_j}, ``[N, 1]``; 0 for a row without pairs, so that nothing becomes inf − inf."""
+    log_z = _log_earlier(a, mask).logsumexp(-1, keepdim=True)
+    return log_z.masked_fill(log_z == -math.inf, 0)
+
+
+def _log_earlier(a: Tensor, mask: Tensor, log_weight: Tensor | float = 0.0) -> Tensor:
+    """log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf where that is an empty sum. Each a is masked by itself."""
+    terms = (a + log_weight).masked_fill(~mask, -math.inf)
+    earlier = F.pad(terms, (1, 0), value=-math.inf).logcumsumexp(-1)[:, :-1]
+    return (earlier - a).masked_fill(~mask, -math.inf)
+
+
+def _log_later(a: Tensor, mask: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    """log Σ_{j>m} weight_j e^{a_m − a_j}, ``[N, K]``: the same sum, read from the other end with the sign turned."""
+    log_weight = torch.zeros_like(a) if log_weight is None else log_weight
+    return _log_earlier(-a.flip(-1), mask.flip(-1), log_weight.flip(-1)).flip(-1)

@@ -1,0 +1,104 @@
+"""Divergences between the teacher's and the student's next-token distributions, over the whole vocabulary."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_switchkd.errors import UserError
+
+
+def forward_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
+    """KL(teacher ‖ student) per row; no τ² factor.
+
+    Columns at -inf on both sides (hidden padding columns) take no part.
+
+    Args:
+        teacher: ``[N, V]`` logits, any floating dtype.
+        student: ``[N, V]`` logits, any floating dtype.
+        temperature: Divides both sides' logits.
+
+    Returns:
+        ``[N]`` nats, float32 (float64 where a side is float64).
+
+    Raises:
+        UserError: Shapes differ, or a temperature that is not positive.
+
+    Source: Hinton et al. 2015; METHOD section 7.
+
+    >>> z = torch.tensor([[0.0, 0.0]])
+    >>> forward_kl(teacher=z, student=z)
+    tensor([0.])
+    """
+    teacher_logprobs, student_logprobs = _log_softmax(teacher, student, temperature)
+    return _kl(teacher_logprobs, student_logprobs)
+
+
+def reverse_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
+    """KL(student ‖ teacher) per row; arguments, result, errors and source as for :func:`forward_kl`."""
+    teacher_logprobs, student_logprobs = _log_softmax(teacher, student, temperature)
+    return _kl(student_logprobs, teacher_logprobs)
+
+
+def jensen_shannon(*, teacher: Tensor, student: Tensor, temperature: float = 3.0, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence β·KL(p^T ‖ m) + (1−β)·KL(p^S ‖ m), m = β·p^T + (1−β)·p^S, per row.
+
+    Bounded by the entropy of (β, 1−β): log 2 at β = 0.5. Arguments and result as for :func:`forward_kl`.
+
+    Args:
+        teacher: ``[N, V]`` logits.
+        student: ``[N, V]`` logits.
+        temperature: Divides both sides' logits.
+        beta: Weight of the teacher, strictly between 0 and 1.
+
+    Returns:
+        ``[N]`` nats.
+
+    Raises:
+        UserError: As for :func:`forward_kl`, or a weight outside (0, 1), where the divergence is 0 everywhere.
+
+    Source: Agarwal et al. 2024 (GKD); METHOD section 7.
+    """
+    if not 0 < beta < 1:
+        raise UserError(f"jensen_shannon: beta = {beta} weighs one side by 0. Set beta strictly between 0 and 1.")
+    teacher_logprobs, student_logprobs = _log_softmax(teacher, student, temperature)
+    mixture = torch.logaddexp(teacher_logprobs + math.log(beta), student_logprobs + math.log1p(-beta))
+    return beta * _kl(teacher_logprobs, mixture) + (1 - beta) * _kl(student_logprobs, mixture)
+
+
+def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both sides' logits divided by the temperature, in one dtype: the widest of theirs, at least float32.
+
+    Args:
+        teacher: Logits of any shape.
+        student: Logits of the same shape.
+        temperature: Positive.
+
+    Returns:
+        Teacher and student, in this order.
+
+    Raises:
+        UserError: Shapes differ, or a temperature that is not positive.
+    """
+    if teacher.shape != student.shape:
+        raise UserError(
+            f"teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "
+            "Give both the same rows, and only the token ids that both vocabularies have."
+        )
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature = {temperature}: it divides the logits. Set temperature above 0 (default 3.0).")
+    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    return teacher.to(dtype) / temperature, student.to(dtype) / temperature
+
+
+def _log_softmax(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities without -inf: a hidden column gets a floor whose exponential is 0, so 0 · (-inf) cannot arise."""
+    teacher, student = tempered(teacher, student, temperature)
+    floor = torch.finfo(teacher.dtype).min / 2
+    return teacher.clamp(min=floor).log_softmax(dim=-1), student.clamp(min=floor).log_softmax(dim=-1)
+
+
+def _kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    return (logprobs.exp() * (logprobs - reference_logprobs)).sum(dim=-1)

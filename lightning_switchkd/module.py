@@ -1,0 +1,202 @@
+"""The LightningModule: wires data, models and objective to Lightning. No mathematics of the method lives here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import LlavaProcessor
+
+from lightning_switchkd import __version__
+from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.metrics import TermMeans
+from lightning_switchkd.objectives.base import Need, Objective, Terms
+from lightning_switchkd.objectives.sft import SFT
+from lightning_switchkd.optim import parameter_groups, warmup_cosine
+from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
+from lightning_switchkd.vlm.compat import check_data, check_pair, same_encoder
+from lightning_switchkd.vlm.seams import Part
+
+log = logging.getLogger(__name__)
+
+
+class SwitchKD(L.LightningModule):
+    """Distils a teacher into a student, or fine-tunes the student alone, as its objective says.
+
+    Args:
+        student: the model that learns.
+        teacher: the model it learns from; loaded only if the objective needs it, frozen always.
+        objective: what is minimised.
+        freeze: parts of the student that stay as they are.
+        lr: learning rate of every part that has none of its own.
+        lr_vision: learning rate of the vision encoder.
+        lr_projector: learning rate of the projector.
+        lr_lm: learning rate of the language model and its head.
+        weight_decay: AdamW's decay of matrices; norms and biases are never decayed.
+        betas: AdamW's running averages.
+        warmup: part of all steps (below 1) or number of steps (from 1) over which the learning rate rises.
+        lr_end: part of the learning rate that is left at the end of the cosine.
+    """
+
+    def __init__(
+        self,
+        student: VLMSpec,
+        teacher: VLMSpec | None = None,
+        objective: Objective | None = None,
+        freeze: list[Part] | None = None,
+        lr: float = 2e-5,
+        lr_vision: float | None = None,
+        lr_projector: float | None = None,
+        lr_lm: float | None = None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.03,
+        lr_end: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student_spec = student
+        self.teacher_spec = teacher
+        self._objective = (objective or SFT(),)  # in a tuple: the distiller alone registers it as a module
+        self.freeze_parts: list[Part] = freeze or []
+        self.lr: dict[str, float] = {
+            "vision": lr if lr_vision is None else lr_vision,
+            "projector": lr if lr_projector is None else lr_projector,
+            "lm": lr if lr_lm is None else lr_lm,
+            "objective": lr,
+        }
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup = warmup
+        self.lr_end = lr_end
+        self._distiller: Distiller | None = None
+        self._totals: Tensor | None = None
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self._objective[0]
+
+    @property
+    def distiller(self) -> Distiller:
+        """The models with their objective; there from ``configure_model`` on."""
+        assert self._distiller is not None, "the models are loaded in configure_model, which Lightning calls"
+        return self._distiller
+
+    def configure_model(self) -> None:
+        """Loads the models, checks that they fit each other and the data, and freezes what is to stay."""
+        if self._distiller is not None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "processor"):
+            raise UserError("SwitchKD needs a LLaVADataModule: it carries the processor that makes ids and images.")
+        tokenizer = cast(LlavaProcessor, data.processor).tokenizer
+        student = build(self.student_spec, tokenizer, "student")
+        check_data(student, tokenizer, data.image_tokens)
+        for part in self.freeze_parts:
+            for parameter in student.part_parameters(part):
+                parameter.requires_grad_(False)
+        teacher, teacher_tokenizer = None, None
+        if self.teacher_spec is not None and Need.TEACHER in self.objective.needs:
+            teacher = build(self.teacher_spec, tokenizer, "teacher")
+            teacher_tokenizer = tokenizer_of(self.teacher_spec)
+            if teacher_tokenizer is None:
+                log.warning("The teacher's folder holds no tokenizer: that both share one vocabulary is not checked.")
+        check_pair(student, teacher, self.objective.needs, tokenizer, teacher_tokenizer)
+        self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
+        self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer))
+        self.train_means = TermMeans(self.objective.terms)
+        self.val_means = TermMeans([*self.objective.terms, "correct"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, one group per part and decay, and a cosine after a linear warm-up, stepped by optimizer step."""
+        groups = parameter_groups(self.distiller, self.lr, self.weight_decay)
+        if not groups:
+            raise UserError(f"Nothing is left to train: model.freeze is {self.freeze_parts}. Leave one part out of it.")
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.lr_end))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum."""
+        if batch.window_start or self._totals is None:
+            self._totals = self._over_ranks(batch.window)
+        terms = self.distiller(batch, self._totals, self.global_step)
+        self.train_means.update(terms, batch.counts)
+        if self.global_step == 0 and batch_idx == 0:
+            self._warn_if_nothing_to_switch(terms, batch)
+        return cast(Tensor, terms.loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the terms' means since the last log line, over all ranks."""
+        if batch.window_end and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log("train", self.train_means.collect(), batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds up every term and the right top-1 tokens on held-out data."""
+        terms = self.distiller(batch, self._over_ranks(batch.counts), self.global_step)
+        self.val_means.update(terms, batch.counts)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/loss/*`` and ``val/accuracy`` (share of supervised tokens whose top-1 is right)."""
+        means = self.val_means.collect()
+        self.log("val/accuracy", means.pop("correct"), prog_bar=True)
+        self._log("val", means, None)
+
+    def _over_ranks(self, counts: Counts) -> Tensor:
+        totals = counts.tensor(self.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        return totals
+
+    def _log(self, stage: str, means: dict[str, Tensor], batch: Batch | None) -> None:
+        total = sum((self.objective.weight(name, self.global_step) * mean for name, mean in means.items()))
+        values = {f"{stage}/loss/{name}": mean for name, mean in {**means, "total": total}.items()}
+        self.log_dict(values, batch_size=None if batch is None else len(batch))  # type: ignore[arg-type]
+        self.log(f"{stage}/loss", cast(Tensor, total), prog_bar=True, logger=False, batch_size=1)
+
+    def _warn_if_nothing_to_switch(self, terms: Terms, batch: Batch) -> None:
+        if "vsd" not in terms.sums or batch.counts.visual_token == 0:
+            return
+        per_token = float(terms.sums["vsd"]) / batch.counts.visual_token
+        if per_token < 1e-5 and same_encoder(self.distiller.student, self.distiller.frozen_teacher):
+            log.warning(
+                "The student's vision encoder equals the teacher's: the visual switch changes nothing yet, so L_VSD is "
+                "0 and sends no gradient. Start the student from another encoder of the same feature space."
+            )
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint or an exported folder says of this run: plain values, safe to load with ``weights_only``."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "version": __version__,
+            "step": self.global_step,
+            "objective": type(self.objective).__name__,
+            "teacher": self.teacher_spec.checkpoint if self.teacher_fingerprint and self.teacher_spec else None,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "student_config": json.loads(self.distiller.student.model.config.to_json_string(use_diff=False)),
+            **data.record(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the file needs to be understood alone."""
+        checkpoint[RECORD] = self.record()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another student, or of a run with another teacher."""
+        check_resumable(checkpoint, self.state_dict(), self.teacher_fingerprint)

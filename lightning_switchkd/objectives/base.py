@@ -1,0 +1,126 @@
+"""An objective is cross-entropy plus named, weighted terms; a term says what it needs and what it is counted by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Flag, auto
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_switchkd.batch import Counts
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.head import Chunk, Heads, Rows, sum_rows
+
+Unit = Literal["token", "visual_token", "image_token", "image"]
+UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
+
+
+class Need(Flag):
+    """What a term needs of the step: decides which pathways run and which consistency checks apply."""
+
+    STUDENT = 0
+    TEACHER = auto()
+    SWITCH = auto()
+
+
+class RowTerm(nn.Module):
+    """A loss on supervised rows. May own adapters: they are optimised and saved like any part.
+
+    Attributes:
+        needs: Pathways it reads besides the student's.
+        unit: What its sum is divided by, over the whole optimizer step. ``visual_token`` leaves text-only records out.
+    """
+
+    needs: Need = Need.STUDENT
+    unit: ClassVar[Unit] = "token"
+
+    def forward(self, rows: Chunk) -> Tensor:
+        """``[n]`` nats, one value per row of the chunk."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+
+class CrossEntropy(RowTerm):
+    """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
+
+    def forward(self, rows: Chunk) -> Tensor:
+        return F.cross_entropy(rows.whole("student"), rows.targets, reduction="none")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one micro-batch contributes.
+
+    Attributes:
+        loss: scalar, Σ over terms of weight · (sum over local units / units in the whole optimizer step). Adding it up
+            over ranks and accumulated micro-batches gives the loss of the step.
+        sums: detached sums over this micro-batch's units, by term; ``correct`` counts right top-1 tokens in validation.
+        units: what each of ``sums`` is counted by.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    units: dict[str, str]
+
+
+class Objective(nn.Module):
+    """Cross-entropy plus weighted terms.
+
+    Args:
+        terms: named terms besides cross-entropy (``ce``, weight 1, is always there).
+        weights: weight of each term (the paper's λ).
+        warmup_steps: optimizer steps over which the weights grow linearly from 0; 0 keeps them constant.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, RowTerm] | None = None,
+        weights: Mapping[str, float] | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict({"ce": CrossEntropy(), **(terms or {})})
+        self.weights = dict(weights or {})
+        self.warmup_steps = warmup_steps
+        wrong = [f"{name} = {weight}" for name, weight in self.weights.items() if not 0 < weight < float("inf")]
+        if wrong or warmup_steps < 0:
+            raise UserError(
+                f"objective: weights must be positive and warmup_steps not negative, but {', '.join(wrong) or ''}"
+                f"{f'warmup_steps = {warmup_steps}' if warmup_steps < 0 else ''}. To leave a term out, choose the "
+                "objective without it (conf/experiment/) or set its weight to 0 where the objective allows that."
+            )
+
+    @property
+    def needs(self) -> Need:
+        """Everything that some term needs."""
+        needs = Need.STUDENT
+        for term in self.terms.values():
+            needs |= term.needs
+        return needs
+
+    def weight(self, name: str, step: int) -> float:
+        """Weight of a term at an optimizer step."""
+        if name == "ce":
+            return 1.0
+        return self.weights[name] * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
+
+    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int) -> Terms:
+        """Evaluates every term on this micro-batch.
+
+        Args:
+            rows: supervised rows of the pathways.
+            heads: their output heads.
+            totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
+            step: optimizer steps taken so far, for the weights' schedule.
+        """
+        terms = dict(self.terms.items())
+        sums = sum_rows(rows, heads, terms, top1=not self.training)
+        units = {name: "token" if name == "correct" else terms[name].unit for name in sums}
+        shares = [
+            self.weight(name, step) * sums[name] / totals[UNITS.index(units[name])].clamp(min=1).to(sums[name].dtype)
+            for name in terms
+        ]
+        return Terms(torch.stack(shares).sum(), {name: value.detach() for name, value in sums.items()}, units)

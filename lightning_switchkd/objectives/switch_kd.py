@@ -1,0 +1,97 @@
+"""Switch-KD (arXiv 2604.14629): L_CE + λ1·L_Align + λ2·L_VSD, both distances being DBiLD."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_switchkd.losses.difference import logits_difference_kl
+from lightning_switchkd.losses.head import Chunk, Side
+from lightning_switchkd.losses.select import Kneedle, Selection
+from lightning_switchkd.objectives.base import Need, Objective, RowTerm, Unit
+
+
+class Align(RowTerm):
+    """DBiLD between the teacher's logits and the student's: two terms, led by teacher and by student.
+
+    Args:
+        temperature: τ of the logits differences.
+        select: finds the leading set of ids in the leader's logits.
+        reverse: reverse KL (the paper's), else forward.
+        tau_squared: multiply by τ², which keeps the gradient's size when τ grows.
+    """
+
+    side: ClassVar[Side] = "student"
+    needs = Need.TEACHER
+
+    def __init__(
+        self,
+        temperature: float,
+        select: Selection,
+        reverse: bool = True,
+        tau_squared: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.select = select
+        self.reverse = reverse
+        self.scale = temperature**2 if tau_squared else 1.0
+
+    def forward(self, rows: Chunk) -> Tensor:
+        return self.scale * torch.stack([self._led_by(rows, leader) for leader in ("teacher", self.side)]).sum(0)
+
+    def _led_by(self, rows: Chunk, leader: Side) -> Tensor:
+        ids, mask = rows.select(leader, self.select)
+        return logits_difference_kl(
+            teacher=rows.at("teacher", ids),
+            student=rows.at(self.side, ids),
+            mask=mask,
+            temperature=self.temperature,
+            reverse=self.reverse,
+        )
+
+
+class VisualSwitch(Align):
+    """DBiLD between the teacher's logits and the switch pathway's; text-only records take no part in it."""
+
+    side: ClassVar[Side] = "switch"
+    unit: ClassVar[Unit] = "visual_token"
+    needs = Need.TEACHER | Need.SWITCH
+
+
+class SwitchKDObjective(Objective):
+    """Cross-entropy + λ1·L_Align + λ2·L_VSD. A λ of 0 leaves its term out, and the pathway that only it needs.
+
+    Args:
+        lambda_align: λ1. With ``lambda_vsd`` 0 this is the ablation ``dbild``.
+        lambda_vsd: λ2. With ``lambda_align`` 0 this is the ablation ``vsd``.
+        temperature: τ of the logits differences.
+        select: how the leading ids are found; the paper's is Kneedle.
+        reverse: reverse KL (the paper's) or forward.
+        tau_squared: multiply both terms by τ².
+        warmup_steps: optimizer steps over which both λ grow linearly.
+    """
+
+    def __init__(
+        self,
+        lambda_align: float = 1.0,
+        lambda_vsd: float = 1.0,
+        temperature: float = 3.0,
+        select: Selection | None = None,
+        reverse: bool = True,
+        tau_squared: bool = False,
+        warmup_steps: int = 0,
+    ) -> None:
+        select = select or Kneedle()
+        distances: dict[str, tuple[float, type[Align]]] = {
+            "align": (lambda_align, Align),
+            "vsd": (lambda_vsd, VisualSwitch),
+        }
+        kept = {name: pair for name, pair in distances.items() if pair[0] != 0}
+        super().__init__(
+            {name: term(temperature, select, reverse, tau_squared) for name, (_, term) in kept.items()},
+            {name: weight for name, (weight, _) in kept.items()},
+            warmup_steps,
+        )

@@ -1,0 +1,239 @@
+"""One vision-language model as three parts and a head: vision encoder, projector, language model.
+
+A model family joins by one subclass of :class:`VLM` and one line in ``FAMILIES``; nothing else in the package knows
+which family it is dealing with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
+
+from lightning_switchkd.errors import UserError
+
+Part = Literal["vision", "projector", "lm"]
+PARTS: tuple[Part, ...] = ("vision", "projector", "lm")
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """What a projector expects of a vision encoder; two models can switch encoders only if all of it is equal.
+
+    Attributes:
+        width: Channels of one image feature.
+        tokens: Image features (hence ``<image>`` ids) per image.
+        layer: Hidden state of the vision tower that is used; -2 is the output of the last layer but one.
+        strategy: ``default`` drops the class token, ``full`` keeps every position.
+    """
+
+    width: int
+    tokens: int
+    layer: int
+    strategy: str
+
+
+class VLM(nn.Module, ABC):
+    """Interface to one vision-language model. ``self.model`` is the Hugging Face model, whole and exportable."""
+
+    model_types: ClassVar[tuple[str, ...]]
+    model: PreTrainedModel
+
+    @property
+    @abstractmethod
+    def feature_space(self) -> FeatureSpace:
+        """The space that :meth:`encode_image` writes and :meth:`project` reads."""
+
+    @abstractmethod
+    def parts(self) -> dict[Part, list[nn.Module]]:
+        """The modules of each part; together they hold every parameter that a training step can reach."""
+
+    @abstractmethod
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """``[M, 3, H, W]`` -> vision features ``[M, P, H_v]``."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """Vision features ``[M, P, H_v]`` -> image embeddings of the language model's width ``[M, P, H]``."""
+
+    @abstractmethod
+    def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
+        """Token ids ``[B, T]`` with image embeddings in their places -> final hidden states ``[B, T, H]``."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[..., H]`` -> logits ``[..., V]`` over the whole head, padding columns included."""
+
+    @abstractmethod
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
+    ) -> Tensor:
+        """Greedy continuation ``[B, <= max_new_tokens]`` of left-padded prompts; after a stop id come only stop ids."""
+
+    @property
+    @abstractmethod
+    def head_size(self) -> int:
+        """Columns V of the head. Tokenizers are smaller: the columns beyond their ids are padding."""
+
+    @property
+    @abstractmethod
+    def image_token_id(self) -> int:
+        """The id that stands in ``input_ids`` for one image feature."""
+
+    def part_parameters(self, part: Part) -> list[nn.Parameter]:
+        """Parameters of one part, in a fixed order."""
+        return [p for module in self.parts()[part] for p in module.parameters()]
+
+
+class Llava(VLM):
+    """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower and any language model of ``AutoModel``."""
+
+    model_types = ("llava",)
+    towers: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        config = model.config
+        tower_type = config.vision_config.model_type
+        if tower_type not in self.towers:
+            raise UserError(
+                f"The vision tower is a '{tower_type}'; supported towers are {', '.join(self.towers)}. "
+                "Choose a LLaVA model with a CLIP or SigLIP tower."
+            )
+        layers = config.vision_config.num_hidden_layers
+        layer = config.vision_feature_layer
+        if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
+            raise UserError(
+                f"vision_feature_layer is {layer!r}; one integer between {-layers - 1} and {layers} is supported "
+                f"for this tower of {layers} layers. Set it in the model's config.json."
+            )
+        self.model = model
+        self.depth = layer if layer >= 0 else layers + 1 + layer
+        for module in self._behind_feature_layer():
+            module.requires_grad_(False)
+
+    def _behind_feature_layer(self) -> list[nn.Module]:
+        """Layers after the feature layer and the pooler: no output depends on them, the export keeps them."""
+        tower = self.model.model.vision_tower
+        tail = [*tower.encoder.layers[self.depth :], tower.post_layernorm]
+        return tail + [tower.head] if hasattr(tower, "head") else tail
+
+    @property
+    def feature_space(self) -> FeatureSpace:
+        config = self.model.config
+        vision = config.vision_config
+        positions = (vision.image_size // vision.patch_size) ** 2
+        has_class_token = vision.model_type == "clip_vision_model"
+        tokens = positions + has_class_token - (config.vision_feature_select_strategy == "default")
+        return FeatureSpace(
+            vision.hidden_size, tokens, config.vision_feature_layer, config.vision_feature_select_strategy
+        )
+
+    def parts(self) -> dict[Part, list[nn.Module]]:
+        llava = self.model.model
+        tower = llava.vision_tower
+        used = [tower.embeddings, *tower.encoder.layers[: self.depth]]
+        if hasattr(tower, "pre_layrnorm"):
+            used.insert(1, tower.pre_layrnorm)
+        return {
+            "vision": used,
+            "projector": [llava.multi_modal_projector],
+            "lm": [llava.language_model, self.model.lm_head],
+        }
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        # Layer by layer, so that nothing behind the feature layer runs (Hugging Face computes it and throws it away).
+        tower = self.model.model.vision_tower
+        hidden = tower.embeddings(pixel_values)  # [M, positions, H_v]
+        if hasattr(tower, "pre_layrnorm"):
+            hidden = tower.pre_layrnorm(hidden)
+        for layer in tower.encoder.layers[: self.depth]:
+            hidden = layer(hidden, None)
+        return hidden[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else hidden
+
+    def project(self, features: Tensor) -> Tensor:
+        projector = self.model.model.multi_modal_projector
+        return cast(Tensor, projector(features.to(next(projector.parameters()).dtype)))
+
+    def _embed(self, input_ids: Tensor, image_embeds: Tensor) -> Tensor:
+        is_image = input_ids == self.image_token_id  # [B, T]
+        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(is_image, 0))  # [B, T, H]
+        # A blank image stays over at the end and is scattered nowhere: its path is run, at weight 0.
+        return embeds.masked_scatter(is_image[..., None], image_embeds.to(embeds.dtype))
+
+    def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
+        embeds = self._embed(input_ids, image_embeds)
+        lm = self.model.model.language_model
+        return cast(Tensor, lm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.model.lm_head(hidden))
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
+    ) -> Tensor:
+        generated = self.model.generate(
+            inputs_embeds=self._embed(input_ids, image_embeds),
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop_ids,
+            pad_token_id=stop_ids[0],
+        )
+        return cast(Tensor, generated)
+
+    @property
+    def head_size(self) -> int:
+        return int(self.model.lm_head.out_features)
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.model.config.image_token_id)
+
+
+FAMILIES: tuple[type[VLM], ...] = (Llava,)
+
+
+def family_of(config: PretrainedConfig, where: str) -> type[VLM]:
+    """The adapter for a model configuration, or a clear word that there is none yet.
+
+    Raises:
+        UserError: The family is not supported.
+    """
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            return family
+    raise UserError(
+        f"{where} is a '{config.model_type}' model, which has no adapter here yet. Supported: "
+        f"{', '.join(t for f in FAMILIES for t in f.model_types)} (a LlavaForConditionalGeneration folder or hub id). "
+        "Any-resolution (llava_next, llava_onevision), video, Qwen-VL, SmolVLM and InternVL models are not supported; "
+        "convert the model to the LLaVA format or choose another."
+    )
+
+
+class Frozen(nn.Module):
+    """Keeps a teacher as it is: always in eval mode, without gradients, in the dtype it was loaded in.
+
+    Device moves go through; a change of dtype (Lightning's ``bf16-true`` casts whole modules) does not.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+

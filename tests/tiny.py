@@ -1,0 +1,98 @@
+"""Tiny random models and batches in real Hugging Face classes, for every test that needs a pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import decoders as token_decoders
+from transformers import PreTrainedTokenizerFast
+
+from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.losses.rows import count_supervised
+from lightning_switchkd.vlm.build import VLMSpec, build
+from lightning_switchkd.vlm.seams import VLM
+
+TOWERS: dict[str, dict[str, Any]] = {
+    "clip": {"feature_strategy": "default"},
+    "siglip": {"feature_strategy": "full"},
+}
+IMAGE_SIZE, PATCH = 16, 8
+TOKENS_PER_IMAGE = (IMAGE_SIZE // PATCH) ** 2
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the control tokens of Qwen2.5 and ``<image>``."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = token_decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=specials, initial_alphabet=alphabet)
+    core.train_from_iterator(["What is there? a cat and a dog"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+
+
+def spec(
+    tower: str = "clip", lm: str = "qwen2", tied: bool = True, width: int = 16, layers: int = 2, **changes: Any
+) -> VLMSpec:
+    """A tiny model from parts with random weights."""
+    vision = {
+        "model_type": f"{tower}_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH,
+    }
+    text = {
+        "model_type": lm,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.3,
+    }
+    return VLMSpec(**{"vision": vision, "lm": text, **TOWERS[tower], **changes})
+
+
+def vlm(seed: int = 0, **changes: Any) -> VLM:
+    """A tiny random model."""
+    torch.manual_seed(seed)
+    return build(spec(**changes), tokenizer(), "student")
+
+
+def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int, ...] = (3, 5, 2)) -> Batch:
+    """Records with the given numbers of images and supervised tokens, at random ids."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, labels = [], []
+    for n_images, n_answer in zip(images, answer, strict=True):
+        text = torch.randint(10, 200, (4 + n_answer,), generator=generator).tolist()
+        ids = [text[0], *[3] * (TOKENS_PER_IMAGE * n_images), *text[1:]]
+        rows.append(torch.tensor(ids))
+        labels.append(torch.tensor([IGNORE] * (len(ids) - n_answer) + ids[len(ids) - n_answer :]))
+    pad = torch.nn.utils.rnn.pad_sequence
+    padded = pad(labels, batch_first=True, padding_value=IGNORE)
+    per_record = count_supervised(padded)
+    counts = Counts(
+        token=int(per_record.sum()),
+        visual_token=int(per_record[torch.tensor(images) > 0].sum()),
+        image_token=TOKENS_PER_IMAGE * sum(images),
+        image=sum(images),
+    )
+    owners = [row for row, n in enumerate(images) for _ in range(n)] or [-1]
+    return Batch(
+        input_ids=pad(rows, batch_first=True),
+        attention_mask=pad([torch.ones_like(r) for r in rows], batch_first=True),
+        labels=padded,
+        pixel_values=torch.randn(len(owners), 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) * (sum(images) > 0),
+        image_row=torch.tensor(owners),
+        sample_index=torch.arange(len(rows)),
+        counts=counts,
+        window=counts,
+        record_ids=tuple(str(i) for i in range(len(rows))),
+    )
