@@ -1,0 +1,6 @@
+"""Lightning callbacks."""
+
+from lightning_switchkd.callbacks.export_student import ExportStudent
+from lightning_switchkd.callbacks.greedy_validation import GreedyValidation
+
+__all__ = ["ExportStudent", "GreedyValidation"]

@@ -21,16 +21,15 @@ class Sample:
     Attributes:
         input_ids: ``[T]`` int64.
         labels: ``[T]`` int64, unshifted.
-        pixel_values: ``[m, 3, H, W]`` float32; m is 0 for a text-only record.
-        pixel_values_teacher: ``[m, 3, H', W']``, where the teacher has its own image processor.
+        pixels: ``[m, 3, H, W]`` float32 for each image processor (the student's; the teacher's where it has its own);
+            m is 0 for a text-only record.
         index: position of the record in its source.
         record_id: the record's own id.
     """
 
     input_ids: Tensor
     labels: Tensor
-    pixel_values: Tensor
-    pixel_values_teacher: Tensor | None
+    pixels: tuple[Tensor, ...]
     index: int
     record_id: str
 
@@ -42,15 +41,13 @@ class Collator:
     Attributes:
         pad_id: what fills `input_ids` on the right; any token will do, the mask is made from lengths.
         image_id: the id of `<image>`.
-        blank: ``[3, H, W]``, stands in where a batch has no image.
-        blank_teacher: ``[3, H', W']``, the same for the teacher's own image processor.
+        blanks: ``[3, H, W]`` for each image processor: stands in where a batch has no image.
         pad_to_multiple_of: lengths are rounded up to it: fewer shapes for kernels and compilers.
     """
 
     pad_id: int
     image_id: int
-    blank: Tensor
-    blank_teacher: Tensor | None = None
+    blanks: tuple[Tensor, ...]
     pad_to_multiple_of: int = 8
 
     def null(self) -> Sample:
@@ -58,10 +55,7 @@ class Collator:
         return Sample(
             input_ids=torch.tensor([self.pad_id]),
             labels=torch.tensor([IGNORE]),
-            pixel_values=self.blank.new_empty(0, *self.blank.shape),
-            pixel_values_teacher=(
-                None if self.blank_teacher is None else self.blank_teacher.new_empty(0, *self.blank_teacher.shape)
-            ),
+            pixels=tuple(blank.new_empty(0, *blank.shape) for blank in self.blanks),
             index=NULL,
             record_id="",
         )
@@ -71,7 +65,7 @@ class Collator:
         input_ids = self._pad([sample.input_ids for sample in samples], self.pad_id)  # [B, T]
         labels = self._pad([sample.labels for sample in samples], IGNORE)  # [B, T]
         mask = self._pad([torch.ones_like(sample.input_ids) for sample in samples], 0)  # [B, T]
-        images = torch.tensor([len(sample.pixel_values) for sample in samples])  # [B]
+        images = torch.tensor([len(sample.pixels[0]) for sample in samples])  # [B]
         supervised = count_supervised(labels)  # [B]
         counts = Counts(
             token=int(supervised.sum()),
@@ -80,28 +74,21 @@ class Collator:
             image=int(images.sum()),
         )
         rows = torch.arange(len(samples)).repeat_interleave(images)  # [M]
+        pixels = [torch.cat(view) for view in zip(*(sample.pixels for sample in samples), strict=True)]
+        views = [view if len(view) else blank[None] for view, blank in zip(pixels, self.blanks, strict=True)]
         return Batch(
             input_ids=input_ids,
             attention_mask=mask,
             labels=labels,
-            pixel_values=_images([sample.pixel_values for sample in samples], self.blank),
+            pixel_values=views[0],
             image_row=rows if len(rows) else torch.tensor([NULL]),
             sample_index=torch.tensor([sample.index for sample in samples]),
             counts=counts,
             window=counts,
-            pixel_values_teacher=(
-                None
-                if self.blank_teacher is None
-                else _images([s.pixel_values_teacher for s in samples if s.pixel_values_teacher is not None], self.blank_teacher)
-            ),
+            pixel_values_teacher=views[1] if len(views) > 1 else None,
             record_ids=tuple(sample.record_id for sample in samples),
         )
 
     def _pad(self, rows: Sequence[Tensor], value: int) -> Tensor:
         padded = pad_sequence(list(rows), batch_first=True, padding_value=value)
         return torch.nn.functional.pad(padded, (0, -padded.shape[1] % self.pad_to_multiple_of), value=value)
-
-
-def _images(pixels: Sequence[Tensor], blank: Tensor) -> Tensor:
-    stacked = torch.cat(list(pixels))
-    return stacked if len(stacked) else blank[None]

@@ -50,7 +50,9 @@ class ImageFolder:
         for path in (named, *(named.with_suffix(extension) for extension in EXTENSIONS)):
             resolved = path.resolve()
             if not resolved.is_relative_to(self.root) or Path(ref).is_absolute():
-                raise RecordError("image_missing", f"image {ref!r} leads outside the image root {self.root}: move it in")
+                raise RecordError(
+                    "image_missing", f"image {ref!r} leads outside the image root {self.root}: move it in"
+                )
             if resolved.is_file():
                 return resolved
         raise RecordError("image_missing", f"image {ref!r} is not below the image root {self.root}, with any extension")

@@ -104,7 +104,9 @@ def image_size(image_processor: Any) -> tuple[int, int]:
     Raises:
         UserError: images of different shapes come out in different shapes, or as several tiles.
     """
-    wide, tall = (image_processor(Image.new("RGB", size), return_tensors="np").pixel_values for size in ((8, 4), (4, 8)))
+    wide, tall = (
+        image_processor(Image.new("RGB", size), return_tensors="np").pixel_values for size in ((8, 4), (4, 8))
+    )
     shape = np.shape(wide)
     if len(shape) != 4 or shape[:2] != (1, 3) or shape != np.shape(tall):
         raise UserError(

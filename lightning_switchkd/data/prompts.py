@@ -167,7 +167,9 @@ class Prompter:
         header = self._control_text(self.style.headers["assistant"])
         ids, _ = self._tokenize([*(part for turn in turns for part in self._turn(turn, record)), *header])
         if len(ids) > self.max_length:
-            raise RecordError("too_long", f"the question makes {len(ids)} tokens, more than max_length {self.max_length}")
+            raise RecordError(
+                "too_long", f"the question makes {len(ids)} tokens, more than max_length {self.max_length}"
+            )
         return ids
 
     @property

@@ -191,7 +191,9 @@ def _place_images(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
             question = Turn("user", f"{IMAGE_TOKEN}\n{turns[first].text}")
             turns = (*turns[:first], question, *turns[first + 1 :])
         elif placeholders != images:
-            raise RecordError("image_count", f"{placeholders} {IMAGE_TOKEN} placeholders for {images} images: make equal")
+            raise RecordError(
+                "image_count", f"{placeholders} {IMAGE_TOKEN} placeholders for {images} images: make equal"
+            )
     for position, turn in enumerate(turns):
         if turn.role == "user" and not turn.text.strip():
             raise RecordError("schema", f"the question in turn {position} is empty: write one or remove the record")

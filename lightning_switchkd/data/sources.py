@@ -28,13 +28,16 @@ _VERSION = 1  # of the index file
 
 _Index: TypeAlias = NDArray[np.int64]  # [n, 3]: offset, length, CRC-32 of each record
 
+_DEPTH = 16
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _OBJECT = rb"\{(?:[^{}\"]++|" + _STRING + rb")*+\}"
-for _ in range(16):  # objects in objects, so deep; brackets need no pairing to find where an object ends
+for _ in range(_DEPTH - 1):  # objects in objects; brackets need no pairing to find where an object ends
     _OBJECT = rb"\{(?:[^{}\"]++|" + _STRING + rb"|" + _OBJECT + rb")*+\}"
 _RECORD = re.compile(_OBJECT, re.DOTALL)
-_BLANK = re.compile(rb"\s*+")
-_BOM = b"\xef\xbb\xbf"
+_START = re.compile(rb"(?:\xef\xbb\xbf)?+\s*+(?P<list>\[\s*+)?+")  # a byte order mark, and what opens a list
+_AFTER_ELEMENT = re.compile(rb"\s*+(?:,\s*+(?!\])|(?=\]))")
+_AFTER_OBJECT = re.compile(rb"\s*+")
+_END_OF_LIST = re.compile(rb"\]\s*+")
 
 
 class Source(Protocol):
@@ -119,7 +122,9 @@ def _cached_index(path: Path) -> _Index:
             return _read_index(file, stat.st_size)
         except OSError:
             continue
-    raise UserError(f"the index of {path} can be written to neither of {[str(f.parent) for f in files]}: free one of them")
+    raise UserError(
+        f"the index of {path} can be written to neither of {[str(f.parent) for f in files]}: free one of them"
+    )
 
 
 def _read_index(file: Path, size: int) -> _Index:
@@ -145,26 +150,51 @@ def _write_index(file: Path, index: _Index) -> None:
 def _build_index(path: Path) -> _Index:
     entries = array("q")
     with _map(path) as data:
-        for offset, end in _spans(data, path):
-            record = data[offset:end]
+        for start, end in _spans(data, path):
+            record = data[start:end]
             try:
                 orjson.loads(record)
             except orjson.JSONDecodeError as error:
-                raise _broken(path, data, offset + error.pos, str(error)) from None
-            entries.extend((offset, len(record), zlib.crc32(record)))
+                raise _broken(path, data, start + len(error.doc[: error.pos].encode()), error.msg) from None
+            entries.extend((start, end - start, zlib.crc32(record)))
     if not entries:
         raise UserError(f"{path} holds no records")
     return np.array(entries, dtype=np.int64).reshape(-1, 3)
 
 
 def _spans(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int]]:
-    """Start and end of each object of an array, or of objects one after the other."""
-    position = _skip_blank(data, len(_BOM) if data[: len(_BOM)] == _BOM else 0)
-    is_array = data[position : position + 1] == b"["
-    if not is_array and data[position : position + 1] != b"{":
-        raise UserError(f"{path} is neither a JSON list of records nor JSONL: it begins with {data[position:position+20]!r}")
-    if is_array:
-        position = _skip_blank(data, position + 1)
-    expects_record = not is_array
-    closed = is_array and data[position:position + 1] == b"]"
-    return iter(())
+    """Start and end of every object of a JSON array, or of objects one after the other (JSONL)."""
+    position, is_list = _open(data, path)
+    after = _AFTER_ELEMENT if is_list else _AFTER_OBJECT
+    closing = b"]" if is_list else b""  # at the end of the file a slice is empty
+    while data[position : position + 1] != closing:
+        record = _RECORD.match(data, position)
+        if record is None:
+            raise _broken(path, data, position, f"no whole JSON object begins here (of depth {_DEPTH} or less)")
+        following = after.match(data, record.end())
+        if following is None:
+            raise _broken(path, data, record.end(), "after a record comes ',' and the next record, or ']'")
+        yield record.span()
+        position = following.end()
+    if is_list and not _END_OF_LIST.fullmatch(data, position):
+        raise _broken(path, data, position, "nothing may follow the end of the list")
+
+
+def _open(data: mmap.mmap, path: Path) -> tuple[int, bool]:
+    """Where the first record begins, and whether the records are a list."""
+    start = _START.match(data)
+    assert start is not None  # it matches the empty string
+    is_list = start["list"] is not None
+    first = _RECORD.match(data, start.end())
+    if not is_list and data[start.end() : start.end() + 1] != b"{":
+        begins = data[start.end() : start.end() + 20]
+        raise UserError(f"{path} is neither a JSON list of records nor JSONL: it begins with {begins!r}")
+    if not is_list and path.suffix == ".json" and first and _AFTER_OBJECT.fullmatch(data, first.end()):
+        raise UserError(f"{path} holds one JSON object, not a list: put the records between [ and ], or name it .jsonl")
+    return start.end(), is_list
+
+
+def _broken(path: Path, data: mmap.mmap, position: int, reason: str) -> UserError:
+    line = 1 + data[:position].count(b"\n")
+    near = data[position : position + 40]
+    return UserError(f"{path}, line {line} (byte {position}): broken JSON: {reason}. It reads {near!r}")

@@ -8,6 +8,7 @@ member of the pair, and those are running sums: no pair is ever written out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ def logits_difference_kl(
     """
     teacher, student = tempered(teacher, student, temperature)
     q, p = (student, teacher) if reverse else (teacher, student)
-    value: Tensor = _PairwiseKL.apply(q, p, mask)
-    return value
+    return _pairwise_kl(q, p, mask)
 
 
 class _PairwiseKL(torch.autograd.Function):
@@ -119,8 +119,11 @@ class _PairwiseKL(torch.autograd.Function):
         return grad_q, grad_p, None
 
 
+_pairwise_kl: Callable[[Tensor, Tensor, Tensor], Tensor] = _PairwiseKL.apply
+
+
 def _gradient_q(q: Tensor, p: Tensor, mask: Tensor, first: Tensor, second: Tensor, log_z: Tensor) -> Tensor:
-    """d KL(q ‖ p) / dq_m = Σ_{j>m} w_mj − Σ_{i<m} w_im, where w_ij = q_ij (u_i − u_j − mean) and u = q − p; ``[N, K]``."""
+    """d KL(q ‖ p) / dq_m = Σ_{j>m} w_mj − Σ_{i<m} w_im, ``[N, K]``; w_ij = q_ij (u_i − u_j − mean), u = q − p."""
     u = q - p
     u = u - F.pad(u, (0, 1)).amin(-1, keepdim=True)  # a common shift is free, and u ≥ 0 has a logarithm
     mean = ((first - second) * u).sum(-1, keepdim=True)
@@ -136,7 +139,7 @@ def _anchored(a: Tensor, mask: Tensor) -> Tensor:
 
 
 def _marginals(a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probability of each entry to be a pair's first and second member (METHOD's r and c, ``[N, K]``); log Z ``[N, 1]``."""
+    """Probability of an entry to be a pair's first, its second member (METHOD's r, c; ``[N, K]``); log Z ``[N, 1]``."""
     log_z = _log_normaliser(a, mask)
     return torch.exp(_log_later(a, mask) - log_z), torch.exp(_log_earlier(a, mask) - log_z), log_z
 

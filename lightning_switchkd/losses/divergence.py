@@ -94,7 +94,7 @@ def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tens
 
 
 def _log_softmax(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities without -inf: a hidden column gets a floor whose exponential is 0, so 0 · (-inf) cannot arise."""
+    """Log-probabilities of both sides. A column at -inf gets a finite floor: probability 0, and no 0 · inf anywhere."""
     teacher, student = tempered(teacher, student, temperature)
     floor = torch.finfo(teacher.dtype).min / 2
     return teacher.clamp(min=floor).log_softmax(dim=-1), student.clamp(min=floor).log_softmax(dim=-1)

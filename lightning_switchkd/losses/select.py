@@ -17,6 +17,9 @@ from lightning_switchkd.errors import UserError
 
 Domain = Literal["logits", "probabilities"]
 
+WINDOW = 256
+"""How many of a row's largest logits are looked at by default."""
+
 SMALLEST_K = 3
 """Below it there is at most one pair of logits."""
 
@@ -31,7 +34,7 @@ class Selection(Protocol):
         """Select.
 
         Args:
-            logits: ``[N, V]``, any floating dtype. Entries that are not finite (hidden padding columns) are never taken.
+            logits: ``[N, V]``, any floating dtype. What is not finite (hidden padding columns) is never taken.
 
         Returns:
             ``indices [N, K]`` int64, ordered by (logit descending, id ascending), and ``mask [N, K]`` bool, True on the
@@ -63,7 +66,7 @@ class Kneedle:
     (tensor([[1, 3, 4, 2]]), tensor([[True, True, True, True]]))
     """
 
-    window: int | None = 256
+    window: int | None = WINDOW
     domain: Domain = "logits"
     temperature: float = 1.0
     min_k: int = 4
@@ -73,7 +76,7 @@ class Kneedle:
         _check_bounds(self, self.window, self.min_k, self.max_k)
         _check_temperature(self, self.temperature)
         if self.domain not in get_args(Domain):
-            raise UserError(f"{self}: unknown domain {self.domain!r}. Set domain to one of {', '.join(get_args(Domain))}.")
+            raise UserError(f"{self}: there is no such domain. Set domain to {' or '.join(get_args(Domain))}.")
 
     @torch.no_grad()
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +91,8 @@ class Kneedle:
 @dataclass(frozen=True)
 class FixedTopK:
     """Cuts every row at the same k (BiLD: 8). A row with fewer finite logits keeps them all.
+
+    Equal logits at the cut are taken by ascending id, unless there are hundreds of them.
 
     Args:
         k: Entries a row; at least 3, since one pair has nothing to teach.
@@ -109,8 +114,8 @@ class FixedTopK:
     @torch.no_grad()
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Select: see :class:`Selection`."""
-        _, ids, count = _candidates(logits, self.k)
-        return _leading(ids, count)
+        _, ids, count = _candidates(logits, max(WINDOW, 2 * self.k))  # wider than k: ties at the cut are settled inside
+        return _leading(ids, count.clamp(max=self.k))
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class CumulativeMass:
 
     mass: float = 0.95
     temperature: float = 1.0
-    window: int | None = 256
+    window: int | None = WINDOW
     min_k: int = 4
     max_k: int | None = None
 
@@ -164,7 +169,10 @@ def _finite(logits: Tensor) -> Tensor:
 
 
 def _candidates(logits: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Finite logits by (logit descending, id ascending), the first W: values ``[N, W]``, ids ``[N, W]``, count ``[N]``."""
+    """The first W by (logit descending, id ascending): values and ids ``[N, W]``; how many are finite ``[N]``.
+
+    At the window's edge any of the equal ones may be taken.
+    """
     finite, vocabulary = _finite(logits), logits.shape[-1]
     if window is None or window >= vocabulary:
         ids = torch.arange(vocabulary, device=logits.device).expand_as(finite)
@@ -175,10 +183,7 @@ def _candidates(logits: Tensor, window: int | None) -> tuple[Tensor, Tensor, Ten
 
 
 def _knee(heights: Tensor, count: Tensor) -> Tensor:
-    """First point (from 1, ``[N]`` int64) farthest below the chord of ``heights [N, W]`` float64, of which count are real.
-
-    A row without candidates gives 1; its count cuts it to 0.
-    """
+    """The first of the points farthest below the chord of a row's first count heights ``[N, W]``: ``[N]``, from 1."""
     length = count[:, None]
     place = torch.arange(1, heights.shape[-1] + 1, device=heights.device)
     bottom = heights.gather(-1, (length - 1).clamp(min=0))

@@ -55,9 +55,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 PLACES = {
     2: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
-    3: tuple(
-        f"at the {row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")
-    ),
+    3: tuple(f"at the {row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
 }
 ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")
 

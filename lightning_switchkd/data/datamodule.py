@@ -1,0 +1,208 @@
+"""`LLaVADataModule`: training, validation and test sets in LLaVA's format, for the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from transformers import LlavaProcessor
+
+from lightning_switchkd.batch import Batch
+from lightning_switchkd.data.collate import Collator
+from lightning_switchkd.data.dataset import VisionTextDataset
+from lightning_switchkd.data.images import ImageFolder, Pixels
+from lightning_switchkd.data.processor import image_tokens, load_processor
+from lightning_switchkd.data.prompts import Prompter, prompt_style
+from lightning_switchkd.data.sources import Source, open_source
+from lightning_switchkd.data.stream import BatchStream, Position
+from lightning_switchkd.errors import UserError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_STAGES: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """One data set.
+
+    Attributes:
+        annotations: JSON array or JSONL file of LLaVA records.
+        image_root: folder that the records' image paths are relative to.
+    """
+
+    annotations: str
+    image_root: str
+
+
+class LLaVADataModule(LightningDataModule):
+    """Data sets in LLaVA's format, as batches for distillation.
+
+    Building one touches neither disk nor network: files are opened in `setup`, or by the first property that needs them.
+
+    Args:
+        processor: folder (or Hugging Face id) of the student's LLaVA processor.
+        train: the training set.
+        val: the validation set.
+        test: the test set.
+        prompt_style: "qwen_chatml", "tinyllava_v1" or "plain".
+        system: system prompt of conversations that bring none; None leaves it to the style.
+        teacher_processor: the teacher's, where its images are prepared otherwise; its tokenizer is not used.
+        max_length: most tokens a record may have, images included.
+        batch_size: records in a micro-batch of one process.
+        val_batch_size: the same in validation and test; None is `batch_size`.
+        num_workers: worker processes that read ahead, for each process.
+        seed: of the shuffle.
+        square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
+        pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
+    """
+
+    def __init__(
+        self,
+        processor: str,
+        train: DataPaths | None = None,
+        val: DataPaths | None = None,
+        test: DataPaths | None = None,
+        prompt_style: str = "qwen_chatml",
+        system: str | None = None,
+        teacher_processor: str | None = None,
+        max_length: int = 2048,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        square_pad: bool = False,
+        pad_to_multiple_of: int = 8,
+    ) -> None:
+        super().__init__()
+        self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
+        self.save_hyperparameters()
+        for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
+            self.hparams[split] = None if paths is None else asdict(paths)
+        self._datasets: dict[str, VisionTextDataset] = {}
+
+    @cached_property
+    def processor(self) -> LlavaProcessor:
+        """The student's processor."""
+        return load_processor(self.hparams["processor"])
+
+    @cached_property
+    def image_tokens(self) -> int:
+        """How many `<image>` ids stand for one image."""
+        return image_tokens(self.processor)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        """Writes records as ids; its `stop_ids` end generation."""
+        style = prompt_style(self.hparams["prompt_style"], self.hparams["system"])
+        return Prompter(self.processor.tokenizer, style, self.image_tokens, self.hparams["max_length"])
+
+    @cached_property
+    def pixels(self) -> tuple[Pixels, ...]:
+        """The student's way from image to pixels, and the teacher's where it differs.
+
+        Raises:
+            UserError: an image makes more tokens for one of them than for the other.
+        """
+        image_processors = [self.processor.image_processor]
+        if (path := self.hparams["teacher_processor"]) is not None:
+            teacher = load_processor(path)
+            if image_tokens(teacher) != self.image_tokens:
+                raise UserError(
+                    f"an image makes {self.image_tokens} tokens by data.processor {self.hparams['processor']!r} but "
+                    f"{image_tokens(teacher)} by data.teacher_processor {path!r}: both models read the same prompt, so "
+                    "choose processors with equally many features an image"
+                )
+            if teacher.image_processor.to_dict() != self.processor.image_processor.to_dict():
+                image_processors.append(teacher.image_processor)
+        return tuple(Pixels(image_processor, self.hparams["square_pad"]) for image_processor in image_processors)
+
+    def dataset(self, split: Split) -> VisionTextDataset:
+        """The samples of a split by index; ``dataset(split).question(i)`` is what evaluation asks.
+
+        Raises:
+            UserError: the split is not set, or its files are not there; the message names the setting.
+        """
+        if split not in self._datasets:
+            paths = self._paths[split]
+            if paths is None:
+                raise UserError(f"data.{split} is not set: give data.{split}.annotations and data.{split}.image_root")
+            if not Path(paths.image_root).is_dir():
+                raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
+            source = _open(paths.annotations, split)
+            self._datasets[split] = VisionTextDataset(source, ImageFolder(paths.image_root), self.prompter, self.pixels)
+        return self._datasets[split]
+
+    def prepare_data(self) -> None:
+        """Index the annotations, in one process a node; the others find the index."""
+        for split, paths in self._paths.items():
+            if paths is not None:
+                _open(paths.annotations, split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what the stage needs; in `fit` a validation set may be missing."""
+        for split in _STAGES.get(stage, SPLITS):
+            if self._paths[split] is not None or _STAGES.get(stage, ())[:1] == (split,):
+                self.dataset(split)
+
+    def train_dataloader(self) -> BatchStream:
+        """Shuffled, in whole optimizer steps, continuing where the Trainer is."""
+        return self._stream("train")
+
+    def val_dataloader(self) -> BatchStream | list[Batch]:
+        """In order; no batches where there is no validation set."""
+        return self._stream("val") if self._paths["val"] is not None else []
+
+    def test_dataloader(self) -> BatchStream:
+        """In order."""
+        return self._stream("test")
+
+    def _stream(self, split: Split) -> BatchStream:
+        train, trainer = split == "train", self.trainer
+        tokenizer = self.processor.tokenizer
+        collate = Collator(
+            pad_id=tokenizer.pad_token_id,
+            image_id=self.processor.image_token_id,
+            blanks=tuple(pixels.blank() for pixels in self.pixels),
+            pad_to_multiple_of=self.hparams["pad_to_multiple_of"],
+        )
+        return BatchStream(
+            self.dataset(split),
+            collate,
+            self.hparams["batch_size"] if train else self.hparams["val_batch_size"] or self.hparams["batch_size"],
+            train=train,
+            seed=self.hparams["seed"],
+            accumulate=trainer.accumulate_grad_batches if train and trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            num_workers=self.hparams["num_workers"],
+            position=self._position if train and trainer else None,
+        )
+
+    def _position(self) -> Position:
+        """Where the Trainer is (STACK D): a restart finds its place there, not in the loader's state."""
+        assert self.trainer is not None
+        done, stop = (
+            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            int(self.trainer.num_training_batches),
+        )
+        epoch = (
+            0 if self.trainer.overfit_batches else self.trainer.current_epoch
+        )  # the same few batches again and again
+        return Position(epoch, done if done < stop else 0, stop)
+
+
+def _paths(given: DataPaths | Mapping[str, Any] | None) -> DataPaths | None:
+    """A data set as the caller or a checkpoint's hyperparameters give it."""
+    return DataPaths(**given) if isinstance(given, Mapping) else given
+
+
+def _open(annotations: str, split: str) -> Source:
+    try:
+        return open_source(annotations)
+    except UserError as error:
+        raise UserError(f"data.{split}.annotations: {error}") from None

@@ -1,0 +1,171 @@
+"""The loader: whole accumulation windows of one rank, in an order that a restart continues exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.data.collate import Collator
+from lightning_switchkd.data.dataset import VisionTextDataset
+from lightning_switchkd.data.order import NULL, Indices, epoch_order, padded_batches, rank_slice, whole_batches
+from lightning_switchkd.errors import UserError
+
+
+class Position(NamedTuple):
+    """Where in training an iteration begins.
+
+    Attributes:
+        epoch: which order.
+        start: micro-batches of it already done.
+        stop: micro-batch at which the epoch is cut short; None where it is whole.
+    """
+
+    epoch: int
+    start: int = 0
+    stop: int | None = None
+
+
+class BatchStream:
+    """Micro-batches of one rank.
+
+    In training, records are shuffled anew each epoch, a tail that fills no optimizer step is left out, and each
+    `Batch` knows the counts of its accumulation window. Otherwise records come in order, every one exactly once, and
+    padding records (index -1) fill up the last batches, so that all ranks run equally many.
+
+    Lightning leaves a loader that is no `DataLoader` alone, asks it for `iter` earlier than it needs batches, and
+    stores what `state_dict` gives. So the position is asked for at the first batch, not at `iter` (STACK D), and the
+    state holds no position, only what the order is made of.
+
+    Args:
+        dataset: samples by index.
+        collate: samples -> Batch.
+        batch_size: records in a micro-batch of this rank.
+        train: shuffle and cut, or keep the order and pad.
+        seed: of the shuffle.
+        accumulate: micro-batches an optimizer step takes.
+        rank: this process.
+        world_size: processes that share an epoch.
+        num_workers: worker processes that read ahead; 0 reads here.
+        position: tells where to begin, asked whenever an iteration starts; None begins the epoch of `set_epoch`.
+
+    Raises:
+        UserError: there are too few records for one optimizer step.
+    """
+
+    def __init__(
+        self,
+        dataset: VisionTextDataset,
+        collate: Collator,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        position: Callable[[], Position] | None = None,
+    ) -> None:
+        self._dataset, self._collate = dataset, collate  # private: Lightning rewraps what has a `dataset`
+        self.batch_size, self.train, self.seed, self.accumulate = batch_size, train, seed, accumulate
+        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+        self._position = position or (lambda: Position(self._epoch))
+        self._epoch = 0
+        self._length = len(self._order(0)) // (batch_size * world_size)
+        if not self._length:
+            raise UserError(
+                f"{dataset.source.path} holds {len(dataset)} records, fewer than one optimizer step takes "
+                f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated): lower one of these"
+            )
+
+    @property
+    def sampler(self) -> BatchStream:
+        """Itself: Lightning calls `set_epoch` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration begins, where nobody gave a `position`."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch, wherever the iteration began."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start, stop = self._position()
+        stop = len(self) if stop is None else min(stop, len(self))
+        window: list[Batch] = []
+        for batch, done in zip(self._batches(self._order(epoch), start, stop), range(start + 1, stop + 1), strict=True):
+            window.append(batch)
+            if done % self.accumulate == 0 or done == stop:
+                yield from _with_window(window)
+                window = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of records is made of. It is the same on all ranks: only rank 0's is stored."""
+        return {
+            "seed": self.seed,
+            "records": len(self._dataset),
+            "data": self._dataset.source.fingerprint,
+            "batch_size x processes": self.batch_size * self.world_size,
+            "accumulate_grad_batches": self.accumulate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint's epoch can be continued.
+
+        Raises:
+            UserError: the records would come in another order; the message names what changed.
+        """
+        for field, now in self.state_dict().items():
+            if state.get(field) != now:
+                raise UserError(
+                    f"this checkpoint cannot be resumed: {field!r} was {state.get(field)!r} and is {now!r} now, so the "
+                    f"records of {self._dataset.source.path} would come in another order: set it back"
+                )
+
+    def _order(self, epoch: int) -> Indices:
+        n, batch = len(self._dataset), self.batch_size * self.world_size
+        if self.train:
+            return whole_batches(epoch_order(self.seed, epoch, n), batch * self.accumulate)
+        return padded_batches(np.arange(n), batch)
+
+    def _batches(self, order: Indices, start: int, stop: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            _MicroBatches(self._dataset, self._collate),
+            batch_size=None,
+            sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _MicroBatches(Dataset[Batch | UserError]):
+    """Indices -> Batch, or the user's mistake as a value: raised in a worker it would come out as a traceback."""
+
+    def __init__(self, dataset: VisionTextDataset, collate: Collator) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, indices: Indices) -> Batch | UserError:
+        try:
+            return self.collate([self.collate.null() if i == NULL else self.dataset[i] for i in indices.tolist()])
+        except UserError as error:
+            return error
+
+
+def _with_window(batches: list[Batch]) -> Iterator[Batch]:
+    """The micro-batches of one window, each with the counts of all."""
+    window = sum((batch.counts for batch in batches), Counts())
+    for position, batch in enumerate(batches):
+        yield replace(batch, window=window, window_start=position == 0, window_end=position == len(batches) - 1)

@@ -1,0 +1,113 @@
+"""Several model folders on the same held-out records: exact match by kind of question, with a blind score beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.records import parse_record
+from lightning_switchkd.data.sources import open_source
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.generate import Question, batches, load_model
+from lightning_switchkd.evaluation.metrics import UnitMean
+from lightning_switchkd.evaluation.report import write_report
+
+
+@dataclass
+class Scores:
+    """One model's greedy answers and their exact match by kind of question, seeing and blind.
+
+    Attributes:
+        answers: one per question, seeing.
+        seeing: share of right answers by source.
+        blind: the same with every image blanked.
+    """
+
+    answers: list[str] = field(default_factory=list)
+    seeing: dict[str, float] = field(default_factory=dict)
+    blind: dict[str, float] = field(default_factory=dict)
+
+
+def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
+    """Share of answers equal to the right one, by source; ``average`` is the plain mean over the sources.
+
+    >>> asked = [Question((), (), answer="7", source="position"), Question((), (), answer="yes", source="exists")]
+    >>> exact_match(["7", "no"], asked)
+    {'exists': 0.0, 'position': 1.0, 'average': 0.5}
+    """
+    means = {source: UnitMean() for source in sorted({q.source for q in questions})}
+    for answer, question in zip(answers, questions, strict=True):
+        means[question.source].update(torch.tensor(float(answer == question.answer.strip())), 1)
+    shares = {source: float(mean.compute()) for source, mean in means.items()}
+    return {**shares, "average": sum(shares.values()) / len(shares)}
+
+
+def read_questions(annotations: str, image_root: str, limit: int | None) -> list[Question]:
+    """The last question of every record."""
+    if not Path(image_root).is_dir():
+        raise UserError(f"--image_root: there is no folder '{image_root}'.")
+    source, folder = open_source(annotations), ImageFolder(image_root)
+    n = len(source) if limit is None else min(limit, len(source))
+    return [Question.of_record(parse_record(source.read(i), i, annotations), folder) for i in range(n)]
+
+
+def score_model(name: str, folder: str, questions: Sequence[Question], batch_size: int, max_new_tokens: int) -> Scores:
+    """Asks one model everything, seeing and blind."""
+    model = load_model(folder)
+    scores = Scores()
+    for blind in (False, True):
+        answers: list[str] = []
+        with tqdm(total=len(questions), desc=f"{name}{' (blind)' if blind else ''}", unit="q") as bar:
+            for batch in batches(questions, batch_size):
+                answers += model.ask(batch, max_new_tokens, blind)
+                bar.update(len(batch))
+        if blind:
+            scores.blind = exact_match(answers, questions)
+        else:
+            scores.answers, scores.seeing = answers, exact_match(answers, questions)
+    return scores
+
+
+def evaluate(
+    models: dict[str, str],
+    annotations: str,
+    image_root: str,
+    output: str,
+    run: str | None = None,
+    batch_size: int = 128,
+    max_new_tokens: int = 16,
+    limit: int | None = None,
+) -> None:
+    """Greedy exact match of several model folders on held-out LLaVA records: table, plot and page of examples.
+
+    Records are grouped by their ``source``. Every score has a blind one beside it: the same questions with every
+    image blanked, which is what can be guessed from the text.
+
+    Args:
+        models: name and folder of each model, ``--models.teacher=DIR --models.student=DIR``.
+        annotations: LLaVA JSON or JSONL file; the last answer of each record is the right one.
+        image_root: folder its images lie in.
+        output: folder for results.json, table.md, report.png and examples.html.
+        run: run folder whose metrics.csv gives the plot its training curves.
+        batch_size: questions asked at once.
+        max_new_tokens: longest answer.
+        limit: only the first so many records.
+    """
+    questions = read_questions(annotations, image_root, limit)
+    scores = {n: score_model(n, folder, questions, batch_size, max_new_tokens) for n, folder in models.items()}
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: Mapping[str, object] = {
+        "annotations": annotations,
+        "questions": len(questions),
+        "models": {n: {"folder": models[n], "exact_match": s.seeing, "blind": s.blind} for n, s in scores.items()},
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(write_report(folder, questions, scores, Path(run) if run else None))
+    print(f"\nTable, plot and examples: {folder}/table.md, report.png, examples.html")
