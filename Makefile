@@ -59,7 +59,7 @@ train: .venv/ready | $(PREPARED_$(MODEL)) ## distil the student, then compare te
 	$(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
 	  --trainer.default_root_dir=$(RUN) $(ARGS)
 ifeq ($(DATA),digits)
-	$(CMD) evaluate --annotations $(DIGITS)/test.json --image_root $(DIGITS) --run $(RUN) --output $(RUN)/report \
+	$(CMD) evaluate --annotations $(DIGITS)/test.json --image_root $(DIGITS)/images --run $(RUN) --output $(RUN)/report \
 	  --models.teacher=runs/digits/teacher/student --models.start=runs/digits/start/student \
 	  --models.student=$(RUN)/student
 endif

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's wo
 
 from jsonargparse import CLI, set_parsing_settings
 from lightning.pytorch.cli import LightningCLI
+from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
 from lightning_switchkd.data.datamodule import LLaVADataModule
@@ -60,12 +61,22 @@ def run_lightning(arguments: list[str]) -> None:
     )
 
 
+NOISE = (
+    ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose
+    ".*does not have many workers.*",
+    ".*LightningCLI's args parameter.*",
+    ".*Experiment logs directory.*exists and is not empty.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+)
+
+
 def quiet() -> None:
     """Leaves out what other packages say at every start and nobody can act on."""
-    for name in ("transformers", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch.*")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "Tip:" not in line.getMessage())
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -114,7 +114,7 @@ class SwitchKD(L.LightningModule):
                 log.warning("The teacher's folder holds no tokenizer: that both share one vocabulary is not checked.")
         check_pair(student, teacher, self.objective.needs, tokenizer, teacher_tokenizer)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
-        self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer))
+        self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer)).train()
         self.train_means = TermMeans(self.objective.terms)
         self.val_means = TermMeans([*self.objective.terms, "correct"])
 

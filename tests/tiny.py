@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
+from lightning_switchkd.data.processor import make_processor
+from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.losses.rows import count_supervised
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
@@ -96,3 +104,61 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
         window=counts,
         record_ids=tuple(str(i) for i in range(len(rows))),
     )
+
+
+def write_data(folder: Path, records: int = 48, tower: str = "clip") -> Path:
+    """A LLaVA data set of random pictures in ``folder``: multi-turn, text-only and uneven answers; and a processor."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    raw: list[dict[str, Any]] = []
+    for i in range(records):
+        turns = []
+        for turn in range(1 + i % 2):
+            question = ("<image>\n" if turn == 0 and i % 4 < 2 else "") + f"What is in {i}?"
+            turns += [{"from": "human", "value": question}, {"from": "gpt", "value": "a cat " * (1 + (i * 7) % 5) + "."}]
+        raw.append({"id": i, "conversations": turns, "source": f"kind{i % 2}"})
+        if i % 4 < 2:
+            Image.fromarray(random.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+            raw[-1]["image"] = f"{i}.png"
+    (folder / "records.json").write_text(json.dumps(raw), encoding="utf-8")
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
+    processor = make_processor(
+        tokenizer(), image_processor, PATCH, TOWERS[tower]["feature_strategy"], int(tower == "clip"),
+        prompt_style("qwen_chatml"),
+    )  # fmt: skip
+    processor.save_pretrained(folder / "processor")
+    return folder
+
+
+def data_module(folder: Path, **changes: Any) -> LLaVADataModule:
+    """Training and validation on the written records."""
+    paths = DataPaths(str(folder / "records.json"), str(folder / "images"))
+    settings = {"train": paths, "val": paths, "batch_size": 8, "max_length": 128, **changes}
+    return LLaVADataModule(str(folder / "processor"), **settings)
+
+
+def trainer(folder: Path, **changes: Any) -> L.Trainer:
+    """A silent trainer on the CPU."""
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 5,
+        "default_root_dir": str(folder),
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        **changes,
+    }
+    return L.Trainer(**settings)
+
+
+def save_vlm(folder: Path, seed: int, **changes: Any) -> str:
+    """Writes a tiny model as a checkpoint folder."""
+    vlm(seed=seed, **changes).model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)

@@ -36,7 +36,7 @@ class GreedyValidation(L.Callback):
         student, mean = pl_module.distiller.student, UnitMean().to(pl_module.device)
         for batch in batches(self._questions(trainer, data), self.batch_size):
             prompts = Prompts.of(batch, data.processor, pl_module.device)
-            said = answers(student, prompts, data.processor, data.stop_ids, self.max_new_tokens)
+            said = answers(student, prompts, data.processor, data.prompter.stop_ids, self.max_new_tokens)
             right = sum(answer == question.answer.strip() for answer, question in zip(said, batch, strict=True))
             mean.update(torch.tensor(float(right), device=pl_module.device), len(batch))
         pl_module.log("val/exact_match", mean.compute(), prog_bar=True)

@@ -16,7 +16,7 @@ from lightning_switchkd.data.collate import Collator
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
-from lightning_switchkd.data.prompts import Prompter, prompt_style
+from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
 from lightning_switchkd.data.sources import Source, open_source
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.errors import UserError
@@ -42,7 +42,7 @@ class DataPaths:
 class LLaVADataModule(LightningDataModule):
     """Data sets in LLaVA's format, as batches for distillation.
 
-    Building one touches neither disk nor network: files are opened in `setup`, or by the first property that needs them.
+    Building one touches neither disk nor network: `setup`, or the first property that needs a file, opens it.
 
     Args:
         processor: folder (or Hugging Face id) of the student's LLaVA processor.
@@ -87,8 +87,19 @@ class LLaVADataModule(LightningDataModule):
 
     @cached_property
     def processor(self) -> LlavaProcessor:
-        """The student's processor."""
-        return load_processor(self.hparams["processor"])
+        """The student's processor, its chat template writing as `prompt_style` does."""
+        processor = load_processor(self.hparams["processor"])
+        style = prompt_style(self.hparams["prompt_style"], self.hparams["system"])
+        processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
+        return processor
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of the data: plain values."""
+        train = self.hparams["train"]
+        return {
+            "annotations": None if train is None else train["annotations"],
+            **{name: self.hparams[name] for name in ("processor", "prompt_style", "system")},
+        }
 
     @cached_property
     def image_tokens(self) -> int:
@@ -185,14 +196,11 @@ class LLaVADataModule(LightningDataModule):
 
     def _position(self) -> Position:
         """Where the Trainer is (STACK D): a restart finds its place there, not in the loader's state."""
-        assert self.trainer is not None
-        done, stop = (
-            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-            int(self.trainer.num_training_batches),
-        )
-        epoch = (
-            0 if self.trainer.overfit_batches else self.trainer.current_epoch
-        )  # the same few batches again and again
+        trainer = self.trainer
+        assert trainer is not None
+        done, stop = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+        overfit = trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        epoch = 0 if overfit else trainer.current_epoch  # overfitting repeats the same few batches
         return Position(epoch, done if done < stop else 0, stop)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class ImageFolder:
         Raises:
             RecordError: ``image_missing``, ``image_decode`` or ``image_size``.
         """
+        path = self._resolve(ref)
         try:
-            path = self._resolve(ref)
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
@@ -53,7 +54,7 @@ class ImageFolder:
                 raise RecordError(
                     "image_missing", f"image {ref!r} leads outside the image root {self.root}: move it in"
                 )
-            if resolved.is_file():
+            if os.path.isfile(resolved):  # False for names too long as well, where Path.is_file raises
                 return resolved
         raise RecordError("image_missing", f"image {ref!r} is not below the image root {self.root}, with any extension")
 

@@ -1,4 +1,4 @@
-"""Which record comes when: pure functions of seed, epoch, sizes and rank. Nothing here depends on workers or history."""
+"""Which record comes when: pure functions of seed, epoch, sizes and rank; never of workers or history."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def padded_batches(order: Indices, size: int) -> Indices:
 def rank_slice(order: Indices, batch: int, batch_size: int, rank: int, world_size: int) -> Indices:
     """The records of one rank in one micro-batch.
 
-    Micro-batch b of all ranks is ``order[b·G : (b+1)·G]`` with ``G = batch_size · world_size``, split between the ranks.
+    Micro-batch b of all ranks is ``order[b·G : (b+1)·G]`` with ``G = batch_size · world_size``, split among ranks.
     So one rank of 8, two ranks of 4, and 4 with two accumulated micro-batches see the same 8 records before a step.
     """
     start = (batch * world_size + rank) * batch_size

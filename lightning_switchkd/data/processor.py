@@ -70,7 +70,7 @@ def make_processor(
     return check_processor(processor, "the given parts")
 
 
-def check_processor(processor: Any, origin: str | Path) -> LlavaProcessor:
+def check_processor(processor: LlavaProcessor, origin: str | Path) -> LlavaProcessor:
     """The processor itself, if it can serve a LLaVA model.
 
     Raises:

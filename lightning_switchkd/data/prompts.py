@@ -124,8 +124,8 @@ class Prompter:
     def __init__(self, tokenizer: Any, style: PromptStyle, image_tokens: int, max_length: int) -> None:
         self.tokenizer, self.style = tokenizer, style
         self.image_tokens, self.max_length = image_tokens, max_length
-        self.control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self.end = style.end if style.end is not None else tokenizer.eos_token
+        self.control: dict[str, int] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.end: str = style.end if style.end is not None else tokenizer.eos_token
         for token in (*style.controls, IMAGE_TOKEN, *([self.end] if style.end is None else [])):
             if token not in self.control:
                 raise UserError(
@@ -218,7 +218,7 @@ class Prompter:
         labels: list[int] = []
         for (is_text, learnt), run in groupby(parts, key=lambda part: (isinstance(part[0], str), part[1])):
             values = [value for value, _ in run]
-            ids = self._encode_text("".join(values)) if is_text else values
+            ids = self._encode_text("".join(map(str, values))) if is_text else list(map(int, values))
             input_ids += ids
             labels += ids if learnt else [IGNORE] * len(ids)
         return input_ids, labels

@@ -171,7 +171,7 @@ def _turn(message: Any, position: int) -> Turn:
     if not isinstance(message, Mapping):
         raise RecordError("schema", f"turn {position} must be an object with 'from' and 'value', not {message!r}")
     role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise RecordError("roles", f"turn {position} is from {role!r}: use one of {', '.join(_ROLES)}")
     if not isinstance(text, str):
         raise RecordError("schema", f"the text of turn {position} must be a string, not {type(text).__name__}")

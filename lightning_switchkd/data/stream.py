@@ -84,11 +84,6 @@ class BatchStream:
                 f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated): lower one of these"
             )
 
-    @property
-    def sampler(self) -> BatchStream:
-        """Itself: Lightning calls `set_epoch` on a loader's sampler."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration begins, where nobody gave a `position`."""
         self._epoch = epoch
@@ -140,7 +135,7 @@ class BatchStream:
         loader = DataLoader(
             _MicroBatches(self._dataset, self._collate),
             batch_size=None,
-            sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),  # type: ignore[arg-type]
+            sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # leaves the global random state, that is dropout, alone

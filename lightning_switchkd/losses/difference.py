@@ -102,9 +102,10 @@ class _PairwiseKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, p: Tensor, mask: Tensor) -> Tensor:
         q, p = _anchored(q, mask), _anchored(p, mask)
-        first, second, log_z = _marginals(q, mask)
-        ctx.save_for_backward(q, p, mask, first, second, log_z)
-        return ((first - second) * (q - p)).sum(-1) + (_log_normaliser(p, mask) - log_z).squeeze(-1)
+        first, second, q_log_z = _marginals(q, mask)
+        p_log_z = _log_normaliser(_log_earlier(p, mask, torch.ones_like(p)))
+        ctx.save_for_backward(q, p, mask, first, second, q_log_z)
+        return ((first - second) * (q - p)).sum(-1) + (p_log_z - q_log_z).squeeze(-1)
 
     @staticmethod
     @once_differentiable
@@ -127,8 +128,8 @@ def _gradient_q(q: Tensor, p: Tensor, mask: Tensor, first: Tensor, second: Tenso
     u = q - p
     u = u - F.pad(u, (0, 1)).amin(-1, keepdim=True)  # a common shift is free, and u ≥ 0 has a logarithm
     mean = ((first - second) * u).sum(-1, keepdim=True)
-    later = torch.exp(_log_later(q, mask, u.log()) - log_z)  # Σ_{j>m} q_mj u_j
-    earlier = torch.exp(_log_earlier(q, mask, u.log()) - log_z)  # Σ_{i<m} q_im u_i
+    later = torch.exp(_log_later(q, mask, u) - log_z)  # Σ_{j>m} q_mj u_j
+    earlier = torch.exp(_log_earlier(q, mask, u) - log_z)  # Σ_{i<m} q_im u_i
     return (first + second) * u - (first - second) * mean - later - earlier
 
 
@@ -140,24 +141,25 @@ def _anchored(a: Tensor, mask: Tensor) -> Tensor:
 
 def _marginals(a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probability of an entry to be a pair's first, its second member (METHOD's r, c; ``[N, K]``); log Z ``[N, 1]``."""
-    log_z = _log_normaliser(a, mask)
-    return torch.exp(_log_later(a, mask) - log_z), torch.exp(_log_earlier(a, mask) - log_z), log_z
+    one = torch.ones_like(a)
+    later, earlier = _log_later(a, mask, one), _log_earlier(a, mask, one)
+    log_z = _log_normaliser(earlier)
+    return torch.exp(later - log_z), torch.exp(earlier - log_z), log_z
 
 
-def _log_normaliser(a: Tensor, mask: Tensor) -> Tensor:
-    """log Z = log Σ_{i<j} e^{a_i − a_j}, ``[N, 1]``; 0 for a row without pairs, so that nothing becomes inf − inf."""
-    log_z = _log_earlier(a, mask).logsumexp(-1, keepdim=True)
+def _log_normaliser(earlier: Tensor) -> Tensor:
+    """log Z = log Σ_{i<j} e^{a_i − a_j}, ``[N, 1]``; 0 for a row without pairs, so that inf − inf never arises."""
+    log_z = earlier.logsumexp(-1, keepdim=True)
     return log_z.masked_fill(log_z == -math.inf, 0)
 
 
-def _log_earlier(a: Tensor, mask: Tensor, log_weight: Tensor | float = 0.0) -> Tensor:
-    """log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf where that is an empty sum. Each a is masked by itself."""
-    terms = (a + log_weight).masked_fill(~mask, -math.inf)
+def _log_earlier(a: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf for an empty sum. a and −a are masked separately."""
+    terms = (a + weight.log()).masked_fill(~mask, -math.inf)
     earlier = F.pad(terms, (1, 0), value=-math.inf).logcumsumexp(-1)[:, :-1]
     return (earlier - a).masked_fill(~mask, -math.inf)
 
 
-def _log_later(a: Tensor, mask: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def _log_later(a: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """log Σ_{j>m} weight_j e^{a_m − a_j}, ``[N, K]``: the same sum, read from the other end with the sign turned."""
-    log_weight = torch.zeros_like(a) if log_weight is None else log_weight
-    return _log_earlier(-a.flip(-1), mask.flip(-1), log_weight.flip(-1)).flip(-1)
+    return _log_earlier(-a.flip(-1), mask.flip(-1), weight.flip(-1)).flip(-1)

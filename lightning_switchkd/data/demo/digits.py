@@ -21,29 +21,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from lightning_switchkd.data.records import IMAGE_TOKEN
 from lightning_switchkd.errors import UserError
 
-Ints = NDArray[np.int64]
 Record = dict[str, Any]
 
-VERSION = 1
-"""Raised whenever equal settings would give other files."""
-CELL = 16
-"""Pixels a digit has on each side."""
+VERSION = 1  # raised whenever equal settings would give other files
+CELL = 16  # pixels a digit has on each side
 N_VAL_SCANS, N_TEST_SCANS = 150, 300
+SIDES = ("train", "small", "val", "test")
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "position": ("Which digit is {where}?", "Read the digit {where}.", "What is written {where}?"),
@@ -57,61 +57,44 @@ PLACES = {
     2: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
     3: tuple(f"at the {row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
 }
-ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")
+ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # a prompt's text beside the turns
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files depend on.
+    """What the files depend on; the notes are the command line's help."""
 
-    Attributes:
-        grid: Rows and columns of a board, 2 or 3.
-        boards: Training boards (train.json, captions.json).
-        small_boards: Training boards of train_small.json.
-        small_scans: Training scans they are drawn from.
-        val_boards: Boards of val.json, six questions each.
-        test_boards: Boards of test.json, six questions each.
-        turns: Questions a training board, at most six.
-        jitter: Strength of the random rotation, shift, scale and shear of a training digit; 0 draws it as it is.
-        seed: Decides the split, the boards and the questions.
-    """
-
-    grid: int = 2
-    boards: int = 12000
-    small_boards: int = 3000
-    small_scans: int = 300
-    val_boards: int = 200
-    test_boards: int = 500
-    turns: int = 3
-    jitter: float = 1.0
-    seed: int = 0
+    grid: Annotated[int, "rows and columns of a board, 2 or 3"] = 2
+    boards: Annotated[int, "training boards (train.json, captions.json)"] = 12000
+    small_boards: Annotated[int, "training boards of train_small.json"] = 3000
+    small_scans: Annotated[int, "training scans that those are drawn from"] = 300
+    val_boards: Annotated[int, "boards of val.json, six questions each"] = 200
+    test_boards: Annotated[int, "boards of test.json, six questions each"] = 500
+    turns: Annotated[int, "questions a training board, at most six"] = 3
+    jitter: Annotated[float, "strength of rotation, shift, scale and shear of training digits; 0: none"] = 1.0
+    seed: Annotated[int, "decides the split, the boards and the questions"] = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be drawn, before anything is written."""
-        if self.grid not in PLACES:
-            raise UserError(f"digits: --grid must be 2 or 3, not {self.grid}.")
-        if not 1 <= self.turns <= len(TEMPLATES):
-            raise UserError(f"digits: --turns must lie between 1 and {len(TEMPLATES)}, not {self.turns}.")
-        if min(self.boards, self.small_boards, self.val_boards, self.test_boards) < 1:
-            raise UserError("digits: --boards, --small-boards, --val-boards and --test-boards must be at least 1.")
-        if not 100 <= self.small_scans <= 1000:
-            raise UserError(f"digits: --small-scans must lie between 100 and 1000, not {self.small_scans}.")
-        if self.jitter < 0:
-            raise UserError(f"digits: --jitter must not be negative, but is {self.jitter}.")
+        limits = {"grid": (2, 3), "turns": (1, len(TEMPLATES)), "small_scans": (100, 1000), "jitter": (0, 3)}
+        limits |= dict.fromkeys(("boards", "small_boards", "val_boards", "test_boards"), (1, 999_999))
+        for name, (low, high) in (limits | {"seed": (0, 2**32 - 1)}).items():
+            if not low <= getattr(self, name) <= high:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"digits: {flag} must lie between {low} and {high}, not {getattr(self, name)}.")
 
 
-def split_scans(seed: int, small_scans: int) -> dict[str, Ints]:
+def split_scans(seed: int, small_scans: int) -> dict[str, NDArray[np.int64]]:
     """The scans of each side: ``train``, ``val`` and ``test`` share none; ``small`` is a part of ``train``."""
     order = np.random.default_rng(seed).permutation(len(load_digits().target)).astype(np.int64)
-    held = N_VAL_SCANS + N_TEST_SCANS
-    train = order[held:]
-    return {"train": train, "small": train[:small_scans], "val": order[N_TEST_SCANS:held], "test": order[:N_TEST_SCANS]}
+    test, val, train = np.split(order, [N_TEST_SCANS, N_TEST_SCANS + N_VAL_SCANS])
+    return {"train": train, "small": train[:small_scans], "val": val, "test": test}
 
 
 class Painter:
     """Draws boards from one side's scans."""
 
-    def __init__(self, scans: Ints, grid: int, jitter: float, rng: np.random.Generator) -> None:
+    def __init__(self, scans: NDArray[np.int64], grid: int, jitter: float, rng: np.random.Generator) -> None:
         source = load_digits()
         self.grid, self.jitter, self.rng = grid, jitter, rng
         self.by_digit = [scans[source.target[scans] == digit] for digit in range(10)]
@@ -194,51 +177,46 @@ def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """LLaVA turns with the image before the first question."""
     said: list[dict[str, str]] = []
     for question, reply in turns:
-        text = question if said else f"<image>\n{question}".rstrip("\n")
+        text = question if said else f"{IMAGE_TOKEN}\n{question}".rstrip()
         said += [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
     return said
 
 
-def _boards(settings: Settings, side: str, count: int, folder: Path, bar: tqdm[Any]) -> Iterator[tuple[Record, Asker]]:
+def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Record, Asker]]:
     """Draws and saves the boards of one side; yields each one's keys and who asks about it."""
-    sides = list(split_scans(settings.seed, settings.small_scans).items())
-    index = [name for name, _ in sides].index(side)
-    rng = np.random.default_rng([settings.seed, index])
-    jitter = settings.jitter if side in ("train", "small") else 0.0
-    painter, asker = Painter(sides[index][1], settings.grid, jitter, rng), Asker(settings.grid, rng)
+    rng = np.random.default_rng([settings.seed, SIDES.index(side)])
+    scans = split_scans(settings.seed, settings.small_scans)[side]
+    painter = Painter(scans, settings.grid, settings.jitter if side in ("train", "small") else 0.0, rng)
+    asker = Asker(settings.grid, rng)
     (folder / "images" / side).mkdir(parents=True)
-    for number in range(count):
-        digits, scans = painter.layout()
-        name = f"{side}/{number:06d}.png"
-        painter.draw(scans).save(folder / "images" / name)
-        bar.update()
-        yield {"id": f"{side}-{number:06d}", "image": name, "digits": digits, "scans": scans}, asker
+    count = getattr(settings, "boards" if side == "train" else f"{side}_boards")
+    for number in tqdm(range(count), desc=f"digits: {side}", unit=" boards"):
+        digits, drawn = painter.layout()
+        image = f"{side}/{number:06d}.png"
+        painter.draw(drawn).save(folder / "images" / image)
+        yield {"id": f"{side}-{number:06d}", "image": image, "digits": digits, "scans": drawn}, asker
 
 
 def _write_records(settings: Settings, folder: Path) -> list[str]:
-    """Writes boards and questions; returns the training text for the tokenizer."""
-    counts = {side: int(getattr(settings, f"{side}_boards")) for side in ("small", "val", "test")}
+    """Writes boards and questions; returns the training text."""
     kinds, text = list(TEMPLATES), list(ROLE_TEXT)
-    with tqdm(total=settings.boards + sum(counts.values()), desc="digits: boards", unit="board") as bar:
-        for side, name in (("train", "train"), ("small", "train_small")):
-            records, captions = [], []
-            for keys, asker in _boards(settings, side, counts.get(side, settings.boards), folder, bar):
-                chosen = asker.rng.permutation(len(kinds))[: settings.turns]
-                turns = [asker.ask(kinds[kind], keys["digits"]) for kind in chosen]
-                records.append(keys | {"conversations": conversation(turns)})
-                captions.append(keys | {"conversations": conversation([("", answer("board", keys["digits"]))])})
-                text += [part for turn in turns for part in turn]
-            _dump(records, folder / f"{name}.json")
-            if side == "train":
-                _dump(captions, folder / "captions.json")
-        for side in ("val", "test"):
-            questions = []
-            for keys, asker in _boards(settings, side, counts[side], folder, bar):
-                for kind in kinds:
-                    turn = asker.ask(kind, keys["digits"])
-                    extra = {"id": f"{keys['id']}-{kind}", "source": kind, "conversations": conversation([turn])}
-                    questions.append(keys | extra)
-            _dump(questions, folder / f"{side}.json")
+    for side in ("train", "small"):
+        records = []
+        for keys, asker in _boards(settings, side, folder):
+            turns = [asker.ask(kinds[k], keys["digits"]) for k in asker.rng.permutation(len(kinds))[: settings.turns]]
+            records.append(keys | {"conversations": conversation(turns)})
+            text += [part for turn in turns for part in turn]
+        _dump(records, folder / ("train.json" if side == "train" else "train_small.json"))
+        if side == "train":
+            captions = [conversation([("", answer("board", record["digits"]))]) for record in records]
+            _dump([r | {"conversations": c} for r, c in zip(records, captions, strict=True)], folder / "captions.json")
+    for side in ("val", "test"):
+        records = []
+        for keys, asker in _boards(settings, side, folder):
+            for kind in kinds:
+                extra = {"source": kind, "conversations": conversation([asker.ask(kind, keys["digits"])])}
+                records.append(keys | {"id": f"{keys['id']}-{kind}"} | extra)
+        _dump(records, folder / f"{side}.json")
     return text
 
 
@@ -247,45 +225,32 @@ def _dump(value: object, path: Path) -> None:
 
 
 def train_tokenizer(text: Sequence[str], vocab_size: int = 384) -> Any:
-    """A byte-level BPE tokenizer: any text can be encoded, every decimal digit is a token of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer of at most this size: encodes any text, each decimal digit a token of its own."""
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
     backend = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, min_frequency=1, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet)
     backend.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<image>"],
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def _write_processor(settings: Settings, text: Sequence[str], folder: Path) -> None:
-    from transformers import CLIPImageProcessor, LlavaProcessor
+    """LlavaProcessor, tokenizer and image processor, for a CLIP tower with two by two patches a digit."""
+    from transformers import CLIPImageProcessorPil
 
-    side = CELL * settings.grid
-    image_processor = CLIPImageProcessor(
-        size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    processor = LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=train_tokenizer(text),
-        patch_size=CELL // 2,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
+    from lightning_switchkd.data.processor import make_processor
+    from lightning_switchkd.data.prompts import prompt_style
+
+    side, half = CELL * settings.grid, [0.5, 0.5, 0.5]
+    size = {"height": side, "width": side}
+    pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
+    style = prompt_style("qwen_chatml")
+    make_processor(train_tokenizer(text), pixels, CELL // 2, "default", 1, style).save_pretrained(folder)
 
 
 def write(settings: Settings, output: Path) -> bool:
@@ -298,50 +263,40 @@ def write(settings: Settings, output: Path) -> bool:
     """
     manifest = {"data": "digits", "version": VERSION, "settings": asdict(settings)}
     there = output / "manifest.json"
-    if there.is_file() and json.loads(there.read_text(encoding="utf-8")) == manifest:
+    found = there.read_text(encoding="utf-8") if there.is_file() else ""
+    if found == json.dumps(manifest):
         return False
-    if output.exists() and not there.is_file() and any(output.iterdir()):
-        raise UserError(
-            f"digits: {output} exists and holds something else (no manifest.json). "
-            "Choose another --output, or move that folder away."
-        )
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        text = _write_records(settings, partial)
-        _write_processor(settings, text, partial / "processor")
-        _dump(manifest, partial / "manifest.json")
+    if output.exists() and any(output.iterdir()) and not found.startswith('{"data": "digits"'):
+        raise UserError(f"digits: {output} holds something else: choose another --output, or move that folder away.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
+        made = Path(partial, "made")
+        made.mkdir()
+        text = _write_records(settings, made)
+        _write_processor(settings, text, made / "processor")
+        _dump(manifest, made / "manifest.json")
         if output.exists():
             shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        made.rename(output)
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; its exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m lightning_switchkd.data.demo.digits",
-        description=__doc__.split("\n", 1)[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("datasets/digits"), help="folder to write")
-    meanings = dict(line.strip().split(": ", 1) for line in str(Settings.__doc__).splitlines() if ": " in line)
-    for field in fields(Settings):
-        kind = type(field.default)
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=kind, default=field.default, help=meanings[field.name])
-    given = vars(parser.parse_args(arguments))
-    output = given.pop("output")
+    for name, hint in get_type_hints(Settings, include_extras=True).items():
+        flag, default = "--" + name.replace("_", "-"), getattr(Settings, name)
+        parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
+    output = (given := vars(parser.parse_args(arguments))).pop("output")
     try:
         written = write(Settings(**given), output)
     except UserError as error:
-        print(error)
-        return 1
+        parser.error(str(error))
     print(f"digits: {'written to' if written else 'already there, with the same settings:'} {output}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,0 +1,234 @@
+"""Training through Lightning: normalisation over ranks and windows, checkpoints without a teacher, resume."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec
+
+SEED = 1
+"""Of the data's order: one for which `test_a_rank_has_a_batch_without_images` holds."""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, student and teacher folders."""
+    folder = tiny.write_data(tmp_path_factory.mktemp("tiny") / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    return folder
+
+
+class PlainSGD(SwitchKD):
+    """Shows errors of scale that AdamW would hide."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
+
+
+def module(
+    folder: Path, objective: Objective | None = None, cls: type[SwitchKD] = SwitchKD, student: str = "student", **changes: Any
+) -> SwitchKD:
+    spec = VLMSpec(checkpoint=str(folder / student), dtype="float64")
+    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype="float64")
+    return cls(spec, teacher, objective or SwitchKDObjective(), **{"lr": 1e-2, **changes})
+
+
+def weights(model: SwitchKD) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[str, Tensor]:
+    model = module(folder, cls=PlainSGD)
+    tiny.trainer(root, **settings).fit(model, datamodule=tiny.data_module(folder, batch_size=batch_size, seed=SEED))
+    return weights(model)
+
+
+def _rank(rank: int, port: int, folder: Path, root: Path) -> None:
+    import os
+
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0", LOCAL_RANK=str(rank), OMP_NUM_THREADS="1"
+    )
+    torch.set_num_threads(1)
+    result = train(folder, root, 4, devices=2, strategy="ddp")
+    if rank == 0:
+        torch.save(result, root / "weights.pt")
+
+
+def test_ranks_and_accumulation_give_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    """1 × 8, 2 ranks × 4 and accumulation 2 × 4; answers of unequal length, some batches without an image."""
+    one = train(folder, tmp_path, 8)
+    accumulated = train(folder, tmp_path, 4, accumulate_grad_batches=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(rank, port, folder, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(180)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    two = torch.load(tmp_path / "weights.pt")
+    start = weights_of_start(folder)
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
+    assert moved > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(accumulated[name], tensor, atol=1e-8, rtol=0)
+        torch.testing.assert_close(two[name], tensor, atol=1e-8, rtol=0)
+
+
+def weights_of_start(folder: Path) -> dict[str, Tensor]:
+    model = module(folder)
+    tiny.trainer(folder, max_steps=0).fit(model, datamodule=tiny.data_module(folder))
+    return weights(model)
+
+
+def test_a_rank_has_a_batch_without_images(folder: Path) -> None:
+    """What the parity test relies on: among its batches of 4 is one of text only, beside one with images."""
+    data = tiny.data_module(folder, batch_size=4, seed=SEED)
+    batches = list(data.train_dataloader())[:10]
+    images = [batch.counts.image for batch in batches]
+    assert any(min(pair) == 0 < max(pair) for pair in zip(images[::2], images[1::2], strict=True))
+    assert len({int(batch.counts.token) for batch in batches}) > 1
+
+
+def checkpointing(root: Path, every: int = 3) -> list[ModelCheckpoint]:
+    return [ModelCheckpoint(root, filename="{step}", every_n_train_steps=every, save_top_k=-1)]
+
+
+def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_steps": 8, "enable_checkpointing": True, "accumulate_grad_batches": 2}
+    straight = module(folder)
+    teacher_before: dict[str, Tensor] = {}
+
+    class KeepTeacher(ModelCheckpoint):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            teacher_before.update({k: v.clone() for k, v in pl_module.distiller.teacher.state_dict().items()})
+
+    callbacks = [*checkpointing(tmp_path), KeepTeacher(tmp_path / "unused")]
+    tiny.trainer(tmp_path, callbacks=callbacks, **settings).fit(straight, datamodule=tiny.data_module(folder, batch_size=4))
+    teacher_after = straight.distiller.teacher.state_dict()
+    assert teacher_before
+    for name, tensor in teacher_before.items():
+        assert torch.equal(tensor, teacher_after[name])
+
+    checkpoint = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if "teacher" in name]
+    held = {tensor.shape for state in checkpoint["optimizer_states"] for tensor in state["state"][0].values()}
+    assert held
+    assert checkpoint["global_step"] == 3
+
+    resumed = module(folder)
+    tiny.trainer(tmp_path, **settings).fit(
+        resumed, datamodule=tiny.data_module(folder, batch_size=4), ckpt_path=str(tmp_path / "step=3.ckpt")
+    )
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+
+
+def test_refuses_another_student_or_teacher(folder: Path, tmp_path: Path) -> None:
+    tiny.trainer(tmp_path, callbacks=checkpointing(tmp_path), enable_checkpointing=True, max_steps=3).fit(
+        module(folder), datamodule=tiny.data_module(folder)
+    )
+    path = str(tmp_path / "step=3.ckpt")
+    tiny.save_vlm(tmp_path / "student", seed=0, layers=1)
+    tiny.save_vlm(tmp_path / "teacher", seed=9, width=24, lm="llama", tied=False)
+    other_student = SwitchKD(
+        VLMSpec(checkpoint=str(tmp_path / "student")), VLMSpec(checkpoint=str(folder / "teacher")), SwitchKDObjective()
+    )
+    other_teacher = SwitchKD(
+        VLMSpec(checkpoint=str(folder / "student")), VLMSpec(checkpoint=str(tmp_path / "teacher")), SwitchKDObjective()
+    )
+    for model, message in ((other_student, "holds another student"), (other_teacher, "another teacher")):
+        with pytest.raises(UserError, match=message):
+            tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder), ckpt_path=path)
+
+
+def test_optimizer_groups_and_schedule(folder: Path, tmp_path: Path) -> None:
+    model = module(folder, SFT(), lr=1e-3, lr_vision=1e-4, weight_decay=0.1, warmup=2, freeze=["projector"])
+    trainer = tiny.trainer(tmp_path, max_steps=4)
+    trainer.fit(model, datamodule=tiny.data_module(folder))
+    groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
+    assert groups.keys() == {"vision/decay", "vision/no_decay", "lm/decay", "lm/no_decay"}
+    assert groups["vision/decay"]["initial_lr"] == 1e-4
+    assert groups["lm/no_decay"]["initial_lr"] == 1e-3
+    assert groups["lm/no_decay"]["weight_decay"] == 0.0
+    assert groups["lm/decay"]["weight_decay"] == 0.1
+    assert all(p.ndim < 2 for name, group in groups.items() if "no_decay" in name for p in group["params"])
+    grouped = [p for group in groups.values() for p in group["params"]]
+    trainable = [p for p in model.distiller.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trainable}
+    assert model.distiller.teacher is None, "sft needs no teacher: none is loaded"
+
+
+def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> None:
+    model = module(folder)
+    trainer = tiny.trainer(tmp_path, limit_val_batches=1.0)
+    metrics = trainer.validate(model, datamodule=tiny.data_module(folder, batch_size=7), verbose=False)[0]
+    assert metrics.keys() >= {"val/loss/ce", "val/loss/align", "val/loss/vsd", "val/loss/total", "val/accuracy"}
+    whole = next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader()))
+    with torch.no_grad():
+        terms = model.distiller(whole, whole.counts.tensor(), 0)
+    for name in ("ce", "align"):
+        assert metrics[f"val/loss/{name}"] == pytest.approx(float(terms.sums[name]) / whole.counts.token, rel=1e-5)
+    assert metrics["val/loss/vsd"] == pytest.approx(float(terms.sums["vsd"]) / whole.counts.visual_token, rel=1e-5)
+    assert metrics["val/accuracy"] == pytest.approx(float(terms.sums["correct"]) / whole.counts.token)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "message"),
+    [
+        ({"seed": 1}, {"freeze": ["vision"]}, "vision encoder is frozen"),
+        ({"seed": 1, "feature_layer": -1}, {}, "layer of the image features is -2 in the student"),
+        ({"seed": 1, "feature_strategy": "full"}, {}, "tokens of the image features is 4 in the student"),
+        ({"seed": 1, "tower": "siglip", "wide": True}, {}, "width of the image features"),
+    ],
+    ids=["frozen", "layer", "tokens", "width"],
+)
+def test_refuses_pairs_that_do_not_fit(
+    folder: Path, tmp_path: Path, teacher: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    if teacher.pop("wide", False):
+        wide = tiny.spec(tower="siglip")
+        assert isinstance(wide.vision, dict)
+        spec = VLMSpec(vision={**wide.vision, "hidden_size": 32}, lm=wide.lm, feature_strategy="full")
+    else:
+        spec = VLMSpec(checkpoint=tiny.save_vlm(tmp_path / "teacher", **teacher))
+    model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), spec, SwitchKDObjective(), **settings)
+    with pytest.raises(UserError, match=message):
+        tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
+
+
+def test_refuses_another_vocabulary(folder: Path, tmp_path: Path) -> None:
+    path = tiny.save_vlm(tmp_path / "teacher", seed=1)
+    text = (tmp_path / "teacher" / "tokenizer.json").read_text(encoding="utf-8")
+    core = json.loads(text)
+    vocabulary = core["model"]["vocab"]
+    vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
+    (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(core), encoding="utf-8")
+    model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), VLMSpec(checkpoint=path), SwitchKDObjective())
+    with pytest.raises(UserError, match="2 tokens differ, first '!'"):
+        tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
+
+
+def test_warns_when_there_is_nothing_to_switch(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = VLMSpec(checkpoint=str(folder / "student"))
+    model = SwitchKD(spec, spec, SwitchKDObjective())
+    with caplog.at_level("WARNING"):
+        tiny.trainer(tmp_path, max_steps=1).fit(model, datamodule=tiny.data_module(folder))
+    assert "the visual switch changes nothing yet" in caplog.text
