@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers are forked after tokenizers ran
 
-from jsonargparse import CLI, set_parsing_settings
+from jsonargparse import auto_cli, set_parsing_settings
 from lightning.pytorch.cli import LightningCLI
 from transformers.utils import logging as transformers_logging
 
@@ -79,6 +79,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error, however often the parser has wrapped it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command. A user's mistake ends in one paragraph on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -88,11 +95,14 @@ def main(arguments: list[str] | None = None) -> None:
         if command in LIGHTNING_COMMANDS:
             run_lightning(arguments)
         elif command in COMMANDS:
-            CLI(COMMANDS[command], args=arguments[1:], prog=f"python -m lightning_switchkd {command}")
+            prog = f"python -m lightning_switchkd {command}"
+            auto_cli(COMMANDS[command], args=arguments[1:], as_positional=False, prog=prog)
         elif command in ("-h", "--help"):
             print(USAGE, end="")
         else:
             raise UserError(f"'{command}' is no command. There are: {', '.join((*LIGHTNING_COMMANDS, *COMMANDS))}.")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:
+        if (mistake := user_error_in(error)) is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -183,7 +183,7 @@ def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> Non
     assert metrics.keys() >= {"val/loss/ce", "val/loss/align", "val/loss/vsd", "val/loss/total", "val/accuracy"}
     whole = next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader()))
     with torch.no_grad():
-        terms = model.distiller(whole, whole.counts.tensor(), 0)
+        terms = model.distiller.eval()(whole, whole.counts.tensor(), 0)
     for name in ("ce", "align"):
         assert metrics[f"val/loss/{name}"] == pytest.approx(float(terms.sums[name]) / whole.counts.token, rel=1e-5)
     assert metrics["val/loss/vsd"] == pytest.approx(float(terms.sums["vsd"]) / whole.counts.visual_token, rel=1e-5)

@@ -114,9 +114,7 @@ class Painter:
         board = Image.new("L", (CELL * self.grid, CELL * self.grid))
         for cell, scan in enumerate(scans):
             picture = Image.fromarray(self.pictures[scan]).resize((CELL, CELL), Image.Resampling.BICUBIC)
-            row, column = divmod(cell, self.grid)
-            board.paste(self._jittered(picture) if self.jitter else picture, (CELL * column, CELL * row))
-        return board
+    x        return board
 
     def _jittered(self, picture: Image.Image) -> Image.Image:
         """Rotated by up to 12°, sheared and scaled by up to a tenth, shifted by up to 1.5 pixels (jitter 1)."""
@@ -161,11 +159,10 @@ def answer(kind: str, digits: Sequence[int], *, cell: int = 0, digit: int = 0) -
     >>> answer("board", [7, 3, 1, 9]), answer("sum", [7, 3, 1, 9]), answer("exists", [7, 3, 1, 9], digit=2)
     ('73 19', '20', 'no')
     """
-    grid = int(len(digits) ** 0.5)
-    rows = ["".join(map(str, digits[start : start + grid])) for start in range(0, len(digits), grid)]
+    rows = np.array(digits).reshape(int(len(digits) ** 0.5), -1)
     return {
         "position": str(digits[cell]),
-        "board": " ".join(rows),
+        "board": " ".join("".join(map(str, row)) for row in rows),
         "exists": "yes" if digit in digits else "no",
         "count": str(list(digits).count(digit)),
         "sum": str(sum(digits)),
@@ -174,7 +171,7 @@ def answer(kind: str, digits: Sequence[int], *, cell: int = 0, digit: int = 0) -
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """LLaVA turns with the image before the first question."""
+    """LLaVA turns, the image before the first question."""
     said: list[dict[str, str]] = []
     for question, reply in turns:
         text = question if said else f"{IMAGE_TOKEN}\n{question}".rstrip()
@@ -189,8 +186,8 @@ def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Recor
     painter = Painter(scans, settings.grid, settings.jitter if side in ("train", "small") else 0.0, rng)
     asker = Asker(settings.grid, rng)
     (folder / "images" / side).mkdir(parents=True)
-    count = getattr(settings, "boards" if side == "train" else f"{side}_boards")
-    for number in tqdm(range(count), desc=f"digits: {side}", unit=" boards"):
+    boards = range(getattr(settings, "boards" if side == "train" else f"{side}_boards"))
+    for number in tqdm(boards, desc=f"digits: {side}", unit=" boards"):
         digits, drawn = painter.layout()
         image = f"{side}/{number:06d}.png"
         painter.draw(drawn).save(folder / "images" / image)
@@ -208,8 +205,8 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
             text += [part for turn in turns for part in turn]
         _dump(records, folder / ("train.json" if side == "train" else "train_small.json"))
         if side == "train":
-            captions = [conversation([("", answer("board", record["digits"]))]) for record in records]
-            _dump([r | {"conversations": c} for r, c in zip(records, captions, strict=True)], folder / "captions.json")
+            said = [{"conversations": conversation([("", answer("board", record["digits"]))])} for record in records]
+            _dump([r | c for r, c in zip(records, said, strict=True)], folder / "captions.json")
     for side in ("val", "test"):
         records = []
         for keys, asker in _boards(settings, side, folder):
@@ -249,8 +246,8 @@ def _write_processor(settings: Settings, text: Sequence[str], folder: Path) -> N
     side, half = CELL * settings.grid, [0.5, 0.5, 0.5]
     size = {"height": side, "width": side}
     pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
-    style = prompt_style("qwen_chatml")
-    make_processor(train_tokenizer(text), pixels, CELL // 2, "default", 1, style).save_pretrained(folder)
+    parts = train_tokenizer(text), pixels, CELL // 2, "default", 1
+    make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
 
 
 def write(settings: Settings, output: Path) -> bool:

@@ -1,0 +1,223 @@
+"""The command line: shipped configurations parse, a student is exported and asked, mistakes end in one paragraph."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from lightning_switchkd.cli import SwitchKDCLI, main, run_lightning
+from lightning_switchkd.data.datamodule import LLaVADataModule
+
+ROOT = Path(__file__).parent.parent
+NAMES = {kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml")) for kind in ("data", "model", "trainer", "experiment", "prepare")}
+COMPOSITIONS = [
+    *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
+    *(("digits", f"../prepare/{stage}", trainer, None) for stage in NAMES["prepare"] for trainer in NAMES["trainer"]),
+]
+
+
+def configs(data: str, model: str, trainer: str, experiment: str | None) -> list[str]:
+    """What the Makefile passes."""
+    files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
+    files += [f"experiment/{experiment}"] if experiment else []
+    return [argument for file in files for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
+
+
+def printed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
+    import yaml
+
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--print_config"])
+    assert stop.value.code == 0
+    return dict(yaml.safe_load(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(("data", "model", "trainer", "experiment"), COMPOSITIONS)
+def test_every_composition_parses(
+    data: str, model: str, trainer: str, experiment: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", *configs(data, model, trainer, experiment), "--trainer.default_root_dir=runs/here", "--seed_everything=7"]
+    config = printed(capsys, arguments)
+    assert config["data"]["seed"] == 7
+    directories = [c.get("init_args", {}).get("dirpath") for c in config["trainer"]["callbacks"]]
+    assert "runs/here/checkpoints" in directories
+    assert {logger["init_args"]["save_dir"] for logger in config["trainer"]["logger"]} == {"runs/here"}
+
+
+def test_every_file_below_conf_is_offered() -> None:
+    offered = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base"}
+    assert {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")} == offered
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_data(tmp_path_factory.mktemp("cli") / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
+    return folder
+
+
+def fit_arguments(folder: Path, run: Path, *more: str) -> list[str]:
+    records, images = folder / "records.json", folder / "images"
+    return [
+        "fit",
+        *configs("digits", "digits", "cpu", "switch_kd"),
+        f"--data.processor={folder / 'processor'}",
+        *(f"--data.{split}.annotations={records}" for split in ("train", "val", "test")),
+        *(f"--data.{split}.image_root={images}" for split in ("train", "val", "test")),
+        f"--model.student.checkpoint={folder / 'student'}",
+        f"--model.teacher.checkpoint={folder / 'teacher'}",
+        f"--trainer.default_root_dir={run}",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
+        "--data.batch_size=8",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    main(fit_arguments(folder, run))
+    return run
+
+
+def test_a_run_leaves_what_it_should(run: Path) -> None:
+    for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "student/config.json", "student/README.md"):
+        assert (run / name).exists(), name
+    header = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    wanted = {"train/loss/ce", "train/loss/align", "train/loss/vsd", "val/loss/vsd", "val/accuracy", "val/exact_match"}
+    assert wanted <= set(header)
+    assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path: Path) -> None:
+    """Logits equal to the training model's; the chat template writes the training's ids."""
+    main(["export", f"--ckpt={run / 'checkpoints' / 'last.ckpt'}", f"--output={tmp_path / 'out'}"])
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[f"_distiller.student.model.{name}"])
+    again = LlavaForConditionalGeneration.from_pretrained(run / "student").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+    data: LLaVADataModule = tiny.data_module(folder)
+    question = data.dataset("val").record(0)
+    messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]
+    text = processor.apply_chat_template(messages)
+    image = data.dataset("val").images.read(question.images[0])
+    inputs = processor(text=text, images=[image], return_tensors="pt")
+    sample = data.dataset("val")[0]
+    assert inputs["input_ids"][0].tolist() == sample.input_ids.tolist()
+    assert processor.tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    torch.testing.assert_close(inputs["pixel_values"], sample.pixels[0])
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_generate_and_evaluate(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = next((folder / "images").glob("*.png"))
+    main(["generate", f"--model={run / 'student'}", f"--image={image}", "--question=What is in 1?", "--max_new_tokens=3"])
+    assert capsys.readouterr().out.endswith("\n")
+    main([
+        "evaluate", f"--models.teacher={folder / 'teacher'}", f"--models.student={run / 'student'}",
+        f"--annotations={folder / 'records.json'}", f"--image_root={folder / 'images'}", f"--run={run}",
+        f"--output={tmp_path}", "--batch_size=16", "--max_new_tokens=4",
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for model in ("teacher", "student"):
+        assert results["models"][model]["exact_match"].keys() == {"kind0", "kind1", "average"}
+        assert results["models"][model]["blind"].keys() == {"kind0", "kind1", "average"}
+    table = capsys.readouterr().out
+    assert re.search(r"^\| kind0 .*\n\| kind1 .*\n\| average ", table, re.MULTILINE)
+    assert (tmp_path / "report.png").stat().st_size > 1000
+    assert "data:image/png;base64" in (tmp_path / "examples.html").read_text(encoding="utf-8")
+
+
+def test_flags_win_on_resume(folder: Path, run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    main(fit_arguments(folder, tmp_path / "second", f"--ckpt_path={checkpoint}", "--trainer.max_steps=6"))
+    assert torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Arguments and what the error has to say."""
+    not_a_list = tmp_path / "object.json"
+    not_a_list.write_text('{"id": 1}', encoding="utf-8")
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    video = tmp_path / "video"
+    video.mkdir()
+    (video / "config.json").write_text('{"model_type": "qwen2_5_vl"}', encoding="utf-8")
+    new = tmp_path / "run"
+    return {
+        "unknown key": (fit_arguments(folder, new, "--model.temprature=3"), "temprature"),
+        "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),
+        "min_k": (fit_arguments(folder, new, "--model.objective.init_args.select.init_args.min_k=2"), "k = 2 has one pair"),
+        "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),
+        "no list": (fit_arguments(folder, new, f"--data.train.annotations={not_a_list}"), "object.json"),
+        "no image root": (fit_arguments(folder, new, "--data.train.image_root=nowhere"), "data.train.image_root"),
+        "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "no folder './nowhere'"),
+        "no teacher": (fit_arguments(folder, new, "--model.teacher=null"), "model.teacher is null"),
+        "family": (fit_arguments(folder, new, f"--model.student.checkpoint={video}"), "'qwen2_5_vl' model"),
+        "frozen vision": (fit_arguments(folder, new, "--model.freeze=[vision]"), "vision encoder is frozen"),
+        "no checkpoint": (fit_arguments(folder, new, "--ckpt_path=nowhere.ckpt"), "no checkpoint 'nowhere.ckpt'"),
+        "cut checkpoint": (fit_arguments(folder, new, f"--ckpt_path={cut}"), "cannot be read as a checkpoint"),
+        "foreign checkpoint": (fit_arguments(folder, new, f"--ckpt_path={foreign}"), "no checkpoint of lightning_switchkd"),
+        "another student": (
+            fit_arguments(
+                folder, new, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
+                f"--model.student.checkpoint={folder / 'teacher'}",
+            ),
+            "holds another student",
+        ),
+        "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], "no checkpoint of lightning_switchkd"),
+        "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
+        "command": (["train"], "'train' is no command"),
+    }  # fmt: skip
+
+
+def test_mistakes_end_in_one_paragraph(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = (run / "checkpoints" / "last.ckpt").read_bytes()
+    for name, (arguments, message) in mistakes(folder, run, tmp_path).items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert stop.value.code not in (0, None), name
+        assert message in said, f"{name}: {said}"
+        assert "Traceback" not in said, name
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "export", "generate", "evaluate"):
+        assert f"\n  {command} " in said
+
+
+def test_cli_pins_the_private_hook() -> None:
+    """Lightning's hook that lets checkpoint hyperparameters override flags is the one replaced here."""
+    from lightning.pytorch.cli import LightningCLI
+
+    assert "_parse_ckpt_path" in vars(LightningCLI)
+    assert "_parse_ckpt_path" in vars(SwitchKDCLI)
+    assert callable(run_lightning)
