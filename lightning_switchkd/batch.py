@@ -14,7 +14,7 @@ IGNORE = -100
 """Label of a token that is not supervised (PyTorch's ``ignore_index``)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counts:
     """How many units of each kind there are: what every loss term is divided by (METHOD section 2).
 
@@ -38,7 +38,7 @@ class Counts:
         return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.int64, device=device)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning casts and copies batches field by field
 class Batch:
     """One micro-batch, right-padded.
 

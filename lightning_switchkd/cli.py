@@ -25,7 +25,7 @@ from lightning_switchkd.module import SwitchKD
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "generate": generate, "evaluate": evaluate}
 
-USAGE = f"""\
+USAGE = """\
 usage: python -m lightning_switchkd COMMAND [--help] [options]
 
   fit         train: --config FILE ... [--trainer.max_steps=10 --model.lr=1e-4 --ckpt_path=FILE ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Distiller(nn.Module):
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far.
         """
-        return self.objective(self.rows(batch), self.heads(), totals, step)
+        return cast(Terms, self.objective(self.rows(batch), self.heads(), totals, step))
 
     def rows(self, batch: Batch) -> Rows:
         """Runs the pathways and keeps their supervised rows."""

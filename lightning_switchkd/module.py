@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from typing import Any, cast
 
 import lightning as L
@@ -165,7 +164,7 @@ class SwitchKD(L.LightningModule):
     def _log(self, stage: str, means: dict[str, Tensor], batch: Batch | None) -> None:
         total = sum((self.objective.weight(name, self.global_step) * mean for name, mean in means.items()))
         values = {f"{stage}/loss/{name}": mean for name, mean in {**means, "total": total}.items()}
-        self.log_dict(values, batch_size=None if batch is None else len(batch))  # type: ignore[arg-type]
+        self.log_dict(values, batch_size=None if batch is None else len(batch))
         self.log(f"{stage}/loss", cast(Tensor, total), prog_bar=True, logger=False, batch_size=1)
 
     def _warn_if_nothing_to_switch(self, terms: Terms, batch: Batch) -> None:
@@ -181,7 +180,7 @@ class SwitchKD(L.LightningModule):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint or an exported folder says of this run: plain values, safe to load with ``weights_only``."""
+        """What a checkpoint or an exported folder says of this run: plain values, safe with ``weights_only``."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {
             "version": __version__,

@@ -18,7 +18,10 @@ from lightning_switchkd.cli import SwitchKDCLI, main, run_lightning
 from lightning_switchkd.data.datamodule import LLaVADataModule
 
 ROOT = Path(__file__).parent.parent
-NAMES = {kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml")) for kind in ("data", "model", "trainer", "experiment", "prepare")}
+NAMES = {
+    kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
+    for kind in ("data", "model", "trainer", "experiment", "prepare")
+}
 COMPOSITIONS = [
     *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
     *(("digits", f"../prepare/{stage}", trainer, None) for stage in NAMES["prepare"] for trainer in NAMES["trainer"]),
@@ -45,7 +48,12 @@ def printed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[st
 def test_every_composition_parses(
     data: str, model: str, trainer: str, experiment: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["fit", *configs(data, model, trainer, experiment), "--trainer.default_root_dir=runs/here", "--seed_everything=7"]
+    arguments = [
+        "fit",
+        *configs(data, model, trainer, experiment),
+        "--trainer.default_root_dir=runs/here",
+        "--seed_everything=7",
+    ]
     config = printed(capsys, arguments)
     assert config["data"]["seed"] == 7
     directories = [c.get("init_args", {}).get("dirpath") for c in config["trainer"]["callbacks"]]
@@ -130,7 +138,9 @@ def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path:
 
 def test_generate_and_evaluate(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = next((folder / "images").glob("*.png"))
-    main(["generate", f"--model={run / 'student'}", f"--image={image}", "--question=What is in 1?", "--max_new_tokens=3"])
+    main(
+        ["generate", f"--model={run / 'student'}", f"--image={image}", "--question=What is in 1?", "--max_new_tokens=3"]
+    )
     assert capsys.readouterr().out.endswith("\n")
     main([
         "evaluate", f"--models.teacher={folder / 'teacher'}", f"--models.student={run / 'student'}",

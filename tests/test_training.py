@@ -40,7 +40,11 @@ class PlainSGD(SwitchKD):
 
 
 def module(
-    folder: Path, objective: Objective | None = None, cls: type[SwitchKD] = SwitchKD, student: str = "student", **changes: Any
+    folder: Path,
+    objective: Objective | None = None,
+    cls: type[SwitchKD] = SwitchKD,
+    student: str = "student",
+    **changes: Any,
 ) -> SwitchKD:
     spec = VLMSpec(checkpoint=str(folder / student), dtype="float64")
     teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype="float64")
@@ -61,7 +65,12 @@ def _rank(rank: int, port: int, folder: Path, root: Path) -> None:
     import os
 
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0", LOCAL_RANK=str(rank), OMP_NUM_THREADS="1"
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        WORLD_SIZE="2",
+        NODE_RANK="0",
+        LOCAL_RANK=str(rank),
+        OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
     result = train(folder, root, 4, devices=2, strategy="ddp")
@@ -121,7 +130,9 @@ def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: P
             teacher_before.update({k: v.clone() for k, v in pl_module.distiller.teacher.state_dict().items()})
 
     callbacks = [*checkpointing(tmp_path), KeepTeacher(tmp_path / "unused")]
-    tiny.trainer(tmp_path, callbacks=callbacks, **settings).fit(straight, datamodule=tiny.data_module(folder, batch_size=4))
+    tiny.trainer(tmp_path, callbacks=callbacks, **settings).fit(
+        straight, datamodule=tiny.data_module(folder, batch_size=4)
+    )
     teacher_after = straight.distiller.teacher.state_dict()
     assert teacher_before
     for name, tensor in teacher_before.items():
@@ -232,3 +243,17 @@ def test_warns_when_there_is_nothing_to_switch(folder: Path, tmp_path: Path, cap
     with caplog.at_level("WARNING"):
         tiny.trainer(tmp_path, max_steps=1).fit(model, datamodule=tiny.data_module(folder))
     assert "the visual switch changes nothing yet" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("teacher_dtype", ["float32", "bfloat16"])
+def test_precisions_leave_the_teacher_alone(folder: Path, tmp_path: Path, precision: Any, teacher_dtype: Any) -> None:
+    student = VLMSpec(checkpoint=str(folder / "student"))
+    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype=teacher_dtype)
+    model = SwitchKD(student, teacher, SwitchKDObjective())
+    tiny.trainer(tmp_path, precision=precision, max_steps=2, limit_val_batches=1).fit(
+        model, datamodule=tiny.data_module(folder)
+    )
+    expected = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    assert {p.dtype for p in model.distiller.student.parameters()} == {expected}
+    assert {str(p.dtype) for p in model.distiller.teacher.parameters()} == {f"torch.{teacher_dtype}"}

@@ -115,7 +115,10 @@ def write_data(folder: Path, records: int = 48, tower: str = "clip") -> Path:
         turns = []
         for turn in range(1 + i % 2):
             question = ("<image>\n" if turn == 0 and i % 4 < 2 else "") + f"What is in {i}?"
-            turns += [{"from": "human", "value": question}, {"from": "gpt", "value": "a cat " * (1 + (i * 7) % 5) + "."}]
+            turns += [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": "a cat " * (1 + (i * 7) % 5) + "."},
+            ]
         raw.append({"id": i, "conversations": turns, "source": f"kind{i % 2}"})
         if i % 4 < 2:
             Image.fromarray(random.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")

@@ -107,7 +107,9 @@ def export(ckpt: str, output: str, processor: str | None = None) -> None:
     checkpoint = read_checkpoint(ckpt)
     facts = record_of(checkpoint, ckpt)
     vlm = skeleton(facts["student_config"])
-    state = {k.removeprefix(STUDENT_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(STUDENT_PREFIX)}
+    state = {
+        k.removeprefix(STUDENT_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(STUDENT_PREFIX)
+    }
     vlm.model.load_state_dict(state)
     vlm.model.to(next(iter(state.values())).dtype)
     folder.parent.mkdir(parents=True, exist_ok=True)

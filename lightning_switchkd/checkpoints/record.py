@@ -64,7 +64,7 @@ def check_resumable(
         raise UserError(
             f"The checkpoint (--ckpt_path) holds another student than model.student: {name} is "
             f"{theirs.get(name, 'absent')} in the checkpoint and {ours.get(name, 'absent')} here. Resume with the "
-            "configuration of its run (config.yaml beside the checkpoints folder), or start a new run without --ckpt_path."
+            "configuration of its run (config.yaml beside its checkpoints folder), or start anew without --ckpt_path."
         )
     if record["teacher_fingerprint"] != teacher_fingerprint:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, LlavaProcessor
+from transformers import LlavaProcessor
 
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.processor import load_processor
@@ -76,7 +76,9 @@ class Prompts:
         if images:
             pixel_values = inputs["pixel_values"]
         else:
-            pixel_values = torch.zeros_like(processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values)
+            pixel_values = torch.zeros_like(
+                processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values
+            )
         return cls(inputs["input_ids"], inputs["attention_mask"], pixel_values.to(device))
 
 
@@ -101,9 +103,7 @@ def answers(
     """
     if features is None:
         features = vlm.encode_image(prompts.pixel_values.to(next(vlm.parameters()).dtype))
-    generated = vlm.generate(
-        prompts.input_ids, prompts.attention_mask, vlm.project(features), max_new_tokens, stop_ids
-    )
+    generated = vlm.generate(prompts.input_ids, prompts.attention_mask, vlm.project(features), max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from PIL import Image
+
 from lightning_switchkd.evaluation.generate import Question
 
 EXAMPLES_PER_KIND = 6
@@ -107,7 +109,9 @@ def examples_page(questions: Sequence[Question], scores: Mapping[str, ModelScore
         if len(shown.setdefault(question.source, [])) < EXAMPLES_PER_KIND:
             shown[question.source].append(i)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in scores)
-    rows = "\n".join(_example_row(questions[i], [s.answers[i] for s in scores.values()]) for ids in shown.values() for i in ids)
+    rows = "\n".join(
+        _example_row(questions[i], [s.answers[i] for s in scores.values()]) for ids in shown.values() for i in ids
+    )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Examples</title>
 <style>body{{font:15px system-ui;margin:2em}}td,th{{padding:.4em .8em;border-bottom:1px solid #ddd;text-align:left}}
 img{{height:96px;image-rendering:pixelated}}.right{{color:#080}}.wrong{{color:#b00}}</style>
@@ -129,7 +133,7 @@ def _example_row(question: Question, answers: Sequence[str]) -> str:
     return f"<tr><td>{pictures}</td>{cells}{said}</tr>"
 
 
-def _png(image: object) -> str:
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")  # type: ignore[attr-defined]
+    image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -36,7 +36,8 @@ class Rows:
 class Term(Protocol):
     """What :func:`sum_rows` needs of a loss term (``objectives.base.RowTerm``)."""
 
-    unit: str
+    @property
+    def unit(self) -> str: ...
 
     def __call__(self, rows: Chunk) -> Tensor: ...
 

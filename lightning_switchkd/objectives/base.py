@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Flag, auto
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Need(Flag):
     SWITCH = auto()
 
 
-class RowTerm(nn.Module):
+class RowTerm(nn.Module, ABC):
     """A loss on supervised rows. May own adapters: they are optimised and saved like any part.
 
     Attributes:
@@ -38,9 +39,9 @@ class RowTerm(nn.Module):
     needs: Need = Need.STUDENT
     unit: ClassVar[Unit] = "token"
 
+    @abstractmethod
     def forward(self, rows: Chunk) -> Tensor:
         """``[n]`` nats, one value per row of the chunk."""
-        raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
 
 class CrossEntropy(RowTerm):
@@ -85,21 +86,25 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({"ce": CrossEntropy(), **(terms or {})})
         self.weights = dict(weights or {})
         self.warmup_steps = warmup_steps
-        wrong = [f"{name} = {weight}" for name, weight in self.weights.items() if not 0 < weight < float("inf")]
-        if wrong or warmup_steps < 0:
-            raise UserError(
-                f"objective: weights must be positive and warmup_steps not negative, but {', '.join(wrong) or ''}"
-                f"{f'warmup_steps = {warmup_steps}' if warmup_steps < 0 else ''}. To leave a term out, choose the "
-                "objective without it (conf/experiment/) or set its weight to 0 where the objective allows that."
-            )
+        for name, weight in self.weights.items():
+            if not 0 < weight < float("inf"):
+                raise UserError(
+                    f"objective: the weight of '{name}' is {weight}; weights are positive numbers. To leave a term out, "
+                    "choose the objective without it (conf/experiment/)."
+                )
+        if warmup_steps < 0:
+            raise UserError(f"objective: warmup_steps is {warmup_steps}. Set it to 0 (constant weights) or more.")
 
     @property
     def needs(self) -> Need:
         """Everything that some term needs."""
         needs = Need.STUDENT
-        for term in self.terms.values():
+        for term in self._terms().values():
             needs |= term.needs
         return needs
+
+    def _terms(self) -> dict[str, RowTerm]:
+        return cast(dict[str, RowTerm], dict(self.terms.items()))
 
     def weight(self, name: str, step: int) -> float:
         """Weight of a term at an optimizer step."""
@@ -116,9 +121,9 @@ class Objective(nn.Module):
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far, for the weights' schedule.
         """
-        terms = dict(self.terms.items())
+        terms = self._terms()
         sums = sum_rows(rows, heads, terms, top1=not self.training)
-        units = {name: "token" if name == "correct" else terms[name].unit for name in sums}
+        units: dict[str, str] = {name: terms[name].unit if name in terms else "token" for name in sums}
         shares = [
             self.weight(name, step) * sums[name] / totals[UNITS.index(units[name])].clamp(min=1).to(sums[name].dtype)
             for name in terms

@@ -91,7 +91,7 @@ def skeleton(config: dict[str, Any]) -> VLM:
     """A model of the stored Hugging Face configuration, for weights to be loaded into."""
     hf_config = AutoConfig.for_model(**config)
     family = family_of(hf_config, "The checkpoint's student")
-    return cast(Any, family)(LlavaForConditionalGeneration(hf_config))
+    return family(family.hf_class(hf_config))
 
 
 def tokenizer_of(spec: VLMSpec) -> PreTrainedTokenizerBase | None:
@@ -128,9 +128,7 @@ def _explained(where: str, source: str) -> Iterator[None]:
 
 def _config(source: str, spec: VLMSpec, where: str) -> PretrainedConfig:
     with _explained(where, source):
-        return cast(
-            PretrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=spec.trust_remote_code)
-        )
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=spec.trust_remote_code))
 
 
 def _load(auto: Any, source: str, spec: VLMSpec, where: str) -> PreTrainedModel:
@@ -150,7 +148,7 @@ def _load(auto: Any, source: str, spec: VLMSpec, where: str) -> PreTrainedModel:
 def _from_checkpoint(spec: VLMSpec, where: str) -> VLM:
     assert spec.checkpoint is not None
     family = family_of(_config(spec.checkpoint, spec, where), f"{where} = '{spec.checkpoint}'")
-    return cast(Any, family)(_load(LlavaForConditionalGeneration, spec.checkpoint, spec, where))
+    return family(_load(family.hf_class, spec.checkpoint, spec, where))
 
 
 def _vision(spec: VLMSpec, where: str) -> PreTrainedModel:
@@ -185,7 +183,7 @@ def _lm(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -> PreTra
                 f"{where}: this {lm.config.model_type} model changes its logits by {setting}, which "
                 "LlavaForConditionalGeneration does not do. Choose a language model without it."
             )
-    if lm.get_input_embeddings().num_embeddings < len(tokenizer):
+    if len(lm.get_input_embeddings().weight) < len(tokenizer):  # type: ignore[arg-type]
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     return lm
 
@@ -195,11 +193,13 @@ def _from_parts(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -
         vision = _vision(spec, f"{where}.vision")
         lm = _lm(spec, tokenizer, f"{where}.lm")
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where}: the configuration of a part is not usable ({error}). It needs model_type.") from error
+        raise UserError(
+            f"{where}: the configuration of a part is not usable ({error}). It needs model_type."
+        ) from error
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=lm.config,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids("<image>")),
         vision_feature_layer=spec.feature_layer,
         vision_feature_select_strategy=spec.feature_strategy,
         projector_hidden_act="linear" if spec.projector == "linear" else "gelu",

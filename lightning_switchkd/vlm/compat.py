@@ -16,7 +16,7 @@ FEATURE_SPACE_MENDING = {
     "(model.student.vision), or choose an objective without the switch (EXP=dbild).",
     "tokens": "Choose towers with the same image and patch size, or the same feature_strategy.",
     "layer": "Set model.student.feature_layer (or vision_feature_layer in the folder's config.json) to the teacher's.",
-    "strategy": "Set model.student.feature_strategy (or vision_feature_select_strategy in config.json) to the teacher's.",
+    "strategy": "Set model.student.feature_strategy (vision_feature_select_strategy in config.json) to the teacher's.",
 }
 
 
@@ -37,7 +37,7 @@ def check_data(student: VLM, tokenizer: PreTrainedTokenizerBase, image_tokens: i
     if student.image_token_id != image_token_id:
         raise UserError(
             f"<image> is id {image_token_id} in the processor's tokenizer (data.processor) and id "
-            f"{student.image_token_id} in the student's config.json (image_token_index). Use the student's own processor."
+            f"{student.image_token_id} in the student's config.json (image_token_index). Use its own processor."
         )
     if student.head_size < len(tokenizer):
         raise UserError(

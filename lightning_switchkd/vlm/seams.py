@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
@@ -38,10 +37,21 @@ class FeatureSpace:
 
 
 class VLM(nn.Module, ABC):
-    """Interface to one vision-language model. ``self.model`` is the Hugging Face model, whole and exportable."""
+    """Interface to one vision-language model.
+
+    Attributes:
+        model_types: the ``model_type`` of the configurations this family adapts.
+        hf_class: the Hugging Face class that loads them.
+        model: the Hugging Face model, whole and exportable.
+    """
 
     model_types: ClassVar[tuple[str, ...]]
-    model: PreTrainedModel
+    hf_class: ClassVar[type[PreTrainedModel]]
+    model: Any  # a PreTrainedModel, whose attributes depend on the family
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
 
     @property
     @abstractmethod
@@ -93,11 +103,12 @@ class Llava(VLM):
     """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower and any language model of ``AutoModel``."""
 
     model_types = ("llava",)
+    hf_class = LlavaForConditionalGeneration
     towers: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        config = model.config
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        config = self.model.config
         tower_type = config.vision_config.model_type
         if tower_type not in self.towers:
             raise UserError(
@@ -111,7 +122,6 @@ class Llava(VLM):
                 f"vision_feature_layer is {layer!r}; one integer between {-layers - 1} and {layers} is supported "
                 f"for this tower of {layers} layers. Set it in the model's config.json."
             )
-        self.model = model
         self.depth = layer if layer >= 0 else layers + 1 + layer
         for module in self._behind_feature_layer():
             module.requires_grad_(False)
@@ -120,7 +130,7 @@ class Llava(VLM):
         """Layers after the feature layer and the pooler: no output depends on them, the export keeps them."""
         tower = self.model.model.vision_tower
         tail = [*tower.encoder.layers[self.depth :], tower.post_layernorm]
-        return tail + [tower.head] if hasattr(tower, "head") else tail
+        return [*tail, tower.head] if hasattr(tower, "head") else tail
 
     @property
     def feature_space(self) -> FeatureSpace:
@@ -153,7 +163,7 @@ class Llava(VLM):
             hidden = tower.pre_layrnorm(hidden)
         for layer in tower.encoder.layers[: self.depth]:
             hidden = layer(hidden, None)
-        return hidden[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else hidden
+        return cast(Tensor, hidden[:, 1:] if self.feature_space.strategy == "default" else hidden)
 
     def project(self, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector
@@ -163,7 +173,7 @@ class Llava(VLM):
         is_image = input_ids == self.image_token_id  # [B, T]
         embeds = self.model.get_input_embeddings()(input_ids.masked_fill(is_image, 0))  # [B, T, H]
         # A blank image stays over at the end and is scattered nowhere: its path is run, at weight 0.
-        return embeds.masked_scatter(is_image[..., None], image_embeds.to(embeds.dtype))
+        return cast(Tensor, embeds.masked_scatter(is_image[..., None], image_embeds.to(embeds.dtype)))
 
     def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
         embeds = self._embed(input_ids, image_embeds)
@@ -236,4 +246,3 @@ class Frozen(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(keep_dtype, recurse)
-
