@@ -89,7 +89,7 @@ class Objective(nn.Module):
         for name, weight in self.weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(
-                    f"objective: the weight of '{name}' is {weight}; weights are positive numbers. To leave a term out, "
+                    f"objective: the weight of '{name}' is {weight}; it must be a positive number. To leave it out, "
                     "choose the objective without it (conf/experiment/)."
                 )
         if warmup_steps < 0:

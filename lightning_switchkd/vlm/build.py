@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -116,7 +117,7 @@ def _explained(where: str, source: str) -> Iterator[None]:
         )
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

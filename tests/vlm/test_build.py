@@ -1,0 +1,140 @@
+"""Models from a checkpoint, from parts and from a configuration; what is refused, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+)
+
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
+
+VISION: dict[str, Any] = dict(tiny.spec().vision)  # type: ignore[call-overload]
+LM: dict[str, Any] = dict(tiny.spec().lm)  # type: ignore[call-overload]
+
+
+def same_logits(a: Any, b: Any) -> None:
+    batch = tiny.batch()
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}
+    with torch.no_grad():
+        torch.testing.assert_close(a.model(**inputs).logits, b.model(**inputs).logits)
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    original = tiny.vlm(seed=3)
+    original.model.save_pretrained(tmp_path / "vlm")
+    same_logits(original, build(VLMSpec(checkpoint=str(tmp_path / "vlm")), tiny.tokenizer(), "student"))
+
+
+def test_parts_from_folders_keep_their_weights(tmp_path: Path) -> None:
+    """The tower of a LLaVA folder, of a CLIP pair and of a tower's own folder; the language model of its folder."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**LM, vocab_size=320)).save_pretrained(tmp_path / "lm")
+    config = {k: v for k, v in VISION.items() if k != "model_type"}
+    CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(tmp_path / "tower")
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    CLIPModel(CLIPConfig(vision_config=config, text_config=text)).save_pretrained(tmp_path / "pair")
+    tiny.save_vlm(tmp_path / "vlm", seed=4)
+    for tower in ("tower", "pair", "vlm"):
+        spec = VLMSpec(vision=str(tmp_path / tower), lm=str(tmp_path / "lm"))
+        model = build(spec, tiny.tokenizer(), "student").model
+        lm = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+        assert torch.equal(model.lm_head.weight, lm.lm_head.weight)
+        assert model.lm_head.weight is model.model.language_model.embed_tokens.weight, "a tied head stays tied"
+        loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path / "vlm").model.vision_tower
+        if tower == "vlm":
+            got = model.model.vision_tower.state_dict()
+            assert all(torch.equal(tensor, got[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])
+@pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
+def test_language_models_export_and_reload(lm: str, projector: Any, tmp_path: Path) -> None:
+    text = {**LM, "model_type": lm, "pad_token_id": 0, "head_dim": 8}
+    spec = VLMSpec(vision=VISION, lm=text, projector=projector)
+    built = build(spec, tiny.tokenizer(), "student")
+    built.model.eval().save_pretrained(tmp_path)
+    reloaded = build(VLMSpec(checkpoint=str(tmp_path)), tiny.tokenizer(), "student")
+    same_logits(built, reloaded)
+    batch = tiny.batch()
+    with torch.no_grad():
+        hidden = built.decode(batch.input_ids, batch.attention_mask, built.project(built.encode_image(batch.pixel_values)))
+        expected = built.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
+        ).logits
+    real = batch.attention_mask.bool()
+    torch.testing.assert_close(built.head(hidden)[real], expected[real], atol=1e-5, rtol=0)
+
+
+def test_linear_projector_is_linear() -> None:
+    model = tiny.vlm(projector="linear")
+    x, y = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
+    with torch.no_grad():
+        zero = model.project(torch.zeros_like(x))
+        torch.testing.assert_close(model.project(x + y) - zero, model.project(x) + model.project(y) - 2 * zero)
+    frozen = [p for p in model.part_parameters("projector") if not p.requires_grad]
+    assert len(frozen) == 2, "the identity behind the linear map is not trained"
+
+
+def test_embeddings_grow_to_the_tokenizer() -> None:
+    model = build(VLMSpec(vision=VISION, lm={**LM, "vocab_size": 200}), tiny.tokenizer(), "student")
+    assert model.head_size >= len(tiny.tokenizer())
+
+
+def test_constructing_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_switchkd import module
+
+    monkeypatch.setattr(module, "build", lambda *_: pytest.fail("a constructor loaded a model"))
+    module.SwitchKD(VLMSpec(checkpoint="nobody/nothing"), VLMSpec(checkpoint="nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (VLMSpec(), "needs a checkpoint, or both vision and lm"),
+        (VLMSpec(checkpoint="a/b", vision="c/d"), "both a checkpoint and parts"),
+        (VLMSpec(checkpoint="./nowhere"), "there is no folder './nowhere'"),
+        (VLMSpec(vision={"hidden_size": 8}, lm=LM), "configuration of a part is not usable"),
+        (VLMSpec(vision={**VISION, "model_type": "dinov2"}, lm=LM), "vision tower is a 'dinov2'"),
+        (VLMSpec(vision=VISION, lm={**LM, "model_type": "phi"}), "output head of this phi model has a bias"),
+        (VLMSpec(vision=VISION, lm={**LM, "model_type": "gemma2", "head_dim": 8}), "final_logit_softcapping"),
+        (VLMSpec(vision=VISION, lm=LM, feature_layer=-9), "vision_feature_layer is -9"),
+    ],
+)
+def test_refusals(spec: VLMSpec, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        build(spec, tiny.tokenizer(), "student")
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl"])
+def test_other_families_are_refused(family: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}', encoding="utf-8")
+    with pytest.raises(UserError, match=f"is a '{family}' model, which has no adapter here yet"):
+        build(VLMSpec(checkpoint=str(tmp_path)), tiny.tokenizer(), "student")
+
+
+def test_unreadable_weights_are_a_users_mistake(tmp_path: Path) -> None:
+    tiny.save_vlm(tmp_path, seed=0)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="could not be loaded as a model"):
+        build(VLMSpec(checkpoint=str(tmp_path)), tiny.tokenizer(), "student")
+
+
+def test_tokenizer_beside_a_model(tmp_path: Path) -> None:
+    tiny.save_vlm(tmp_path / "with", seed=0)
+    tiny.vlm().model.save_pretrained(tmp_path / "without")
+    assert tokenizer_of(VLMSpec(checkpoint=str(tmp_path / "with"))) is not None
+    assert tokenizer_of(VLMSpec(checkpoint=str(tmp_path / "without"))) is None
+    assert tokenizer_of(tiny.spec()) is None
