@@ -17,7 +17,12 @@ CMD := $(PY) -m lightning_switchkd
 COMMON = --config conf/base.yaml --config conf/data/$(DATA).yaml
 WHERE = --config conf/trainer/$(TRAINER).yaml
 
-.PHONY: help setup data teacher train test test-all lint tensorboard clean
+# The embedded models are tiny: a second thread gains little, and costs much where another process wants the core.
+ifeq ($(MODEL),digits)
+export OMP_NUM_THREADS ?= 1
+endif
+
+.PHONY: help setup data teacher train study test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [RUN=folder] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -63,6 +68,21 @@ ifeq ($(DATA),digits)
 	  --models.teacher=runs/digits/teacher/student --models.start=runs/digits/start/student \
 	  --models.student=$(RUN)/student
 endif
+
+# -- a comparison from one start: runs that are finished are kept ------------------------------------------------------
+
+METHODS ?= sft switch_kd
+SEEDS ?= 0 1 2
+STUDY := runs/digits/study
+STUDY_RUNS = $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),$(method)/$(seed)))
+
+study: $(STUDY_RUNS:%=$(STUDY)/%/student/config.json) ## compare METHODS over SEEDS on the embedded data: table with spread
+	$(CMD) evaluate --annotations $(DIGITS)/test.json --image_root $(DIGITS)/images --output reports/digits \
+	  --models.teacher=runs/digits/teacher/student --models.start=runs/digits/start/student \
+	  $(foreach run,$(STUDY_RUNS),--models.$(run)=$(STUDY)/$(run)/student)
+$(STUDY)/%/student/config.json: | $(PREPARED_digits)
+	$(CMD) fit --config conf/base.yaml --config conf/data/digits.yaml --config conf/model/digits.yaml $(WHERE) \
+	  --config conf/experiment/$(*D).yaml --seed_everything=$(*F) --trainer.default_root_dir=$(STUDY)/$* $(ARGS)
 
 test: .venv/ready ## the tests that CI runs
 	$(PY) -m pytest

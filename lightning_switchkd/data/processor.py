@@ -24,6 +24,8 @@ def load_processor(path: str | Path) -> LlavaProcessor:
     Raises:
         UserError: there is none, or it cannot serve a LLaVA model; the message names the field to mend.
     """
+    if not Path(path).is_dir() and str(path).count("/") != 1:  # a Hugging Face id is owner/name
+        raise UserError(f"there is no folder {str(path)!r} to load a processor from")
     try:
         processor = LlavaProcessor.from_pretrained(str(path), backend="pil", trust_remote_code=False)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,19 +37,42 @@ def write_report(
     return table
 
 
+def grouped(scores: Mapping[str, ModelScores]) -> dict[str, list[ModelScores]]:
+    """Models by the name before the slash: ``sft/0`` and ``sft/1`` are two runs of ``sft``."""
+    groups: dict[str, list[ModelScores]] = {}
+    for name, score in scores.items():
+        groups.setdefault(name.rpartition("/")[0] or name, []).append(score)
+    return groups
+
+
 def table_of(scores: Mapping[str, ModelScores]) -> str:
-    """A Markdown table: a row a kind of question, two columns a model (in per cent, the blind score beside it)."""
+    """A Markdown table in per cent: a row a kind of question, two columns a model, the blind score beside the score.
+
+    Several runs of one model (``sft/0``, ``sft/1``) share a column: mean ± standard deviation over the runs.
+    """
+    groups = grouped(scores)
     kinds = list(next(iter(scores.values())).seeing)
-    header = ["exact match, %", *(cell for name in scores for cell in (name, "blind"))]
-    rows = [
-        [kind, *(f"{100 * value:.1f}" for s in scores.values() for value in (s.seeing[kind], s.blind[kind]))]
-        for kind in kinds
-    ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    rows = [["exact match, %", *(cell for name in groups for cell in (name, "blind"))]]
+    for kind in kinds:
+        cells = [
+            per_cent([share[kind] for share in shares])
+            for runs in groups.values()
+            for shares in ([run.seeing for run in runs], [run.blind for run in runs])
+        ]
+        rows.append([kind, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    head = "| " + " | ".join(cell.ljust(w) for cell, w in zip(header, widths, strict=True)) + " |"
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([head, rule, *lines])
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def per_cent(shares: Sequence[float]) -> str:
+    """One share as ``97.5``, several as ``97.5 ± 0.3`` (mean and sample standard deviation).
+
+    >>> per_cent([0.975]), per_cent([0.97, 0.98])
+    ('97.5', '97.5 ± 0.7')
+    """
+    mean = f"{100 * statistics.mean(shares):.1f}"
+    return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
 
 
 def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> None:
@@ -62,14 +86,17 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
     figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(13 if curves else 8, 4.2), squeeze=False)
     bars = axes[0][0]
     kinds = list(next(iter(scores.values())).seeing)
-    width = 0.8 / len(scores)
-    for position, (name, score) in enumerate(scores.items()):
-        places = [i + (position - (len(scores) - 1) / 2) * width for i in range(len(kinds))]
-        drawn = bars.bar(places, [100 * score.seeing[kind] for kind in kinds], width * 0.9, label=name)
-        bars.bar(
-            places, [100 * score.blind[kind] for kind in kinds], width * 0.9,
-            fill=False, hatch="///", edgecolor="black", linewidth=0.5, label="blind" if position == 0 else None,
-        )  # fmt: skip
+    groups = grouped(scores)
+    width = 0.8 / len(groups)
+    for position, (name, runs) in enumerate(groups.items()):
+        places = [i + (position - (len(groups) - 1) / 2) * width for i in range(len(kinds))]
+        shares = [[100 * run.seeing[kind] for run in runs] for kind in kinds]
+        spread = [statistics.stdev(values) for values in shares] if len(runs) > 1 else None
+        heights = [statistics.mean(values) for values in shares]
+        drawn = bars.bar(places, heights, width * 0.9, yerr=spread, label=name)
+        blind = [100 * statistics.mean(run.blind[kind] for run in runs) for kind in kinds]
+        label = "blind" if position == 0 else None
+        bars.bar(places, blind, width * 0.9, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label=label)
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
     bars.set_xticks(range(len(kinds)), kinds, rotation=20)
     bars.set_ylabel("exact match, %")
@@ -103,14 +130,15 @@ def validation_curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def examples_page(questions: Sequence[Question], scores: Mapping[str, ModelScores]) -> str:
-    """A self-contained HTML page: images, questions, right answers, and what each model said."""
+    """A self-contained HTML page: images, questions, right answers, and what each model (its first run) said."""
+    groups = {name: runs[0] for name, runs in grouped(scores).items()}
     shown: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         if len(shown.setdefault(question.source, [])) < EXAMPLES_PER_KIND:
             shown[question.source].append(i)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in scores)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in groups)
     rows = "\n".join(
-        _example_row(questions[i], [s.answers[i] for s in scores.values()]) for ids in shown.values() for i in ids
+        _example_row(questions[i], [s.answers[i] for s in groups.values()]) for ids in shown.values() for i in ids
     )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Examples</title>
 <style>body{{font:15px system-ui;margin:2em}}td,th{{padding:.4em .8em;border-bottom:1px solid #ddd;text-align:left}}

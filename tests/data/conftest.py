@@ -114,7 +114,8 @@ def make_data(processor_folder: Path, write: Callable[..., DataPaths]) -> Callab
     """A data module on n small records."""
 
     def make(n: int = 21, **settings: Any) -> LLaVADataModule:
-        settings = {"train": write(records(n)), "processor": str(processor_folder)} | settings
-        return LLaVADataModule(**settings)
+        if "train" not in settings:
+            settings["train"] = write(records(n))
+        return LLaVADataModule(str(processor_folder), **settings)
 
     return make

@@ -112,7 +112,13 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "inner.png").symlink_to(root / "in" / "a.png")
     (tmp_path / "alias").symlink_to(root)
-    for ref in ("../secret.png", "in/../../secret.png", str(tmp_path / "secret.png"), str(root / "in" / "a.png"), "link.png"):
+    for ref in (
+        "../secret.png",
+        "in/../../secret.png",
+        str(tmp_path / "secret.png"),
+        str(root / "in" / "a.png"),
+        "link.png",
+    ):
         with pytest.raises(RecordError, match="outside the image root") as caught:
             ImageFolder(root).read(ref)
         assert caught.value.code == "image_missing"

@@ -93,10 +93,20 @@ def test_plain_is_images_caption_newline(make_prompter: Callable[..., Prompter])
 @pytest.mark.parametrize("images", [0, 1])
 def test_answers_and_their_end_are_learnt_and_nothing_else(make_prompter: Callable[..., Prompter], images: int) -> None:
     first = "<image>\nWhat?" if images else "What?"
-    conversation = record(first, "A red cat.", "And\n\n?", " The image \n", "Sure?", "1", images=images, system="Be kind.")
+    conversation = record(
+        first, "A red cat.", "And\n\n?", " The image \n", "Sure?", "1", images=images, system="Be kind."
+    )
     chatml, tiny = make_prompter("qwen_chatml"), make_prompter("tinyllava_v1")
-    assert learnt(chatml, chatml.encode(conversation)) == ["A red cat.<|im_end|>", " The image \n<|im_end|>", "1<|im_end|>"]
-    assert learnt(tiny, tiny.encode(conversation)) == [" A red cat.<|im_end|>", "  The image \n<|im_end|>", " 1<|im_end|>"]
+    assert learnt(chatml, chatml.encode(conversation)) == [
+        "A red cat.<|im_end|>",
+        " The image \n<|im_end|>",
+        "1<|im_end|>",
+    ]
+    assert learnt(tiny, tiny.encode(conversation)) == [
+        " A red cat.<|im_end|>",
+        "  The image \n<|im_end|>",
+        " 1<|im_end|>",
+    ]
 
 
 def test_pad_may_equal_end_of_turn(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
@@ -143,8 +153,8 @@ def test_the_question_is_what_comes_before_the_last_answer(make_prompter: Callab
     conversation = record("<image>\nWhat?", "A cat.", images=1) if style == "plain" else TWO_TURNS
     encoded, question = prompter.encode(conversation), prompter.encode_question(conversation)
     assert encoded.input_ids[: len(question)] == question
-    last = max(i for i, label in enumerate(encoded.labels) if label == IGNORE and (encoded.labels + [0])[i + 1] != IGNORE)
-    assert len(question) == last + 1
+    starts = [i for i in range(1, len(encoded.labels)) if encoded.labels[i - 1] == IGNORE != encoded.labels[i]]
+    assert len(question) == starts[-1]
 
 
 def test_truncation_drops_whole_exchanges(make_prompter: Callable[..., Prompter]) -> None:
@@ -176,7 +186,9 @@ def test_what_is_missing_is_named(make_tokenizer: Callable[..., PreTrainedTokeni
 
 # --- the chat template ---------------------------------------------------------------------------------------------
 
-words = st.sampled_from(["What", " is", " in", "the image", "?", "\n", " ", "ü🐈", "USER:", "<", "3", "\n\n", "it's", "\r\n"])
+words = st.sampled_from(
+    ["What", " is", " in", "the image", "?", "\n", " ", "ü🐈", "USER:", "<", "3", "\n\n", "it's", "\r\n"]
+)
 text = st.lists(words, min_size=1, max_size=6).map("".join).filter(str.strip)
 answers = text.filter(lambda t: not t[0].isspace())
 

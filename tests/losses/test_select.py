@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ Row = list[float]
 TIED = st.integers(-3, 6).map(float)
 ROUGH = st.floats(-50, 50).map(lambda z: round(z, 3))
 HIDDEN = st.sampled_from([-math.inf, math.inf, math.nan])
+SELECTIONS = [Kneedle(), Kneedle(domain="probabilities"), FixedTopK(), CumulativeMass()]
+every_selection = pytest.mark.parametrize("selection", SELECTIONS, ids=str)
 BOUNDS = st.tuples(st.integers(3, 6), st.none() | st.integers(6, 12))
 
 
@@ -92,7 +95,7 @@ def test_kneedle_in_a_window(seed, window, domain, bounds) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(rows_of(TIED | ROUGH | HIDDEN, longest=200), st.sampled_from(["logits", "probabilities"]), BOUNDS)
 def test_kneedle_on_long_rows(rows, domain, bounds) -> None:
     kneedle = Kneedle(None, domain, 1.0, *bounds)
@@ -135,7 +138,7 @@ def test_equal_logits_come_by_ascending_id() -> None:
 
 
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
-@pytest.mark.parametrize("selection", [Kneedle(), Kneedle(domain="probabilities"), FixedTopK(), CumulativeMass()], ids=str)
+@every_selection
 def test_a_shift_of_the_logits_and_padding_columns_change_nothing(selection: Selection, shift: float) -> None:
     logits = torch.randn(6, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
     padded = torch.cat([logits + shift, torch.full((6, 8), -math.inf, dtype=torch.float64)], dim=1)
@@ -152,7 +155,7 @@ def test_a_flat_curve_selects_the_fewest() -> None:
     assert selected(Kneedle(min_k=5), torch.full((1, 40), 1.5)) == [[0, 1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("selection", [Kneedle(), Kneedle(domain="probabilities"), FixedTopK(), CumulativeMass()], ids=str)
+@every_selection
 @pytest.mark.parametrize("vocabulary", [2, 300])
 def test_no_rows_and_rows_with_nothing_to_select(selection: Selection, vocabulary: int) -> None:
     assert selected(selection, torch.empty(0, vocabulary)) == []
@@ -162,12 +165,12 @@ def test_no_rows_and_rows_with_nothing_to_select(selection: Selection, vocabular
     assert selected(selection, logits) == [[], [1], []]
 
 
-@pytest.mark.parametrize("selection", [Kneedle(), FixedTopK(), CumulativeMass()], ids=str)
+@every_selection
 def test_a_selection_carries_no_gradient_and_is_a_value(selection: Selection) -> None:
     logits = torch.randn(2, 30, requires_grad=True)
     indices, _ = selection(logits)
     assert not indices.requires_grad
-    assert hash(selection) == hash(type(selection)()), "equal settings are one key: a selection made once can be shared"
+    assert hash(selection) == hash(copy(selection)), "equal settings are one key: a selection made once can be shared"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ from lightning_switchkd.data.records import IMAGE_TOKEN
 from lightning_switchkd.errors import UserError
 
 Record = dict[str, Any]
-
 VERSION = 1  # raised whenever equal settings would give other files
 CELL = 16  # pixels a digit has on each side
 N_VAL_SCANS, N_TEST_SCANS = 150, 300
@@ -70,7 +69,7 @@ class Settings:
     small_scans: Annotated[int, "training scans that those are drawn from"] = 300
     val_boards: Annotated[int, "boards of val.json, six questions each"] = 200
     test_boards: Annotated[int, "boards of test.json, six questions each"] = 500
-    turns: Annotated[int, "questions a training board, at most six"] = 3
+    turns: Annotated[int, "questions a training board, at most six"] = 6
     jitter: Annotated[float, "strength of rotation, shift, scale and shear of training digits; 0: none"] = 1.0
     seed: Annotated[int, "decides the split, the boards and the questions"] = 0
 
@@ -114,7 +113,9 @@ class Painter:
         board = Image.new("L", (CELL * self.grid, CELL * self.grid))
         for cell, scan in enumerate(scans):
             picture = Image.fromarray(self.pictures[scan]).resize((CELL, CELL), Image.Resampling.BICUBIC)
-    x        return board
+            picture = self._jittered(picture) if self.jitter else picture
+            board.paste(picture, (CELL * (cell % self.grid), CELL * (cell // self.grid)))
+        return board
 
     def _jittered(self, picture: Image.Image) -> Image.Image:
         """Rotated by up to 12°, sheared and scaled by up to a tenth, shifted by up to 1.5 pixels (jitter 1)."""
@@ -269,8 +270,7 @@ def write(settings: Settings, output: Path) -> bool:
     with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
         made = Path(partial, "made")
         made.mkdir()
-        text = _write_records(settings, made)
-        _write_processor(settings, text, made / "processor")
+        _write_processor(settings, _write_records(settings, made), made / "processor")
         _dump(manifest, made / "manifest.json")
         if output.exists():
             shutil.rmtree(output)

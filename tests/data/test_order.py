@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_switchkd.data.order import epoch_order, padded_batches, rank_slice, splitmix64, whole_batches
+
+sizes = st.integers(0, 300)
+
+
+def reference(x: int) -> int:
+    """splitmix64 in Python's own integers."""
+    mask = 2**64 - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_splitmix64(x: int) -> None:
+    assert int(splitmix64(np.array([x], dtype=np.uint64))[0]) == reference(x)
+
+
+@given(seed=st.integers(-3, 2**63), epoch=st.integers(0, 1000), n=sizes)
+def test_an_order_is_a_permutation_and_repeats(seed: int, epoch: int, n: int) -> None:
+    order = epoch_order(seed, epoch, n)
+    assert sorted(order) == list(range(n))
+    assert np.array_equal(order, epoch_order(seed, epoch, n))
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    """A change here makes every checkpoint continue with other records."""
+    assert epoch_order(0, 0, 10).tolist() == [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]
+    assert epoch_order(7, 3, 10).tolist() == [2, 9, 1, 7, 6, 3, 8, 4, 0, 5]
+
+
+def test_seeds_and_epochs_shuffle_differently() -> None:
+    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(20) for epoch in range(20)}
+    assert len(orders) == 400
+
+
+def test_places_are_uniform() -> None:
+    """Record 0 comes first about equally often as any other."""
+    first = np.bincount([epoch_order(1, epoch, 8)[0] for epoch in range(4000)], minlength=8)
+    assert np.abs(first - 500).max() < 100
+
+
+@given(n=sizes, batch_size=st.integers(1, 5), world=st.integers(1, 4))
+def test_ranks_share_each_batch(n: int, batch_size: int, world: int) -> None:
+    size = batch_size * world
+    for order in (whole_batches(np.arange(n), size), padded_batches(np.arange(n), size)):
+        slices = [
+            rank_slice(order, b, batch_size, rank, world) for b in range(len(order) // size) for rank in range(world)
+        ]
+        assert all(len(s) == batch_size for s in slices)
+        assert np.array_equal(np.concatenate([*slices, []]), order)
+    assert 0 <= n - len(whole_batches(np.arange(n), size)) < size
+    padded = padded_batches(np.arange(n), size)
+    assert padded[padded >= 0].tolist() == list(range(n))
+    assert len(padded) - n < size
+
+
+@pytest.mark.parametrize(("batch_size", "world", "accumulate"), [(8, 1, 1), (4, 2, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)])
+def test_a_step_takes_the_same_records_however_it_is_split(batch_size: int, world: int, accumulate: int) -> None:
+    order = whole_batches(epoch_order(0, 0, 50), 8)
+    for step in range(6):
+        batches = range(step * accumulate, (step + 1) * accumulate)
+        taken = [rank_slice(order, b, batch_size, rank, world) for b in batches for rank in range(world)]
+        assert np.concatenate(taken).tolist() == order[8 * step : 8 * step + 8].tolist()

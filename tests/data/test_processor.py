@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor
+from lightning_switchkd.data.prompts import prompt_style
+from lightning_switchkd.errors import UserError
+
+STYLE = prompt_style("qwen_chatml")
+
+
+def clip(size: dict[str, int], crop: dict[str, int] | None = None) -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size=size, do_center_crop=crop is not None, crop_size=crop)
+
+
+@pytest.mark.parametrize(
+    ("side", "patch", "strategy", "additional", "expected"),
+    [(336, 14, "default", 1, 576), (384, 14, "full", 0, 729), (384, 14, "default", 0, 728), (28, 14, "full", 1, 5)],
+)
+def test_image_tokens(
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast],
+    side: int,
+    patch: int,
+    strategy: str,
+    additional: int,
+    expected: int,
+) -> None:
+    square = {"height": side, "width": side}
+    processor = make_processor(make_tokenizer(), clip(square), patch, strategy, additional, STYLE)
+    assert image_tokens(processor) == expected
+
+
+def test_saved_and_loaded(processor: LlavaProcessor, processor_folder: Path) -> None:
+    loaded = load_processor(processor_folder)
+    assert image_tokens(loaded) == image_tokens(processor) == 4
+    assert loaded.tokenizer("<image>").input_ids == [loaded.image_token_id]
+    assert loaded.chat_template == processor.chat_template
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_loading_is_silent(processor_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_processor(processor_folder)
+    assert capfd.readouterr() == ("", ""), "without torchvision transformers warns, unless told to use PIL"
+
+
+def test_a_folder_without_a_processor(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no LLaVA processor can be loaded from"):
+        load_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("processor_config.json", {"patch_size": None}, "patch_size"),
+        ("processor_config.json", {"vision_feature_select_strategy": None}, "vision_feature_select_strategy"),
+        ("processor_config.json", {"image_token": "<picture>"}, "no special token <image>"),
+        ("tokenizer_config.json", {"pad_token": None}, "pad_token"),
+    ],
+)
+def test_what_a_processor_lacks_is_named(
+    processor_folder: Path, tmp_path: Path, file: str, change: dict[str, Any], says: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(processor_folder, folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(UserError, match="broken") as caught:
+        load_processor(folder)
+    assert says in str(caught.value)
+
+
+def test_every_image_must_get_one_shape(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    with pytest.raises(UserError, match="set 'size' to a height and a width"):
+        make_processor(make_tokenizer(), clip({"shortest_edge": 28}), 14, "default", 1, STYLE)
+
+
+def test_image_must_be_a_special_token(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    with pytest.raises(UserError, match="no special token <image>"):
+        make_processor(tokenizer, clip({"height": 28, "width": 28}), 14, "default", 1, STYLE)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.data import LLaVADataModule
+from lightning_switchkd.data.stream import BatchStream, Position
+from lightning_switchkd.errors import UserError
+
+
+@pytest.fixture
+def stream(make_data: Callable[..., LLaVADataModule]) -> Callable[..., BatchStream]:
+    """The stream of a data module on n records, in another geometry."""
+
+    def make(n: int = 21, batch_size: int = 4, train: bool = True, **settings: Any) -> BatchStream:
+        template = make_data(n, batch_size=1).train_dataloader()
+        return BatchStream(template._dataset, template._collate, batch_size, train=train, **settings)
+
+    return make
+
+
+def indices(batches: Iterable[Batch]) -> list[list[int]]:
+    return [batch.sample_index.tolist() for batch in batches]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch)]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+
+
+def test_an_epoch_takes_each_record_once_and_the_next_another_order(stream: Callable[..., BatchStream]) -> None:
+    loader = stream(21)
+    first = sum(indices(loader), [])
+    assert len(first) == len(set(first)) == 20
+    assert len(loader) == 5
+    assert sum(indices(loader), []) == first
+    loader.set_epoch(1)
+    assert sum(indices(loader), []) != first
+    assert sum(indices(stream(21, seed=1)), []) != first
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_workers_change_nothing(stream: Callable[..., BatchStream], accumulate: int) -> None:
+    here, there = (list(stream(21, accumulate=accumulate, num_workers=workers)) for workers in (0, 2))
+    assert len(here) == len(there)
+    assert all(map(equal, here, there))
+
+
+def test_samples_can_be_sent_to_spawned_workers(stream: Callable[..., BatchStream]) -> None:
+    loader = stream(6)
+    dataset, collate = pickle.loads(pickle.dumps((loader._dataset, loader._collate)))
+    assert equal(collate([dataset[1]]), loader._collate([loader._dataset[1]]))
+
+
+def test_windows_hold_the_counts_of_their_batches(stream: Callable[..., BatchStream]) -> None:
+    batches = list(stream(22, batch_size=2, accumulate=3))
+    assert [b.window_start for b in batches] == [True, False, False] * 3
+    assert [b.window_end for b in batches] == [False, False, True] * 3
+    for start in range(0, 9, 3):
+        window = batches[start : start + 3]
+        assert all(b.window == sum((c.counts for c in window), Counts()) for b in window)
+        assert window[0].window.token > window[0].counts.token
+
+
+def test_an_epoch_cut_short_ends_with_a_shorter_window(stream: Callable[..., BatchStream]) -> None:
+    batches = list(stream(24, batch_size=2, accumulate=3, position=lambda: Position(0, 0, 5)))
+    assert [b.window_end for b in batches] == [False, False, True, False, True]
+    assert batches[3].window == batches[4].window == batches[3].counts + batches[4].counts
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_world_sizes_see_the_same_batches(stream: Callable[..., BatchStream], train: bool) -> None:
+    def steps(world: int, batch_size: int, accumulate: int = 1) -> list[list[int]]:
+        split = {"batch_size": batch_size, "world_size": world, "accumulate": accumulate, "train": train}
+        ranks = [indices(stream(21, rank=rank, **split)) for rank in range(world)]
+        assert len({len(rank) for rank in ranks}) == 1, "equally many batches on all ranks"
+        micro = [sum(batches, []) for batches in zip(*ranks, strict=True)]
+        return [sum(micro[i : i + accumulate], []) for i in range(0, len(micro), accumulate)]
+
+    whole = steps(1, 8)
+    assert steps(2, 4) == steps(4, 2) == whole
+    if train:
+        assert steps(1, 4, 2) == steps(2, 2, 2) == whole
+
+
+def test_evaluation_keeps_order_and_pads(stream: Callable[..., BatchStream]) -> None:
+    loader = stream(9, batch_size=2, train=False, world_size=2, rank=1)
+    assert indices(loader) == [[2, 3], [6, 7], [-1, -1]]
+    assert len(loader) == 3
+    null = list(loader)[-1]
+    assert null.counts == Counts()
+    assert null.image_row.tolist() == [-1]
+
+
+def test_a_restart_continues_exactly(stream: Callable[..., BatchStream]) -> None:
+    for workers in (0, 2):
+        for epoch in (0, 1):
+            whole = list(stream(22, batch_size=2, accumulate=2, position=lambda epoch=epoch: Position(epoch)))
+            rest = stream(22, batch_size=2, accumulate=2, num_workers=workers, position=lambda e=epoch: Position(e, 4))
+            assert len(rest) == len(whole) == 10, "the length is that of a whole epoch"
+            assert all(map(equal, rest, whole[4:]))
+            assert len(list(rest)) == 6
+
+
+def test_nothing_is_read_before_the_first_batch(stream: Callable[..., BatchStream]) -> None:
+    asked: list[int] = []
+    loader = stream(8, position=lambda: asked.append(1) or Position(0))
+    iterator = iter(loader)
+    assert not asked
+    next(iterator)
+    assert asked == [1]
+
+
+def test_reading_leaves_the_random_state_alone(stream: Callable[..., BatchStream]) -> None:
+    before = torch.get_rng_state()
+    for workers in (0, 2):
+        list(stream(8, num_workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("seed", {"seed": 1}),
+        ("records", {"n": 22}),
+        ("batch_size x processes", {"batch_size": 2}),
+        ("accumulate_grad_batches", {"accumulate": 2}),
+    ],
+)
+def test_a_checkpoint_of_another_order_is_refused(
+    stream: Callable[..., BatchStream], field: str, changes: dict[str, Any]
+) -> None:
+    state = stream().state_dict()
+    stream().load_state_dict(state)
+    stream(batch_size=2, world_size=2).load_state_dict(state)  # another split of the same batches
+    with pytest.raises(UserError, match=f"'{field}' was"):
+        stream(**changes).load_state_dict(state)
+    with pytest.raises(UserError, match="'data' was 'other'"):
+        stream().load_state_dict(state | {"data": "other"})
+
+
+def test_too_few_records_for_a_step(stream: Callable[..., BatchStream]) -> None:
+    with pytest.raises(UserError, match=r"holds 7 records, fewer than one optimizer step takes \(4 per batch x 1"):
+        stream(7, accumulate=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_record_raises_the_same_error_from_any_worker(
+    make_data: Callable[..., LLaVADataModule], write: Callable[..., Any], workers: int
+) -> None:
+    raws = [{"id": "bad", "image": "0.png", "conversations": [{"from": "human", "value": "q"}]}] * 4
+    loader = make_data(train=write(raws), batch_size=4, num_workers=workers).train_dataloader()
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    message = str(caught.value)
+    assert message.startswith("record ")
+    assert "(id 'bad')" in message
+    assert "train.json: the conversation must end with an assistant" in message
+    assert "Traceback" not in message
