@@ -35,7 +35,8 @@ def written(prompter: Prompter, ids: Sequence[int]) -> str:
 def learnt(prompter: Prompter, encoded: Encoded) -> list[str]:
     """The supervised spans, decoded."""
     spans: list[list[int]] = []
-    for before, (token, label) in zip([IGNORE, *encoded.labels], zip(encoded.input_ids, encoded.labels), strict=False):
+    previous = [IGNORE, *encoded.labels[:-1]]
+    for before, token, label in zip(previous, encoded.input_ids, encoded.labels, strict=True):
         if label != IGNORE:
             assert label == token, "labels are unshifted ids"
             if before == IGNORE:
