@@ -163,6 +163,10 @@ def test_flags_win_on_resume(folder: Path, run: Path, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
+SELECT = "objective.init_args.select.init_args"
+FOREIGN = "no checkpoint of lightning_switchkd"
+
+
 def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Arguments and what the error has to say."""
     not_a_list = tmp_path / "object.json"
@@ -178,17 +182,17 @@ def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[st
     return {
         "unknown key": (fit_arguments(folder, new, "--model.temprature=3"), "temprature"),
         "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),
-        "min_k": (fit_arguments(folder, new, "--model.objective.init_args.select.init_args.min_k=2"), "k = 2 has one pair"),
+        "min_k": (fit_arguments(folder, new, f"--model.{SELECT}.min_k=2"), "k = 2 has one pair"),
         "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),
         "no list": (fit_arguments(folder, new, f"--data.train.annotations={not_a_list}"), "object.json"),
         "no image root": (fit_arguments(folder, new, "--data.train.image_root=nowhere"), "data.train.image_root"),
-        "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "no folder './nowhere'"),
+        "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "no folder"),
         "no teacher": (fit_arguments(folder, new, "--model.teacher=null"), "model.teacher is null"),
         "family": (fit_arguments(folder, new, f"--model.student.checkpoint={video}"), "'qwen2_5_vl' model"),
         "frozen vision": (fit_arguments(folder, new, "--model.freeze=[vision]"), "vision encoder is frozen"),
         "no checkpoint": (fit_arguments(folder, new, "--ckpt_path=nowhere.ckpt"), "no checkpoint 'nowhere.ckpt'"),
         "cut checkpoint": (fit_arguments(folder, new, f"--ckpt_path={cut}"), "cannot be read as a checkpoint"),
-        "foreign checkpoint": (fit_arguments(folder, new, f"--ckpt_path={foreign}"), "no checkpoint of lightning_switchkd"),
+        "foreign checkpoint": (fit_arguments(folder, new, f"--ckpt_path={foreign}"), FOREIGN),
         "another student": (
             fit_arguments(
                 folder, new, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
@@ -196,7 +200,7 @@ def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[st
             ),
             "holds another student",
         ),
-        "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], "no checkpoint of lightning_switchkd"),
+        "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
         "command": (["train"], "'train' is no command"),
     }  # fmt: skip

@@ -133,7 +133,7 @@ class LLaVADataModule(LightningDataModule):
         return tuple(Pixels(image_processor, self.hparams["square_pad"]) for image_processor in image_processors)
 
     def dataset(self, split: Split) -> VisionTextDataset:
-        """The samples of a split by index; ``dataset(split).question(i)`` is what evaluation asks.
+        """The samples of a split by index.
 
         Raises:
             UserError: the split is not set, or its files are not there; the message names the setting.

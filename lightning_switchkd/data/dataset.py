@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,21 +14,6 @@ from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.prompts import Prompter
 from lightning_switchkd.data.records import Record, RecordError, describe, parse_record
 from lightning_switchkd.data.sources import Source
-
-
-@dataclass(frozen=True)
-class Question:
-    """A record up to its last answer, for generation.
-
-    Attributes:
-        record: the record; ``record.answer`` is the gold answer, ``record.source`` the group it is scored in.
-        input_ids: ``[T]`` int64, ending with the assistant's header.
-        pixel_values: ``[m, 3, H, W]`` float32 of all images, for the student.
-    """
-
-    record: Record
-    input_ids: Tensor
-    pixel_values: Tensor
 
 
 class VisionTextDataset(Dataset[Sample]):
@@ -68,17 +52,6 @@ class VisionTextDataset(Dataset[Sample]):
             pixels = self._pixels(record, encoded.images)
         input_ids, labels = torch.tensor(encoded.input_ids), torch.tensor(encoded.labels)
         return Sample(input_ids, labels, pixels, index, record.id)
-
-    def question(self, index: int) -> Question:
-        """The record as a question for the student.
-
-        Raises:
-            RecordError: as above.
-        """
-        record = self.record(index)
-        with self._naming(record):
-            input_ids = torch.tensor(self.prompter.encode_question(record))
-            return Question(record, input_ids, self._pixels(record, len(record.images))[0])
 
     def _pixels(self, record: Record, count: int) -> tuple[Tensor, ...]:
         images = [self.images.read(ref) for ref in record.images[:count]]

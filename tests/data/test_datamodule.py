@@ -183,15 +183,6 @@ def test_teacher_and_student_must_agree_on_tokens(make_data: MakeData, processor
         make_data(4, teacher_processor=str(teacher)).setup("fit")
 
 
-def test_questions_for_evaluation(make_data: MakeData) -> None:
-    data = make_data(6)
-    question = data.dataset("train").question(5)
-    assert data.processor.tokenizer.decode(question.input_ids).endswith("And?<|im_end|>\n<|im_start|>assistant\n")
-    assert (question.record.answer, question.record.source, question.record.id) == ("the image", "train", "r5")
-    assert question.pixel_values.shape == (1, 3, 28, 28)
-    assert data.dataset("train").question(0).pixel_values.shape == (0, 3, 28, 28)
-
-
 def test_the_command_line_reads_it(write: Callable[..., DataPaths], processor_folder: Path) -> None:
     paths = write([])
     parser = ArgumentParser(exit_on_error=False)

@@ -69,13 +69,13 @@ def assert_equals_pairs(
 @settings(max_examples=40)
 @given(seed=SEEDS, lengths=LENGTHS, temperature=st.sampled_from([0.5, 3.0]))
 def test_equals_every_pair_written_out(seed: int, lengths: list[int], temperature: float, reverse: bool) -> None:
-    assert_equals_pairs(*led_rows(seed, lengths), temperature, reverse, tolerance=1e-12)
+    assert_equals_pairs(*led_rows(seed, lengths), temperature, reverse, tolerance=1e-11)
 
 
 @both_directions
 @pytest.mark.parametrize("k", [3, 8, 128, 300])
 def test_equals_every_pair_at_any_k(k: int, reverse: bool) -> None:
-    assert_equals_pairs(*led_rows(k, [k, k // 2]), 3.0, reverse, tolerance=1e-12)
+    assert_equals_pairs(*led_rows(k, [k, k // 2]), 3.0, reverse, tolerance=1e-11)
 
 
 @pytest.mark.slow

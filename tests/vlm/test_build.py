@@ -44,7 +44,13 @@ def test_parts_from_folders_keep_their_weights(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**LM, vocab_size=320)).save_pretrained(tmp_path / "lm")
     config = {k: v for k, v in VISION.items() if k != "model_type"}
     CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(tmp_path / "tower")
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 9,
+    }
     CLIPModel(CLIPConfig(vision_config=config, text_config=text)).save_pretrained(tmp_path / "pair")
     tiny.save_vlm(tmp_path / "vlm", seed=4)
     for tower in ("tower", "pair", "vlm"):
@@ -70,7 +76,9 @@ def test_language_models_export_and_reload(lm: str, projector: Any, tmp_path: Pa
     same_logits(built, reloaded)
     batch = tiny.batch()
     with torch.no_grad():
-        hidden = built.decode(batch.input_ids, batch.attention_mask, built.project(built.encode_image(batch.pixel_values)))
+        hidden = built.decode(
+            batch.input_ids, batch.attention_mask, built.project(built.encode_image(batch.pixel_values))
+        )
         expected = built.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
         ).logits
