@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import LlavaProcessor
@@ -99,6 +100,12 @@ class SwitchKD(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "processor"):
             raise UserError("SwitchKD needs a LLaVADataModule: it carries the processor that makes ids and images.")
+        schedulers = [c for c in self.trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+        if any(len(scheduler.scheduling) > 1 for scheduler in schedulers):
+            raise UserError(
+                "GradientAccumulationScheduler changes the accumulation between epochs, but every term is divided by "
+                "the units of a whole window, which is read ahead. Set trainer.accumulate_grad_batches instead."
+            )
         tokenizer = cast(LlavaProcessor, data.processor).tokenizer
         student = build(self.student_spec, tokenizer, "student")
         check_data(student, tokenizer, data.image_tokens)

@@ -257,3 +257,19 @@ def test_precisions_leave_the_teacher_alone(folder: Path, tmp_path: Path, precis
     expected = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     assert {p.dtype for p in model.distiller.student.parameters()} == {expected}
     assert {str(p.dtype) for p in model.distiller.teacher.parameters()} == {f"torch.{teacher_dtype}"}
+
+
+def test_public_names() -> None:
+    import lightning_switchkd
+
+    assert lightning_switchkd.SwitchKD is SwitchKD
+    assert lightning_switchkd.LLaVADataModule.__name__ == "LLaVADataModule"
+    assert not hasattr(lightning_switchkd, "nothing")
+
+
+def test_refuses_a_changing_accumulation(folder: Path, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    callbacks = [GradientAccumulationScheduler({0: 1, 1: 2})]
+    with pytest.raises(UserError, match="GradientAccumulationScheduler"):
+        tiny.trainer(tmp_path, callbacks=callbacks).fit(module(folder), datamodule=tiny.data_module(folder))

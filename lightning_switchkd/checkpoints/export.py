@@ -32,6 +32,7 @@ tags: [llava, knowledge-distillation, switch-kd]
 | teacher | {teacher} (weights {teacher_fingerprint}) |
 | training data | {annotations} |
 | prompt style | {prompt_style} |
+| images padded to squares before the processor | {square_pad} |
 | trained for | {step} optimizer steps |
 | lightning_switchkd | {version} |
 

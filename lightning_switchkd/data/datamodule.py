@@ -98,7 +98,7 @@ class LLaVADataModule(LightningDataModule):
         train = self.hparams["train"]
         return {
             "annotations": None if train is None else train["annotations"],
-            **{name: self.hparams[name] for name in ("processor", "prompt_style", "system")},
+            **{name: self.hparams[name] for name in ("processor", "prompt_style", "system", "square_pad")},
         }
 
     @cached_property

@@ -100,8 +100,8 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
     bars.set_xticks(range(len(kinds)), kinds, rotation=20)
     bars.set_ylabel("exact match, %")
-    bars.set_ylim(0, 108)
-    bars.legend(fontsize=8)
+    bars.set_ylim(0, 122)
+    bars.legend(fontsize=8, ncols=len(groups) + 1, loc="upper center")
     bars.set_title("Held-out questions")
     if curves:
         for name, points in curves.items():
