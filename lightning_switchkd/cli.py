@@ -1,4 +1,4 @@
-"""The command line: LightningCLI's fit, validate, test and predict, and the package's own commands."""
+"""The command line: LightningCLI's fit, validate and test, and the package's own commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+LIGHTNING_COMMANDS = ("fit", "validate", "test")
 COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "generate": generate, "evaluate": evaluate}
 
 USAGE = """\
@@ -49,7 +49,7 @@ class SwitchKDCLI(LightningCLI):
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate, test or predict, as LightningCLI does it."""
+    """fit, validate or test, as LightningCLI does it."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     SwitchKDCLI(
         SwitchKD,

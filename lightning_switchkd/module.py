@@ -122,7 +122,7 @@ class SwitchKD(L.LightningModule):
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
         self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer)).train()
         self.train_means = TermMeans(self.objective.terms)
-        self.val_means = TermMeans([*self.objective.terms, "correct"])
+        self.held_out_means = TermMeans([*self.objective.terms, "correct"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, one group per part and decay, and a cosine after a linear warm-up, stepped by optimizer step."""
@@ -154,13 +154,24 @@ class SwitchKD(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds up every term and the right top-1 tokens on held-out data."""
         terms = self.distiller(batch, self._over_ranks(batch.counts), self.global_step)
-        self.val_means.update(terms, batch.counts)
+        self.held_out_means.update(terms, batch.counts)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test data."""
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/loss/*`` and ``val/accuracy`` (share of supervised tokens whose top-1 is right)."""
-        means = self.val_means.collect()
-        self.log("val/accuracy", means.pop("correct"), prog_bar=True)
-        self._log("val", means, None)
+        self._log_held_out("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/loss/*`` and ``test/accuracy``."""
+        self._log_held_out("test")
+
+    def _log_held_out(self, stage: str) -> None:
+        means = self.held_out_means.collect()
+        self.log(f"{stage}/accuracy", means.pop("correct"), prog_bar=True)
+        self._log(stage, means, None)
 
     def _over_ranks(self, counts: Counts) -> Tensor:
         totals = counts.tensor(self.device)

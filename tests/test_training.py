@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
@@ -53,6 +54,10 @@ def module(
 
 def weights(model: SwitchKD) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def records_of(folder: Path) -> DataPaths:
+    return DataPaths(str(folder / "records.json"), str(folder / "images"))
 
 
 def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[str, Tensor]:
@@ -191,6 +196,8 @@ def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> Non
     model = module(folder)
     trainer = tiny.trainer(tmp_path, limit_val_batches=1.0)
     metrics = trainer.validate(model, datamodule=tiny.data_module(folder, batch_size=7), verbose=False)[0]
+    again = trainer.test(model, datamodule=tiny.data_module(folder, test=records_of(folder)), verbose=False)[0]
+    assert again["test/loss/vsd"] == pytest.approx(metrics["val/loss/vsd"], rel=1e-5)
     assert metrics.keys() >= {"val/loss/ce", "val/loss/align", "val/loss/vsd", "val/loss/total", "val/accuracy"}
     whole = next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader()))
     with torch.no_grad():
