@@ -84,14 +84,5 @@ class Batch:
         """A copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
         return self._map(lambda t: t.pin_memory())
 
-    def blank(self, fill: float = 0.0) -> Batch:
-        """The same questions with every image replaced by an empty one: what a blind model sees."""
-        teacher = self.pixel_values_teacher
-        return replace(
-            self,
-            pixel_values=torch.full_like(self.pixel_values, fill),
-            pixel_values_teacher=None if teacher is None else torch.full_like(teacher, fill),
-        )
-
     def __len__(self) -> int:
         return self.input_ids.shape[0]

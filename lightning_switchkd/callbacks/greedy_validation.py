@@ -8,7 +8,8 @@ import lightning as L
 import torch
 
 from lightning_switchkd.data.datamodule import LLaVADataModule
-from lightning_switchkd.evaluation.generate import Prompts, Question, answers, batches
+from lightning_switchkd.data.records import Record
+from lightning_switchkd.evaluation.generate import Prompts, answers, batches
 from lightning_switchkd.evaluation.metrics import UnitMean
 from lightning_switchkd.module import SwitchKD
 
@@ -32,17 +33,20 @@ class GreedyValidation(L.Callback):
         assert isinstance(pl_module, SwitchKD)
         if self.records == 0 or trainer.sanity_checking:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data: LLaVADataModule = trainer.datamodule  # type: ignore[attr-defined]
+        images, pad_id = data.dataset("val").images, data.processor.tokenizer.pad_token_id
         student, mean = pl_module.distiller.student, UnitMean().to(pl_module.device)
-        for batch in batches(self._questions(trainer, data), self.batch_size):
-            prompts = Prompts.of(batch, data.processor, pl_module.device)
+        for batch in batches(self._records(trainer, data), self.batch_size):
+            ids = [data.prompter.encode_question(record) for record in batch]
+            pictures = [images.read(ref) for record in batch for ref in record.images]
+            prompts = Prompts.of(ids, pictures, data.pixels[0], pad_id, pl_module.device)
             said = answers(student, prompts, data.processor, data.prompter.stop_ids, self.max_new_tokens)
-            right = sum(answer == question.answer.strip() for answer, question in zip(said, batch, strict=True))
+            right = sum(answer == record.answer.strip() for answer, record in zip(said, batch, strict=True))
             mean.update(torch.tensor(float(right), device=pl_module.device), len(batch))
         pl_module.log("val/exact_match", mean.compute(), prog_bar=True)
 
-    def _questions(self, trainer: L.Trainer, data: LLaVADataModule) -> Iterator[Question]:
+    def _records(self, trainer: L.Trainer, data: LLaVADataModule) -> Iterator[Record]:
         dataset = data.dataset("val")
         n = min(self.records, len(dataset))
         for i in range(trainer.global_rank, n, trainer.world_size):
-            yield Question.of_record(dataset.record(i * len(dataset) // n), dataset.images)
+            yield dataset.record(i * len(dataset) // n)

@@ -32,7 +32,6 @@ tags: [llava, knowledge-distillation, switch-kd]
 | teacher | {teacher} (weights {teacher_fingerprint}) |
 | training data | {annotations} |
 | prompt style | {prompt_style} |
-| images padded to squares before the processor | {square_pad} |
 | trained for | {step} optimizer steps |
 | lightning_switchkd | {version} |
 
@@ -114,5 +113,5 @@ def export(ckpt: str, output: str, processor: str | None = None) -> None:
     vlm.model.load_state_dict(state)
     vlm.model.to(next(iter(state.values())).dtype)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_student(vlm, load_processor(processor or facts["processor"]), folder, facts)
+    write_student(vlm, load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts)
     print(f"Student written to {folder}. Ask it: python -m lightning_switchkd generate --model {folder} --image FILE")

@@ -87,8 +87,8 @@ class LLaVADataModule(LightningDataModule):
 
     @cached_property
     def processor(self) -> LlavaProcessor:
-        """The student's processor, its chat template writing as `prompt_style` does."""
-        processor = load_processor(self.hparams["processor"])
+        """The student's processor as training uses it: with the template of `prompt_style`, and `square_pad`."""
+        processor = load_processor(self.hparams["processor"], self.hparams["square_pad"])
         style = prompt_style(self.hparams["prompt_style"], self.hparams["system"])
         processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
         return processor
@@ -121,7 +121,7 @@ class LLaVADataModule(LightningDataModule):
         """
         image_processors = [self.processor.image_processor]
         if (path := self.hparams["teacher_processor"]) is not None:
-            teacher = load_processor(path)
+            teacher = load_processor(path, self.hparams["square_pad"])
             if image_tokens(teacher) != self.image_tokens:
                 raise UserError(
                     f"an image makes {self.image_tokens} tokens by data.processor {self.hparams['processor']!r} but "
@@ -130,7 +130,7 @@ class LLaVADataModule(LightningDataModule):
                 )
             if teacher.image_processor.to_dict() != self.processor.image_processor.to_dict():
                 image_processors.append(teacher.image_processor)
-        return tuple(Pixels(image_processor, self.hparams["square_pad"]) for image_processor in image_processors)
+        return tuple(Pixels(image_processor) for image_processor in image_processors)
 
     def dataset(self, split: Split) -> VisionTextDataset:
         """The samples of a split by index.

@@ -72,11 +72,10 @@ class Pixels:
 
     Args:
         image_processor: the encoder's Hugging Face image processor.
-        square_pad: first pad to a square with the processor's mean colour, as LLaVA does.
     """
 
-    def __init__(self, image_processor: Any, square_pad: bool = False) -> None:
-        self.image_processor, self.square_pad = image_processor, square_pad
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
         self.size = image_size(image_processor)
         self.mean = tuple(int(255 * mean) for mean in image_processor.image_mean)
 
@@ -84,11 +83,6 @@ class Pixels:
         """``[3, H, W]`` float32. Transparency shows the mean colour."""
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.mean, 255)), image).convert("RGB")
-        if self.square_pad:
-            side = max(image.size)
-            square = Image.new("RGB", (side, side), self.mean)
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
         pixels: Tensor = self.image_processor(image, return_tensors="pt").pixel_values
         return pixels[0].float()
 

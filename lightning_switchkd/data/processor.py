@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AddedToken, LlavaProcessor
+from transformers import AddedToken, LlavaImageProcessorPil, LlavaProcessor
 
 from lightning_switchkd.data.prompts import PromptStyle, chat_template
 from lightning_switchkd.data.records import IMAGE_TOKEN
@@ -16,10 +16,14 @@ from lightning_switchkd.errors import UserError
 STRATEGIES = ("default", "full")
 
 
-def load_processor(path: str | Path) -> LlavaProcessor:
+def load_processor(path: str | Path, square_pad: bool = False) -> LlavaProcessor:
     """The processor saved in a folder, or under a Hugging Face id.
 
     Remote code is never run, and images are processed by PIL, with or without torchvision: the same pixels everywhere.
+
+    Args:
+        path: the folder or id.
+        square_pad: let it pad images to squares first, as LLaVA does.
 
     Raises:
         UserError: there is none, or it cannot serve a LLaVA model; the message names the field to mend.
@@ -33,6 +37,8 @@ def load_processor(path: str | Path) -> LlavaProcessor:
             f"no LLaVA processor can be loaded from {str(path)!r}: give a folder (or Hugging Face id) with "
             f"processor_config.json, preprocessor_config.json and a tokenizer. The cause: {error}"
         ) from error
+    if square_pad:
+        processor.image_processor = padding_to_square(processor.image_processor)
     return check_processor(processor, path)
 
 
@@ -98,6 +104,18 @@ def check_processor(processor: LlavaProcessor, origin: str | Path) -> LlavaProce
             raise UserError(f"the processor of {origin} cannot be used: {problem}")
     image_size(processor.image_processor)
     return processor
+
+
+def padding_to_square(image_processor: Any) -> LlavaImageProcessorPil:
+    """The same image processor, but padding to a square with its mean colour first, as LLaVA does.
+
+    It is Hugging Face's own, so an exported student pads as in training.
+    """
+    settings = {
+        name: value for name, value in image_processor.to_dict().items() if not name.endswith(("_type", "_class"))
+    }
+    crops = bool(settings.pop("do_center_crop", False))
+    return LlavaImageProcessorPil(**{**settings, "do_center_crop": crops, "do_pad": True})
 
 
 def image_size(image_processor: Any) -> tuple[int, int]:

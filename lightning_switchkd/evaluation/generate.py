@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.processor import load_processor
+from lightning_switchkd.data.images import ImageFolder, Pixels
+from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.records import IMAGE_TOKEN, Record, Turn
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,18 @@ class Question:
         images: decoded images, in the order of their placeholders.
         answer: what is right; empty where nobody knows.
         source: group that scores are reported by.
-        id: the record's own id.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[Image.Image, ...]
     answer: str = ""
     source: str = ""
-    id: str = ""
 
     @classmethod
     def of_record(cls, record: Record, images: ImageFolder) -> Question:
         """The record's last question, its images read."""
         read = tuple(images.read(ref) for ref in record.images)
-        return cls(record.turns[:-1], read, record.answer, record.source, record.id)
+        return cls(record.turns[:-1], read, record.answer, record.source)
 
 
 @dataclass(frozen=True)
@@ -60,26 +61,21 @@ class Prompts:
     pixel_values: Tensor
 
     @classmethod
-    def of(cls, questions: Sequence[Question], processor: LlavaProcessor, device: torch.device | str) -> Prompts:
-        """Writes the questions with the processor's chat template."""
-        texts = [
-            processor.apply_chat_template(
-                [{"role": turn.role, "content": turn.text} for turn in question.turns], add_generation_prompt=True
-            )
-            for question in questions
-        ]
-        images = [image.convert("RGB") for question in questions for image in question.images]
-        inputs = processor(
-            text=texts, images=images or None, return_tensors="pt", padding=True, padding_side="left",
-            add_special_tokens=False,
-        ).to(device)  # fmt: skip
-        if images:
-            pixel_values = inputs["pixel_values"]
-        else:
-            pixel_values = torch.zeros_like(
-                processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values
-            )
-        return cls(inputs["input_ids"], inputs["attention_mask"], pixel_values.to(device))
+    def of(
+        cls,
+        ids: Sequence[list[int]],
+        images: Sequence[Image.Image],
+        pixels: Pixels,
+        pad_id: int,
+        device: torch.device | str,
+    ) -> Prompts:
+        """Pads ids on the left and makes pixels of all images, in the order of their placeholders."""
+        longest = max(map(len, ids))
+        return cls(
+            torch.tensor([[pad_id] * (longest - len(row)) + row for row in ids], device=device),
+            torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device),
+            torch.stack([pixels(image) for image in images] or [pixels.blank()]).to(device),
+        )
 
 
 @torch.no_grad()
@@ -89,7 +85,6 @@ def answers(
     processor: LlavaProcessor,
     stop_ids: list[int],
     max_new_tokens: int,
-    features: Tensor | None = None,
 ) -> list[str]:
     """Greedy answers, stripped of white space.
 
@@ -99,56 +94,65 @@ def answers(
         processor: decodes ids to text.
         stop_ids: ids that end an answer.
         max_new_tokens: longest answer.
-        features: ``[M, P, H_v]`` vision features of another encoder (the visual switch), or None for the model's own.
     """
-    if features is None:
-        features = vlm.encode_image(prompts.pixel_values.to(next(vlm.parameters()).dtype))
+    features = vlm.encode_image(prompts.pixel_values.to(next(vlm.parameters()).dtype))
     generated = vlm.generate(prompts.input_ids, prompts.attention_mask, vlm.project(features), max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
 
-def batches(questions: Iterable[Question], size: int) -> Iterable[list[Question]]:
-    """Questions in lists of at most ``size``."""
-    batch: list[Question] = []
-    for question in questions:
-        batch.append(question)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most ``size``.
+
+    >>> list(batches("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model folder, ready to be asked."""
+    """A model folder, ready to be asked: its own chat template writes the questions."""
 
     vlm: VLM
     processor: LlavaProcessor
+    pixels: Pixels
+    image_tokens: int
     stop_ids: list[int]
 
     def ask(self, questions: Sequence[Question], max_new_tokens: int, blind: bool = False) -> list[str]:
         """Greedy answers; ``blind`` blanks every image."""
-        prompts = Prompts.of(questions, self.processor, next(self.vlm.parameters()).device)
+        images = [image for question in questions for image in question.images]
+        tokenizer, device = self.processor.tokenizer, next(self.vlm.parameters()).device
+        ids = [self._ids(question) for question in questions]
+        prompts = Prompts.of(ids, images, self.pixels, tokenizer.pad_token_id, device)
         if blind:
-            prompts = Prompts(prompts.input_ids, prompts.attention_mask, torch.zeros_like(prompts.pixel_values))
+            prompts = replace(prompts, pixel_values=torch.zeros_like(prompts.pixel_values))
         return answers(self.vlm, prompts, self.processor, self.stop_ids, max_new_tokens)
 
+    def _ids(self, question: Question) -> list[int]:
+        messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        if question.images:
+            text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.image_tokens)
+        return list(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
 
-def load_model(folder: str, device: str = "auto", dtype: str = "float32") -> LoadedModel:
+
+def load_model(folder: str, device: str = "auto") -> LoadedModel:
     """A model folder (or hub id) with its processor.
 
     Raises:
         UserError: there is no such folder, or it holds no supported model.
     """
     processor = load_processor(folder)
-    spec: Any = VLMSpec(checkpoint=folder, dtype=dtype)  # type: ignore[arg-type]
-    vlm = build(spec, processor.tokenizer, "student").eval()
+    vlm = build(VLMSpec(checkpoint=folder), processor.tokenizer, "student").eval()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = vlm.model.generation_config.eos_token_id
     stop_ids = [stop] if isinstance(stop, int) else list(stop or [processor.tokenizer.eos_token_id])
-    return LoadedModel(vlm.to(device), processor, stop_ids)
+    pixels = Pixels(processor.image_processor)
+    return LoadedModel(vlm.to(device), processor, pixels, image_tokens(processor), stop_ids)
 
 
 def generate(

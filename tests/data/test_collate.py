@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,10 +85,3 @@ def test_padding_is_inert(lengths: list[tuple[int, int, int]], multiple: int) ->
         assert torch.equal(batch.input_ids[row, : len(s.input_ids)], s.input_ids)
         assert torch.equal(batch.labels[row, : len(s.labels)], s.labels)
         assert (batch.labels[row, len(s.labels) :] == IGNORE).all()
-
-
-@pytest.mark.parametrize("fill", [0.0, 1.0])
-def test_blank_questions_keep_the_text(fill: float) -> None:
-    batch = COLLATE([sample([9, 1], 1, images=1)])
-    assert (batch.blank(fill).pixel_values == fill).all()
-    assert torch.equal(batch.blank(fill).input_ids, batch.input_ids)

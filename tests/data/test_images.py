@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
+from lightning_switchkd.data.processor import padding_to_square
 from lightning_switchkd.data.records import RecordError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -151,7 +152,7 @@ def test_slim_images_are_not_taken_for_channels(size: tuple[int, int]) -> None:
 
 
 def test_square_padding_is_llavas() -> None:
-    wide = Pixels(PLAIN, square_pad=True)(Image.new("RGB", (40, 20), RED))
+    wide = Pixels(padding_to_square(PLAIN))(Image.new("RGB", (40, 20), RED))
     assert wide[:, 0].abs().max() < 0.05, "the mean colour above"
     assert wide[:, -1].abs().max() < 0.05, "and below"
     assert wide[0, 4, 4] == pytest.approx(0.8, abs=0.05)

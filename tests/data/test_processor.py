@@ -6,11 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+import torch
+from PIL import Image
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+)
 
-from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor
+from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor, padding_to_square
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.errors import UserError
 
@@ -86,3 +94,21 @@ def test_image_must_be_a_special_token(make_tokenizer: Callable[..., PreTrainedT
     tokenizer.add_tokens(["<image>"])
     with pytest.raises(UserError, match="no special token <image>"):
         make_processor(tokenizer, clip({"height": 28, "width": 28}), 14, "default", 1, STYLE)
+
+
+@pytest.mark.parametrize("kind", [CLIPImageProcessorPil, SiglipImageProcessorPil])
+def test_square_padding_travels_with_the_processor(kind: Any, tmp_path: Path) -> None:
+    """Padding is Hugging Face's: squares come out as before, others as if padded by hand; it is saved with the rest."""
+    half, size = [0.5, 0.5, 0.5], {"height": 8, "width": 8}
+    plain = kind(size=size, crop_size=size, image_mean=half, image_std=half)
+    padding = padding_to_square(plain)
+    padding.save_pretrained(tmp_path)
+    reloaded = LlavaImageProcessorPil.from_pretrained(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 40, 3), dtype=np.uint8)
+    wide = Image.fromarray(noise)
+    square = Image.new("RGB", (40, 40), (127, 127, 127))
+    square.paste(wide, (0, 10))
+    expected = plain(square, return_tensors="pt").pixel_values
+    for processor in (padding, reloaded):
+        assert torch.equal(processor(square, return_tensors="pt").pixel_values, expected)
+        assert torch.equal(processor(wide, return_tensors="pt").pixel_values, expected)
