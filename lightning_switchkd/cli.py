@@ -7,14 +7,29 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers are forked after tokenizers ran
 
-from jsonargparse import auto_cli, set_parsing_settings
-from lightning.pytorch.cli import LightningCLI
+from jsonargparse import _typehints, auto_cli, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils import logging as transformers_logging
 
+from lightning_switchkd.callbacks import (
+    AnswerPanel,
+    DBiLDStatistics,
+    ExportStudent,
+    GreedyValidation,
+    Interruption,
+    StepProgressBar,
+    Throughput,
+    VisionGradients,
+)
+from lightning_switchkd.callbacks.interruption import Interrupted
+from lightning_switchkd.callbacks.run_record import RunRecord, set_aside
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.errors import UserError
@@ -24,6 +39,20 @@ from lightning_switchkd.module import SwitchKD
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test")
 COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "generate": generate, "evaluate": evaluate}
+
+CALLBACKS: dict[str, type[Callback]] = {
+    "checkpoint": ModelCheckpoint,
+    "interruption": Interruption,
+    "lr_monitor": LearningRateMonitor,
+    "statistics": DBiLDStatistics,
+    "gradients": VisionGradients,
+    "throughput": Throughput,
+    "progress": StepProgressBar,
+    "greedy": GreedyValidation,
+    "panel": AnswerPanel,
+    "export": ExportStudent,
+}
+"""Callbacks of every run, each with a section of flags (``--greedy.records=0``); ``trainer.callbacks`` adds others."""
 
 USAGE = """\
 usage: python -m lightning_switchkd COMMAND [--help] [options]
@@ -40,24 +69,52 @@ Configurations lie in conf/ and are given in this order: base, data, model, trai
 
 
 class SwitchKDCLI(LightningCLI):
-    """LightningCLI, except that a checkpoint's hyperparameters never override files and flags."""
+    """LightningCLI with a section for each callback of every run.
+
+    A checkpoint's hyperparameters never override files and flags; ``--ckpt_path=last`` continues a run, or begins it
+    where there is none yet; a run that begins moves an earlier one in its folder aside.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the sections."""
+        for section, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, section)
 
     def _parse_ckpt_path(self) -> None:
-        path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path is not None and path not in ("last", "best", "hpc"):
-            read_checkpoint(path)  # missing, damaged or foreign: say so before anything is built
+        config = self.config[self.config["subcommand"]]
+        if config.get("ckpt_path") == "last":
+            last = Path(config["checkpoint"]["dirpath"] or config["trainer"]["default_root_dir"]) / "last.ckpt"
+            config["ckpt_path"] = str(last) if last.is_file() else None
+            if config["ckpt_path"] is None and self.config["subcommand"] != "fit":
+                raise UserError(f"--ckpt_path=last: there is no checkpoint {last}. `fit` writes it.")
+            print(f"Going on from {last}." if config["ckpt_path"] else f"There is no {last} yet: starting anew.")
+        if config.get("ckpt_path") is not None:
+            read_checkpoint(config["ckpt_path"])  # missing, damaged or foreign: say so before anything is built
+
+    def before_fit(self) -> None:
+        """Lightning calls it when everything is built and nothing has run."""
+        if self._get(self.config_init, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            set_aside(Path(self.trainer.default_root_dir))
+
+
+def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
+    """In jsonargparse's place: another class keeps none of the former one's arguments, not even those of equal name."""
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous.pop("init_args")
 
 
 def run_lightning(arguments: list[str]) -> None:
     """fit, validate or test, as LightningCLI does it."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    _typehints.discard_init_args_on_class_path_change = _forget_init_args
     SwitchKDCLI(
         SwitchKD,
         LLaVADataModule,
         args=arguments,
         parser_kwargs={"parser_mode": "omegaconf+"},
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=RunRecord,
+        save_config_kwargs={"save_to_log_dir": False},
     )
 
 
@@ -79,11 +136,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def user_error_in(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an error, however often the parser has wrapped it."""
-    while error is not None and not isinstance(error, UserError):
+def user_error_in(error: BaseException | None) -> str | None:
+    """The user's mistake behind an error, however often the parser has wrapped it; Lightning's refusals are such."""
+    while error is not None:
+        if isinstance(error, UserError | MisconfigurationException) or "Early stopping conditioned" in str(error):
+            return str(error)
         error = error.__cause__
-    return error
+    return None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,7 +160,13 @@ def main(arguments: list[str] | None = None) -> None:
             print(USAGE, end="")
         else:
             raise UserError(f"'{command}' is no command. There are: {', '.join((*LIGHTNING_COMMANDS, *COMMANDS))}.")
-    except ValueError as error:
+    except Interrupted as interrupted:
+        print(interrupted.message, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         if (mistake := user_error_in(error)) is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -42,29 +43,36 @@ class Distiller(nn.Module):
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far.
         """
-        return cast(Terms, self.objective(self.rows(batch), self.heads(), totals, step))
+        features = self.features(batch)
+        terms = cast(Terms, self.objective(self.rows(batch, features), self.heads(), totals, step))
+        return replace(terms, features=features)
 
-    def rows(self, batch: Batch) -> Rows:
+    def features(self, batch: Batch) -> dict[Side, Tensor]:
+        """V^S(x_v) ``[M, P, H_v]``, computed once: one view of it for each pathway that reads it."""
+        features = self.student.encode_image(batch.pixel_values)
+        sides: tuple[Side, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
+        return {side: features.view_as(features) for side in sides}
+
+    def rows(self, batch: Batch, features: dict[Side, Tensor]) -> Rows:
         """Runs the pathways and keeps their supervised rows."""
         positions, targets = supervised(batch.labels)
         has_image = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
         has_image[batch.image_row[batch.image_row >= 0]] = True
         return Rows(
-            hidden={side: states.flatten(0, 1)[positions] for side, states in self.pathways(batch).items()},
+            hidden={side: states.flatten(0, 1)[positions] for side, states in self.pathways(batch, features).items()},
             targets=targets,
             visual=has_image[positions // batch.labels.shape[1]],
             vocabulary=self.vocabulary,
         )
 
-    def pathways(self, batch: Batch) -> dict[Side, Tensor]:
-        """Final hidden states ``[B, T, H]`` of every pathway that the objective needs; V^S runs once."""
+    def pathways(self, batch: Batch, features: dict[Side, Tensor]) -> dict[Side, Tensor]:
+        """Final hidden states ``[B, T, H]`` of every pathway that the objective needs."""
         needs = self.objective.needs
-        features = self.student.encode_image(batch.pixel_values)  # [M, P, H_v]
-        hidden: dict[Side, Tensor] = {"student": student_pathway(self.student, batch, features)}
+        hidden: dict[Side, Tensor] = {"student": student_pathway(self.student, batch, features["student"])}
         if Need.TEACHER in needs:
             hidden["teacher"] = teacher_pathway(self.frozen_teacher, batch)
         if Need.SWITCH in needs:
-            hidden["switch"] = switch_pathway(self.frozen_teacher, batch, features)
+            hidden["switch"] = switch_pathway(self.frozen_teacher, batch, features["switch"])
         return hidden
 
     def heads(self) -> Heads:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlavaProcessor
 
 from lightning_switchkd import __version__
@@ -18,7 +19,7 @@ from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.metrics import TermMeans
+from lightning_switchkd.evaluation.metrics import Means
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
@@ -79,6 +80,7 @@ class SwitchKD(L.LightningModule):
         self.lr_end = lr_end
         self._distiller: Distiller | None = None
         self._totals: Tensor | None = None
+        self._configured: list[dict[str, Any]] = []
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -121,8 +123,8 @@ class SwitchKD(L.LightningModule):
         check_pair(student, teacher, self.objective.needs, tokenizer, teacher_tokenizer)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
         self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer)).train()
-        self.train_means = TermMeans(self.objective.terms)
-        self.held_out_means = TermMeans([*self.objective.terms, "correct"])
+        self.train_means = Means(self.objective.terms)
+        self.held_out_means = Means([*self.objective.terms, "correct"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, one group per part and decay, and a cosine after a linear warm-up, stepped by optimizer step."""
@@ -130,31 +132,43 @@ class SwitchKD(L.LightningModule):
         if not groups:
             raise UserError(f"Nothing is left to train: model.freeze is {self.freeze_parts}. Leave one part out of it.")
         optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        self._configured = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.lr_end))
+        schedule = LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.lr_end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """After a restart the configured hyperparameters hold, not those that the checkpoint's optimizer brought."""
+        if not self._configured:
+            return
+        optimizer = self.trainer.optimizers[0]
+        schedule = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        schedule.base_lrs = [configured["lr"] for configured in self._configured]
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        for group, configured, factor in zip(optimizer.param_groups, self._configured, factors, strict=True):
+            group.update(configured, initial_lr=configured["lr"], lr=configured["lr"] * factor)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum."""
+        """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum.
+
+        Logs the terms' means since the last log line, over all ranks: here, so that no checkpoint comes in between.
+        """
         if batch.window_start or self._totals is None:
             self._totals = self._over_ranks(batch.window)
         terms = self.distiller(batch, self._totals, self.global_step)
-        self.train_means.update(terms, batch.counts)
+        self.train_means.update(terms.sums, terms.counts(batch.counts))
+        if batch.window_end and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log("train", self.train_means.collect(), batch)
         if self.global_step == 0 and batch_idx == 0:
             self._warn_if_nothing_to_switch(terms, batch)
         return cast(Tensor, terms.loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches))
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the terms' means since the last log line, over all ranks."""
-        if batch.window_end and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log("train", self.train_means.collect(), batch)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds up every term and the right top-1 tokens on held-out data."""
         terms = self.distiller(batch, self._over_ranks(batch.counts), self.global_step)
-        self.held_out_means.update(terms, batch.counts)
+        self.held_out_means.update(terms.sums, terms.counts(batch.counts))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same on the test data."""
@@ -211,9 +225,11 @@ class SwitchKD(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the file needs to be understood alone."""
+        """Adds what the file needs to be understood alone, and the sums since the last log line."""
         checkpoint[RECORD] = self.record()
+        checkpoint["train_means"] = self.train_means.carried()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another student, or of a run with another teacher."""
         check_resumable(checkpoint, self.state_dict(), self.teacher_fingerprint)
+        self.train_means.restore(checkpoint.get("train_means", {}), self.global_rank)

@@ -56,8 +56,7 @@ def test_every_composition_parses(
     ]
     config = printed(capsys, arguments)
     assert config["data"]["seed"] == 7
-    directories = [c.get("init_args", {}).get("dirpath") for c in config["trainer"]["callbacks"]]
-    assert "runs/here/checkpoints" in directories
+    assert config["checkpoint"]["dirpath"] == "runs/here/checkpoints"
     assert {logger["init_args"]["save_dir"] for logger in config["trainer"]["logger"]} == {"runs/here"}
 
 

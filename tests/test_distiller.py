@@ -56,7 +56,8 @@ def touched(model: Distiller) -> dict[str, bool]:
 )
 def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
     model = distiller(copy.deepcopy(objective), tower)
-    sum_rows(model.rows(tiny.batch()), model.heads(), {term: model.objective.terms[term]})[term].backward()
+    rows = model.rows(tiny.batch(), model.features(tiny.batch()))
+    sum_rows(rows, model.heads(), {term: model.objective.terms[term]})[0][term].backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     behind = set(model.student.parameters()) - {p for part in PARTS for p in model.student.part_parameters(part)}
@@ -70,7 +71,7 @@ def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
     teacher = tiny.vlm(seed=1, tower=tower, lm=lm, tied=tied, width=24)
     model = Distiller(student, teacher, SwitchKDObjective(), vocabulary=280).eval()
     batch = tiny.batch()
-    hidden = model.pathways(batch)
+    hidden = model.pathways(batch, model.features(batch))
     for side, vlm in (("student", student), ("teacher", teacher)):
         with torch.no_grad():
             expected = vlm.model(
@@ -90,7 +91,7 @@ def test_switch_reads_the_students_features() -> None:
         expected = switched(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values.double()
         ).logits
-        got = model.heads()["switch"](model.pathways(batch)["switch"])
+        got = model.heads()["switch"](model.pathways(batch, model.features(batch))["switch"])
     real = batch.attention_mask.bool()
     torch.testing.assert_close(got[real], expected[real], atol=1e-10, rtol=0)
 
@@ -99,7 +100,7 @@ def test_text_only_records_take_no_part_in_vsd() -> None:
     model = distiller(SwitchKDObjective())
     batch = tiny.batch(images=(1, 0, 2))
     terms = model(batch, batch.counts.tensor(), 0)
-    rows = model.rows(batch)
+    rows = model.rows(batch, model.features(batch))
     teacher, switch = (model.heads()[side](rows.hidden[side])[:, : rows.vocabulary] for side in ("teacher", "switch"))
     values = dbild(teacher=teacher, student=switch)
     torch.testing.assert_close(terms.sums["vsd"], values[rows.visual].sum().detach())

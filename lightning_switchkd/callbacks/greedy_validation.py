@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import lightning as L
 import torch
 
-from lightning_switchkd.data.datamodule import LLaVADataModule
-from lightning_switchkd.data.records import Record
-from lightning_switchkd.evaluation.generate import Prompts, answers, batches
-from lightning_switchkd.evaluation.metrics import UnitMean
+from lightning_switchkd.callbacks.asking import ValidationQuestions
+from lightning_switchkd.evaluation.generate import batches
+from lightning_switchkd.evaluation.metrics import Means
 from lightning_switchkd.module import SwitchKD
 
 
@@ -33,20 +30,10 @@ class GreedyValidation(L.Callback):
         assert isinstance(pl_module, SwitchKD)
         if self.records == 0 or trainer.sanity_checking:
             return
-        data: LLaVADataModule = trainer.datamodule  # type: ignore[attr-defined]
-        images, pad_id = data.dataset("val").images, data.processor.tokenizer.pad_token_id
-        student, mean = pl_module.distiller.student, UnitMean().to(pl_module.device)
-        for batch in batches(self._records(trainer, data), self.batch_size):
-            ids = [data.prompter.encode_question(record) for record in batch]
-            pictures = [images.read(ref) for record in batch for ref in record.images]
-            prompts = Prompts.of(ids, pictures, data.pixels[0], pad_id, pl_module.device)
-            said = answers(student, prompts, data.processor, data.prompter.stop_ids, self.max_new_tokens)
+        questions = ValidationQuestions(trainer.datamodule, pl_module.device, self.max_new_tokens)  # type: ignore[attr-defined]
+        mean = Means(["exact_match"]).to(pl_module.device)
+        for batch in batches(questions.records(self.records, trainer.global_rank, trainer.world_size), self.batch_size):
+            said = questions.ask(pl_module.distiller.student, batch)
             right = sum(answer == record.answer.strip() for answer, record in zip(said, batch, strict=True))
-            mean.update(torch.tensor(float(right), device=pl_module.device), len(batch))
-        pl_module.log("val/exact_match", mean.compute(), prog_bar=True)
-
-    def _records(self, trainer: L.Trainer, data: LLaVADataModule) -> Iterator[Record]:
-        dataset = data.dataset("val")
-        n = min(self.records, len(dataset))
-        for i in range(trainer.global_rank, n, trainer.world_size):
-            yield dataset.record(i * len(dataset) // n)
+            mean.update({"exact_match": torch.tensor(right, device=pl_module.device)}, {"exact_match": len(batch)})
+        pl_module.log("val/exact_match", mean.collect()["exact_match"], prog_bar=True)

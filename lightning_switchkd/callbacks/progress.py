@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SHOWN = {"train/loss/": "", "val/accuracy": "val accuracy", "val/exact_match": "val exact match"}
+"""Metrics that the bar shows, by how they begin; with their short names. ``total`` is left out: the terms say more."""
 
 
 class StepProgressBar(ProgressBar):
-    """One line: steps done and to do, time left, the latest loss and validation scores."""
+    """Steps done and to do, time left, the latest loss terms and validation scores, and a second bar in validation.
 
-    def __init__(self) -> None:
+    In a terminal it is a live bar; elsewhere (a file, CI) a line every so often.
+
+    Args:
+        seconds_between_lines: how often a line is written where there is no terminal.
+    """
+
+    def __init__(self, seconds_between_lines: float = 10.0) -> None:
         super().__init__()
-        self._bar: tqdm[None] | None = None
+        self.seconds_between_lines = seconds_between_lines
+        self._disabled = False
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens the bar at the step the run starts or resumes from."""
         total = trainer.estimated_stepping_batches
-        self._bar = tqdm(
-            total=None if total == float("inf") else int(total),
-            initial=trainer.global_step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=self.is_disabled,
+        self._total = None if total == float("inf") else int(total)
+        self._begun, self._first_step, self._next_line = time.monotonic(), trainer.global_step, 0.0
+        if self._disabled or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[shown]}"),
+            console=self._console,
+            expand=True,
         )
+        self._train = self._progress.add_task("train", total=self._total, completed=trainer.global_step, shown="")
+        self._validation: TaskID | None = None
+        self._progress.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves on when the optimizer has stepped."""
-        if self._bar is None or trainer.global_step == self._bar.n:
+        if self._disabled:
             return
-        self._bar.update(trainer.global_step - self._bar.n)
-        metrics = self.get_metrics(trainer, pl_module)
-        self._bar.set_postfix({k: v for k, v in metrics.items() if k != "v_num"}, refresh=False)
+        if self._progress is not None:
+            self._progress.update(self._train, completed=trainer.global_step, shown=shown(trainer.callback_metrics))
+        elif batch.window_end and (time.monotonic() >= self._next_line or trainer.global_step == self._total):
+            self._next_line = time.monotonic() + self.seconds_between_lines
+            self._print_line(trainer)
+
+    def _print_line(self, trainer: L.Trainer) -> None:
+        spent, done = time.monotonic() - self._begun, trainer.global_step - self._first_step
+        left = "" if self._total is None else f", {_clock(spent / done * (self._total - trainer.global_step))} left"
+        steps = f"step {trainer.global_step}" + ("" if self._total is None else f"/{self._total}")
+        self._console.print(f"{steps}  {shown(trainer.callback_metrics)}  {_clock(spent)}{left}", highlight=False)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Opens a second bar for the validation batches."""
+        if self._progress is not None:
+            batches = sum(trainer.num_val_batches) if isinstance(trainer.num_val_batches, list) else 0
+            total = None if batches == float("inf") else batches
+            self._validation = self._progress.add_task("validation", total=total, shown="")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Moves the second bar on."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.advance(self._validation)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the second bar away."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.remove_task(self._validation)
+            self._validation = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
+        if self._progress is not None:
+            self._progress.update(self._train, shown=shown(trainer.callback_metrics))
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -54,12 +116,26 @@ class StepProgressBar(ProgressBar):
         """The opposite of :meth:`disable`."""
         self._disabled = False
 
-    @property
-    def is_disabled(self) -> bool:
-        """Whether nothing is shown."""
-        return getattr(self, "_disabled", False)
-
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def shown(metrics: dict[str, Any]) -> str:
+    """The metrics that matter, short.
+
+    >>> shown({"train/loss/ce": 0.3123, "train/loss/total": 0.9, "val/accuracy": 0.5, "lr": 1.0})
+    'ce 0.312  val accuracy 0.5'
+    """
+    found = []
+    for name, value in metrics.items():
+        for beginning, short in SHOWN.items():
+            if name.startswith(beginning) and not name.endswith("/total"):
+                found.append(f"{short or name.removeprefix(beginning)} {float(value):.3g}")
+    return "  ".join(found)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ class BatchStream:
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self._position = position or (lambda: Position(self._epoch))
         self._epoch = 0
+        self._waited = 0.0
         self._length = len(self._order(0)) // (batch_size * world_size)
         if not self._length:
             raise UserError(
@@ -91,6 +93,11 @@ class BatchStream:
     def __len__(self) -> int:
         """Micro-batches of a whole epoch, wherever the iteration began."""
         return self._length
+
+    def waited(self) -> float:
+        """Seconds that an iteration has waited for batches to be made since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, stop = self._position()
@@ -140,10 +147,13 @@ class BatchStream:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
         )
+        asked = time.perf_counter()
         for batch in loader:
+            self._waited += time.perf_counter() - asked
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+            asked = time.perf_counter()
 
 
 class _MicroBatches(Dataset[Batch | UserError]):

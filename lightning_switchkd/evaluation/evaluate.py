@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from lightning_switchkd.data.images import ImageFolder
@@ -15,7 +14,6 @@ from lightning_switchkd.data.records import parse_record
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.generate import Question, batches, load_model
-from lightning_switchkd.evaluation.metrics import UnitMean
 from lightning_switchkd.evaluation.report import write_report
 
 
@@ -41,10 +39,10 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
     >>> exact_match(["7", "no"], asked)
     {'exists': 0.0, 'position': 1.0, 'average': 0.5}
     """
-    means = {source: UnitMean() for source in sorted({q.source for q in questions})}
+    right: dict[str, list[bool]] = {source: [] for source in sorted({q.source for q in questions})}
     for answer, question in zip(answers, questions, strict=True):
-        means[question.source].update(torch.tensor(float(answer == question.answer.strip())), 1)
-    shares = {source: float(mean.compute()) for source, mean in means.items()}
+        right[question.source].append(answer == question.answer.strip())
+    shares = {source: sum(found) / len(found) for source, found in right.items()}
     return {**shares, "average": sum(shares.values()) / len(shares)}
 
 

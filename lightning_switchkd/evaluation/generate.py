@@ -85,6 +85,7 @@ def answers(
     processor: LlavaProcessor,
     stop_ids: list[int],
     max_new_tokens: int,
+    encoder: VLM | None = None,
 ) -> list[str]:
     """Greedy answers, stripped of white space.
 
@@ -94,8 +95,11 @@ def answers(
         processor: decodes ids to text.
         stop_ids: ids that end an answer.
         max_new_tokens: longest answer.
+        encoder: the model that encodes the images; None is ``vlm`` itself. A student here and a teacher as ``vlm`` make
+            the visual switch.
     """
-    features = vlm.encode_image(prompts.pixel_values.to(next(vlm.parameters()).dtype))
+    encoder = encoder or vlm
+    features = encoder.encode_image(prompts.pixel_values.to(next(encoder.parameters()).dtype))
     generated = vlm.generate(prompts.input_ids, prompts.attention_mask, vlm.project(features), max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 

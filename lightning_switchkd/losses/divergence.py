@@ -68,6 +68,24 @@ def jensen_shannon(*, teacher: Tensor, student: Tensor, temperature: float = 3.0
     return beta * _kl(teacher_logprobs, mixture) + (1 - beta) * _kl(student_logprobs, mixture)
 
 
+def normaliser_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ e^z and the entropy −Σ p log p of a row's next-token distribution.
+
+    Args:
+        logits: ``[N, V]``; a column at -inf (hidden padding) takes no part.
+
+    Returns:
+        log normaliser ``[N]`` and entropy ``[N]``, both nats.
+
+    >>> log_z, entropy = normaliser_and_entropy(torch.zeros(1, 8))
+    >>> bool(torch.isclose(entropy, log_z))  # both log 8
+    True
+    """
+    logits = logits.clamp(min=torch.finfo(logits.dtype).min / 2)
+    log_z = logits.logsumexp(dim=-1)
+    return log_z, log_z - torch.linalg.vecdot(logits.softmax(dim=-1), logits)
+
+
 def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Both sides' logits divided by the temperature, in one dtype: the widest of theirs, at least float32.
 

@@ -9,9 +9,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from lightning_switchkd.losses.divergence import normaliser_and_entropy
 from lightning_switchkd.losses.select import Selection
 
 Side = Literal["student", "teacher", "switch"]
+Statistics = dict[str, Tensor]
+"""What a term can tell of its rows beside the loss: name -> ``[n]``, one value per row."""
+
 Heads = Mapping[Side, Callable[[Tensor], Tensor]]
 """Each pathway's output head, ``[n, H] -> [n, V]``; the switch pathway ends in the teacher's."""
 
@@ -41,6 +45,8 @@ class Term(Protocol):
 
     def __call__(self, rows: Chunk) -> Tensor: ...
 
+    def observe(self, rows: Chunk) -> Statistics: ...
+
 
 @dataclass
 class Chunk:
@@ -50,6 +56,7 @@ class Chunk:
     heads: Heads
     _logits: dict[Side, Tensor] = field(default_factory=dict)
     _selected: dict[tuple[Side, Selection], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _spread: dict[Side, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def targets(self) -> Tensor:
@@ -78,8 +85,16 @@ class Chunk:
             self._selected[key] = selection(self.all(side).detach())
         return self._selected[key]
 
+    def spread(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Log normaliser and entropy ``[n]`` of a side's distribution over the real token ids; not differentiated."""
+        if side not in self._spread:
+            self._spread[side] = normaliser_and_entropy(self.all(side).detach())
+        return self._spread[side]
 
-def sum_rows(rows: Rows, heads: Heads, terms: Mapping[str, Term], top1: bool = False) -> dict[str, Tensor]:
+
+def sum_rows(
+    rows: Rows, heads: Heads, terms: Mapping[str, Term], *, top1: bool = False, observe: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Statistics]]:
     """Sums every term over its units; with no row each sum is a finite 0 that can be differentiated.
 
     Args:
@@ -87,12 +102,19 @@ def sum_rows(rows: Rows, heads: Heads, terms: Mapping[str, Term], top1: bool = F
         heads: output heads by pathway.
         terms: named terms, each ``[n]`` nats per row.
         top1: also count under ``correct`` the rows whose most likely token is the right one.
+        observe: also collect what the terms can tell of the rows they count, from the logits that are there anyway.
+
+    Returns:
+        Sums by term (scalars), and statistics by term, each ``[n]`` over the rows that are units of the term.
     """
     chunk = Chunk(rows, heads)
-    sums = {}
+    sums: dict[str, Tensor] = {}
+    statistics: dict[str, Statistics] = {}
     for name, term in terms.items():
-        values = term(chunk)
-        sums[name] = (values.masked_fill(~rows.visual, 0.0) if term.unit == "visual_token" else values).sum()
+        values, only_visual = term(chunk), term.unit == "visual_token"
+        sums[name] = (values.masked_fill(~rows.visual, 0.0) if only_visual else values).sum()
+        if observe and (seen := term.observe(chunk)):
+            statistics[name] = {key: value[rows.visual] if only_visual else value for key, value in seen.items()}
     if top1:
         sums["correct"] = (chunk.whole("student").argmax(-1) == rows.targets).sum().to(torch.float32)
-    return sums
+    return sums, statistics

@@ -42,6 +42,10 @@ class Selection(Protocol):
         """
         ...
 
+    def limit(self, vocabulary: int) -> int:
+        """The largest k that this selection can return for rows of so many logits."""
+        ...
+
 
 @dataclass(frozen=True)
 class Kneedle:
@@ -87,6 +91,10 @@ class Kneedle:
             heights = torch.exp((heights - heights[:, :1]) / self.temperature)
         return _leading(ids, torch.minimum(_knee(heights, count).clamp(self.min_k, self.max_k), count))
 
+    def limit(self, vocabulary: int) -> int:
+        """See :class:`Selection`."""
+        return min(vocabulary, self.window or vocabulary, self.max_k or vocabulary)
+
 
 @dataclass(frozen=True)
 class FixedTopK:
@@ -116,6 +124,10 @@ class FixedTopK:
         """Select: see :class:`Selection`."""
         _, ids, count = _candidates(logits, max(WINDOW, 2 * self.k))  # wider than k: ties at the cut are settled inside
         return _leading(ids, count.clamp(max=self.k))
+
+    def limit(self, vocabulary: int) -> int:
+        """See :class:`Selection`."""
+        return min(vocabulary, self.k)
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,10 @@ class CumulativeMass:
         gathered = torch.exp(values.double() / self.temperature - total).cumsum(dim=-1)
         reached = (gathered < self.mass - TOLERANCE).sum(dim=-1) + 1
         return _leading(ids, torch.minimum(reached.clamp(self.min_k, self.max_k), count))
+
+    def limit(self, vocabulary: int) -> int:
+        """See :class:`Selection`."""
+        return min(vocabulary, self.window or vocabulary, self.max_k or vocabulary)
 
 
 def _finite(logits: Tensor) -> Tensor:

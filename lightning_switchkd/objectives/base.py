@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from typing import ClassVar, Literal, cast
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_switchkd.batch import Counts
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.head import Chunk, Heads, Rows, sum_rows
+from lightning_switchkd.losses.head import Chunk, Heads, Rows, Side, Statistics, sum_rows
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
@@ -43,6 +43,10 @@ class RowTerm(nn.Module, ABC):
     def forward(self, rows: Chunk) -> Tensor:
         """``[n]`` nats, one value per row of the chunk."""
 
+    def observe(self, rows: Chunk) -> Statistics:
+        """What there is to tell of the rows beside the loss, from logits that are there anyway; ``[n]`` each."""
+        return {}
+
 
 class CrossEntropy(RowTerm):
     """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
@@ -56,15 +60,29 @@ class Terms:
     """What one micro-batch contributes.
 
     Attributes:
-        loss: scalar, Σ over terms of weight · (sum over local units / units in the whole optimizer step). Adding it up
-            over ranks and accumulated micro-batches gives the loss of the step.
+        shares: scalars by term, weight · (sum over local units / units in the whole optimizer step), to be
+            differentiated.
         sums: detached sums over this micro-batch's units, by term; ``correct`` counts right top-1 tokens in validation.
         units: what each of ``sums`` is counted by.
+        statistics: what the terms tell of their rows, by term, while the objective is ``observed``.
+        features: V^S(x_v) ``[M, P, H_v]`` as each pathway reads it: the gradient here is what that pathway sends into
+            the vision encoder.
     """
 
-    loss: Tensor
+    shares: dict[str, Tensor]
     sums: dict[str, Tensor]
     units: dict[str, str]
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    features: dict[Side, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar; added up over ranks and accumulated micro-batches it is the loss of the step."""
+        return torch.stack(list(self.shares.values())).sum()
+
+    def counts(self, counts: Counts) -> dict[str, int]:
+        """How many units of a micro-batch each of ``sums`` is over."""
+        return {name: getattr(counts, unit) for name, unit in self.units.items()}
 
 
 class Objective(nn.Module):
@@ -74,6 +92,9 @@ class Objective(nn.Module):
         terms: named terms besides cross-entropy (``ce``, weight 1, is always there).
         weights: weight of each term (the paper's λ).
         warmup_steps: optimizer steps over which the weights grow linearly from 0; 0 keeps them constant.
+
+    Attributes:
+        observed: whether ``Terms.statistics`` is filled; a callback that reads them sets it.
     """
 
     def __init__(
@@ -86,6 +107,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({"ce": CrossEntropy(), **(terms or {})})
         self.weights = dict(weights or {})
         self.warmup_steps = warmup_steps
+        self.observed = False
         for name, weight in self.weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(
@@ -122,10 +144,12 @@ class Objective(nn.Module):
             step: optimizer steps taken so far, for the weights' schedule.
         """
         terms = self._terms()
-        sums = sum_rows(rows, heads, terms, top1=not self.training)
+        sums, statistics = sum_rows(rows, heads, terms, top1=not self.training, observe=self.observed)
         units: dict[str, str] = {name: terms[name].unit if name in terms else "token" for name in sums}
-        shares = [
-            self.weight(name, step) * sums[name] / totals[UNITS.index(units[name])].clamp(min=1).to(sums[name].dtype)
+        shares = {
+            name: self.weight(name, step)
+            * sums[name]
+            / totals[UNITS.index(units[name])].clamp(min=1).to(sums[name].dtype)
             for name in terms
-        ]
-        return Terms(torch.stack(shares).sum(), {name: value.detach() for name, value in sums.items()}, units)
+        }
+        return Terms(shares, {name: value.detach() for name, value in sums.items()}, units, statistics)

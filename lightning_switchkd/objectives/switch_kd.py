@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.losses.difference import logits_difference_kl
-from lightning_switchkd.losses.head import Chunk, Side
+from lightning_switchkd.losses.head import Chunk, Side, Statistics
 from lightning_switchkd.losses.select import Kneedle, Selection
+from lightning_switchkd.losses.statistics import region_statistics
 from lightning_switchkd.objectives.base import Need, Objective, RowTerm, Unit
 
 
@@ -41,6 +42,9 @@ class Align(RowTerm):
 
     def forward(self, rows: Chunk) -> Tensor:
         return self.scale * torch.stack([self._led_by(rows, leader) for leader in ("teacher", self.side)]).sum(0)
+
+    def observe(self, rows: Chunk) -> Statistics:
+        return region_statistics(rows, self.side, self.select)
 
     def _led_by(self, rows: Chunk, leader: Side) -> Tensor:
         ids, mask = rows.select(leader, self.select)

@@ -7,6 +7,7 @@ which family it is dealing with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -241,8 +242,14 @@ class Frozen(nn.Module):
         return super().train(False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return super()._apply(keeping_dtype(fn), recurse)
 
-        return super()._apply(keep_dtype, recurse)
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``nn.Module._apply`` is given, without its changes of dtype: moves go through, casts do not."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
