@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from command import ROOT, configs, fit_arguments, write_pair
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lightning_switchkd.cli import SwitchKDCLI, main, run_lightning
 from lightning_switchkd.data.datamodule import LLaVADataModule
 
-ROOT = Path(__file__).parent.parent
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
     for kind in ("data", "model", "trainer", "experiment", "prepare")
@@ -26,13 +25,6 @@ COMPOSITIONS = [
     *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
     *(("digits", f"../prepare/{stage}", trainer, None) for stage in NAMES["prepare"] for trainer in NAMES["trainer"]),
 ]
-
-
-def configs(data: str, model: str, trainer: str, experiment: str | None) -> list[str]:
-    """What the Makefile passes."""
-    files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
-    files += [f"experiment/{experiment}"] if experiment else []
-    return [argument for file in files for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
 
 
 def printed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
@@ -67,30 +59,7 @@ def test_every_file_below_conf_is_offered() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.write_data(tmp_path_factory.mktemp("cli") / "data")
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
-    shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
-    return folder
-
-
-def fit_arguments(folder: Path, run: Path, *more: str) -> list[str]:
-    records, images = folder / "records.json", folder / "images"
-    return [
-        "fit",
-        *configs("digits", "digits", "cpu", "switch_kd"),
-        f"--data.processor={folder / 'processor'}",
-        *(f"--data.{split}.annotations={records}" for split in ("train", "val", "test")),
-        *(f"--data.{split}.image_root={images}" for split in ("train", "val", "test")),
-        f"--model.student.checkpoint={folder / 'student'}",
-        f"--model.teacher.checkpoint={folder / 'teacher'}",
-        f"--trainer.default_root_dir={run}",
-        "--trainer.max_steps=4",
-        "--trainer.val_check_interval=2",
-        "--trainer.log_every_n_steps=1",
-        "--data.batch_size=8",
-        *more,
-    ]
+    return write_pair(tmp_path_factory.mktemp("cli") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +64,7 @@ def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[st
     return weights(model)
 
 
-def _rank(rank: int, port: int, folder: Path, root: Path) -> None:
-    import os
-
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        WORLD_SIZE="2",
-        NODE_RANK="0",
-        LOCAL_RANK=str(rank),
-        OMP_NUM_THREADS="1",
-    )
-    torch.set_num_threads(1)
+def _rank(rank: int, folder: Path, root: Path) -> None:
     result = train(folder, root, 4, devices=2, strategy="ddp")
     if rank == 0:
         torch.save(result, root / "weights.pt")
@@ -87,16 +74,7 @@ def test_ranks_and_accumulation_give_the_same_weights(folder: Path, tmp_path: Pa
     """1 × 8, 2 ranks × 4 and accumulation 2 × 4; answers of unequal length, some batches without an image."""
     one = train(folder, tmp_path, 8)
     accumulated = train(folder, tmp_path, 4, accumulate_grad_batches=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, port, folder, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(180)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    tiny.on_two_ranks(_rank, folder, tmp_path)
     two = torch.load(tmp_path / "weights.pt")
     start = weights_of_start(folder)
     moved = max(float((one[name] - start[name]).abs().max()) for name in one)

@@ -18,6 +18,8 @@ from lightning_switchkd.evaluation.metrics import Means
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Terms
 
+PLACE = "train/vision_gradient"
+
 
 class VisionGradients(L.Callback):
     """Logs ``train/vision_gradient/{student,switch}``: norm of the loss's gradient at V^S's output, by pathway.
@@ -28,15 +30,16 @@ class VisionGradients(L.Callback):
     encoder is frozen.
 
     Args:
-        split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*``. Costs one more
-            backward through the language models per term in that step (with three terms about as much as two steps);
-            0 never does.
+        split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs one
+            more backward through the language models per term in that step (with three terms about as much as two
+            steps); 0 never does.
     """
 
     def __init__(self, split_every_n_steps: int = 0) -> None:
         self.split_every_n_steps = split_every_n_steps
-        self._means: dict[str, Means] = {}
-        self._carried: Mapping[str, Mapping[str, Tensor]] = {}
+        self._pathways, self._terms = Means(["student", "switch", "dot"]), Means([])
+        self._carried: Mapping[str, Tensor] = {}
+        self._sides: list[str] = []
         self._trainer: L.Trainer | None = None
         self._handle: RemovableHandle | None = None
         self._first: dict[str, Tensor] = {}
@@ -50,10 +53,8 @@ class VisionGradients(L.Callback):
                 "Set it to 0 (the norms by pathway stay), or use another strategy (TRAINER=ddp)."
             )
         self._trainer = trainer
-        names = {"pathways": ["student", "switch", "dot"], "terms": list(pl_module.objective.terms)}
-        self._means = {group: Means(members).to(pl_module.device) for group, members in names.items()}
-        for group, states in self._carried.items():
-            self._means[group].restore(states, trainer.global_rank)
+        self._pathways.to(pl_module.device).restore(self._carried, trainer.global_rank)
+        self._terms = Means(pl_module.objective.terms).to(pl_module.device)
         self._handle = pl_module.distiller.register_forward_hook(self._after_forward)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -66,18 +67,18 @@ class VisionGradients(L.Callback):
         features = {side: tensor for side, tensor in terms.features.items() if tensor.requires_grad}
         if not distiller.training or not features or not torch.is_grad_enabled():
             return
-        if self._split_due():
+        assert self._trainer is not None
+        if self._split_due(self._trainer.global_step):
             for name, share in terms.shares.items():
                 gradients = torch.autograd.grad(share, list(features.values()), retain_graph=True, allow_unused=True)
                 squares = sum((g.double().square().sum() for g in gradients if g is not None), share.new_zeros(()))
-                self._means["terms"].update({name: squares}, {name: 0})
-        self._first = {}
+                self._terms.update({name: squares}, {name: 0})
+        self._first, self._sides = {}, list(features)
         for side, tensor in features.items():
             tensor.register_hook(partial(self._see, side))
 
-    def _split_due(self) -> bool:
-        assert self._trainer is not None
-        return self.split_every_n_steps > 0 and self._trainer.global_step % self.split_every_n_steps == 0
+    def _split_due(self, step: int) -> bool:
+        return self.split_every_n_steps > 0 and step % self.split_every_n_steps == 0
 
     def _see(self, side: str, gradient: Tensor) -> None:
         assert self._trainer is not None
@@ -90,39 +91,33 @@ class VisionGradients(L.Callback):
         for other in self._first.values():
             found["dot"] = (gradient * other).sum()
         self._first[side] = gradient
-        self._means["pathways"].update(found, dict.fromkeys(found, 0))
+        self._pathways.update(found, dict.fromkeys(found, 0))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts the optimizer step, and logs where a log line is due."""
+        """Counts the optimizer step; logs the split of this step, and the pathways where a log line is due."""
         self._first = {}
-        if not batch.window_end:
+        if not batch.window_end or not self._sides:
             return
-        split = self.split_every_n_steps > 0 and (trainer.global_step - 1) % self.split_every_n_steps == 0
-        for group in ("pathways", "terms") if split else ("pathways",):
-            names = self._means[group].names  # squares add up over ranks, steps are counted once
-            nothing = torch.zeros((), device=pl_module.device)
-            self._means[group].update(dict.fromkeys(names, nothing), dict.fromkeys(names, int(trainer.is_global_zero)))
+        split = self._split_due(trainer.global_step - 1)
+        for means in (self._pathways, self._terms) if split else (self._pathways,):
+            nothing = torch.zeros((), device=pl_module.device)  # squares add up over ranks, steps are counted once
+            means.update(dict.fromkeys(means.names, nothing), dict.fromkeys(means.names, int(trainer.is_global_zero)))
+        if split:
+            norms = {f"{PLACE}/by_term/{name}": float(sq.sqrt()) for name, sq in self._terms.collect().items()}
+            for logger in trainer.loggers:  # not through `log`, which would repeat it at every later log line
+                logger.log_metrics(norms, trainer.global_step - 1)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = self._values()
-            place = "train/vision_gradient"
-            pl_module.log_dict({f"{place}/{name}": value for name, value in values.items()}, batch_size=len(batch))
-
-    def _values(self) -> dict[str, Tensor]:
-        squares = self._means["pathways"].collect()
-        dot = squares.pop("dot")
-        values = {name: square.sqrt() for name, square in squares.items() if square > 0}
-        if len(values) == 2:
-            values["cosine"] = dot / (values["student"] * values["switch"])
-        if self.split_every_n_steps:
-            by_term = self._means["terms"].collect().items()
-            values |= {f"by_term/{name}": square.sqrt() for name, square in by_term if square > 0}
-        return values
+            squares = self._pathways.collect()
+            values = {side: squares[side].sqrt() for side in self._sides}
+            if len(values) == 2:  # not a number where one of them is 0
+                values["cosine"] = squares["dot"] / (values["student"] * values["switch"])
+            pl_module.log_dict({f"{PLACE}/{name}": value for name, value in values.items()}, batch_size=len(batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Squares that have not been logged yet, added up over ranks."""
-        return {group: means.carried() for group, means in self._means.items()}
+        return self._pathways.carried()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up at the start of training."""

@@ -80,7 +80,7 @@ class LLaVADataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # the run's own record logs them, once
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
             self.hparams[split] = None if paths is None else asdict(paths)
         self._datasets: dict[str, VisionTextDataset] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -111,13 +112,12 @@ class RowStatistics(Running):
             self.sizes[place].scatter_add_(0, statistics[name], torch.ones_like(statistics[name]))
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Means and quantiles by name (empty with no row), and histograms ``[limit + 1]``: rows with this k."""
-        if not self.rows:
-            return {}, {}
+        """Means and quantiles by name (not a number with no row), and histograms ``[limit + 1]``: rows with this k."""
         means = dict(zip(self.names, (self.totals / self.rows).unbind(), strict=True))
         histograms = dict(zip(self.set_names, self.sizes.unbind(), strict=True))
         for name, sizes in histograms.items():
             below = sizes.cumsum(0)
             for percent in self.QUANTILES:  # the smallest k that so many rows do not exceed
-                means[f"{name}_p{percent}"] = (below * 100 < percent * self.rows).sum()
+                quantile = (below * 100 < percent * self.rows).sum().double()
+                means[f"{name}_p{percent}"] = quantile.masked_fill(self.rows == 0, math.nan)
         return {name: value.float() for name, value in means.items()}, histograms

@@ -1,0 +1,262 @@
+"""Statistics of DBiLD's leading sets against a computation from full logits, on one process and on two."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
+from lightning_switchkd.loggers import CSVLogger
+from lightning_switchkd.losses import Kneedle
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SFT, SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec
+
+VOCABULARY = 280
+KNEEDLE = Kneedle(window=48, min_k=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_data(tmp_path_factory.mktemp("statistics") / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    return folder
+
+
+class PlainSGD(SwitchKD):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
+
+
+def module(folder: Path, objective: Any = None) -> SwitchKD:
+    student, teacher = (VLMSpec(checkpoint=str(folder / name), dtype="float64") for name in ("student", "teacher"))
+    return PlainSGD(student, teacher, objective or SwitchKDObjective(select=KNEEDLE))
+
+
+class FullLogits(DBiLDStatistics):
+    """Remembers, before each step, the logits of every supervised row as Hugging Face's own forward gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[dict[str, list[float]], bool]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.remember(pl_module.distiller, batch)
+
+    def remember(self, distiller: Any, batch: Any) -> None:
+        teacher = distiller.teacher.vlm.model
+        switched = copy.deepcopy(teacher)
+        switched.model.vision_tower = copy.deepcopy(distiller.student.model.model.vision_tower)
+        models = {"student": distiller.student.model, "teacher": teacher, "switch": switched}
+        seeing = set(batch.image_row.tolist())
+        for b in range(len(batch)):
+            pixels = batch.pixel_values.double()[batch.image_row == b]
+            with torch.no_grad():
+                logits = {
+                    side: model(
+                        input_ids=batch.input_ids[b : b + 1, : int(batch.attention_mask[b].sum())],
+                        pixel_values=pixels if len(pixels) else None,
+                    ).logits[0]
+                    for side, model in models.items()
+                }
+            for t in range(len(logits["student"]) - 1):
+                if batch.labels[b, t + 1] != -100:
+                    self.rows.append(({s: z[t, :VOCABULARY].tolist() for s, z in logits.items()}, b in seeing))
+
+
+def leading_set(row: list[float]) -> list[int]:
+    """METHOD section 3, word by word."""
+    ids = sorted(range(len(row)), key=lambda i: (-row[i], i))[: KNEEDLE.window]
+    z, w = [row[i] for i in ids], len(ids)
+    depth = [(w - i) * (z[0] - z[-1]) - (w - 1) * (z[i - 1] - z[-1]) for i in range(1, w + 1)]
+    knee = next(i for i, d in enumerate(depth, 1) if d >= max(depth) - 1e-6 * (w - 1) * (z[0] - z[-1]))
+    return ids[: min(w, max(KNEEDLE.min_k, knee))]
+
+
+def expected(rows: list[dict[str, list[float]]], side: str) -> dict[str, float]:
+    """Means over rows, from whole distributions and sets of ids."""
+    sums: dict[str, float] = {}
+    ks: dict[str, list[int]] = {"teacher": [], side: []}
+    for row in rows:
+        p = {s: torch.tensor(row[s], dtype=torch.float64).softmax(0).tolist() for s in ("teacher", side)}
+        sets = {s: set(leading_set(row[s])) for s in ("teacher", side)}
+        found = {"overlap": len(sets["teacher"] & sets[side]) / len(sets["teacher"] | sets[side])}
+        found["top1_agreement"] = float(max(p["teacher"]) == p["teacher"][p[side].index(max(p[side]))])
+        for s in ("teacher", side):
+            ks[s].append(len(sets[s]))
+            found[f"k_{s}"] = len(sets[s])
+            found[f"entropy_{s}"] = -sum(q * math.log(q) for q in p[s])
+            for other in ("teacher", side):
+                found[f"{s}_mass_in_{other}_set"] = sum(p[s][i] for i in sets[other])
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: value / len(rows) for name, value in sums.items()}
+    for s, sizes in ks.items():
+        for percent in (10, 50, 90):
+            means[f"k_{s}_p{percent}"] = sorted(sizes)[math.ceil(percent * len(sizes) / 100) - 1]
+    return means
+
+
+def fit(folder: Path, root: Path, callbacks: list[Any], batch_size: int, steps: int = 4, **settings: Any) -> Any:
+    settings = {"callbacks": callbacks, "logger": CSVLogger(str(root)), "max_steps": steps, **settings}
+    trainer = tiny.trainer(root, log_every_n_steps=2, **settings)
+    trainer.fit(module(folder), datamodule=tiny.data_module(folder, batch_size=batch_size, seed=1))
+    return trainer
+
+
+def logged(trainer: Any, beginning: str) -> dict[str, float]:
+    """The last value of every metric that begins so: of those Lightning knows and of those the logger alone has."""
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.logger is not None:
+        with open(f"{trainer.logger.log_dir}/metrics.csv", newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found |= {name: float(value) for name, value in row.items() if value}
+    return {name.removeprefix(beginning): value for name, value in found.items() if name.startswith(beginning)}
+
+
+def rank(rank: int, folder: Path, root: Path) -> None:
+    trainer = fit(folder, root, [DBiLDStatistics(), VisionGradients(1)], 4, devices=2, strategy="ddp")
+    if rank == 0:
+        torch.save(logged(trainer, ""), root / "two.pt")
+
+
+def test_equals_full_logits_on_one_and_two_processes(folder: Path, tmp_path: Path) -> None:
+    reference = FullLogits()
+    one = fit(folder, tmp_path / "one", [reference, VisionGradients(1)], 8)
+    tiny.on_two_ranks(rank, folder, tmp_path)
+    two = torch.load(tmp_path / "two.pt")
+    assert any(not seeing for _, seeing in reference.rows), "text-only rows: counted by Align, not by VSD"
+    half = len(reference.rows) - sum(int(count) for count in counts_of_last_steps(folder))
+    last = reference.rows[half:]  # the rows of the last two steps: those of the last log line
+    for term, side in (("align", "student"), ("vsd", "switch")):
+        rows = [row for row, seeing in last if seeing or term == "align"]
+        found = logged(one, f"train/dbild/{term}/")
+        wanted = expected(rows, side)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7), (term, name)
+            assert two[f"train/dbild/{term}/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), (term, name)
+    gradients = logged(one, "train/vision_gradient/")
+    assert gradients.keys() == {"student", "switch", "cosine", "by_term/ce", "by_term/align", "by_term/vsd"}
+    for name, value in gradients.items():
+        assert two[f"train/vision_gradient/{name}"] == pytest.approx(value, rel=1e-5), name
+
+
+def counts_of_last_steps(folder: Path) -> list[int]:
+    batches = list(tiny.data_module(folder, batch_size=8, seed=1).train_dataloader())
+    return [batch.counts.token for batch in batches[2:4]]
+
+
+def test_validation_statistics(folder: Path, tmp_path: Path) -> None:
+    """Over a whole validation set, in batches that do not divide it."""
+    model, reference = module(folder), FullLogits()
+    data = tiny.data_module(folder, val_batch_size=7)
+    trainer = tiny.trainer(tmp_path, callbacks=[DBiLDStatistics()], limit_val_batches=1.0)
+    metrics = trainer.validate(model, datamodule=data, verbose=False)[0]
+    reference.remember(model.distiller, next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader())))
+    wanted = expected([row for row, seeing in reference.rows if seeing], "switch")
+    for name, value in wanted.items():
+        assert metrics[f"val/dbild/vsd/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
+def test_gradients_by_pathway_and_term(folder: Path, tmp_path: Path) -> None:
+    """Against the gradient of the step's loss at the features, taken alone; accumulated as at once."""
+    whole = fit(folder, tmp_path / "whole", [VisionGradients(1)], 8, steps=2)
+    split = fit(folder, tmp_path / "split", [VisionGradients(1)], 4, steps=2, accumulate_grad_batches=2)
+    fresh = module(folder)
+    batches = list(tiny.data_module(folder, batch_size=8, seed=1).train_dataloader())[:2]
+    tiny.trainer(tmp_path, max_steps=0).fit(fresh, datamodule=tiny.data_module(folder, batch_size=8, seed=1))
+    optimizer = torch.optim.SGD([p for p in fresh.distiller.student.parameters() if p.requires_grad], lr=0.05)
+    squares = {"student": 0.0, "switch": 0.0, "dot": 0.0}
+    by_term: dict[str, float] = {}
+    for batch in batches:
+        terms = fresh.distiller(batch, batch.counts.tensor(), 0)
+        features = list(terms.features.values())
+        for name, share in terms.shares.items():
+            by_term[name] = sum(float(g.square().sum()) for g in gradient(share, features) if g is not None)
+        of = dict(zip(terms.features, gradient(terms.loss, features), strict=True))
+        squares["dot"] += float((of["student"] * of["switch"]).sum())
+        for side, found in of.items():
+            squares[side] += float(found.square().sum())
+        optimizer.zero_grad()
+        terms.loss.backward()
+        optimizer.step()
+    wanted = {side: math.sqrt(squares[side] / 2) for side in ("student", "switch")}
+    wanted["cosine"] = squares["dot"] / 2 / (wanted["student"] * wanted["switch"])
+    wanted |= {f"by_term/{name}": math.sqrt(square) for name, square in by_term.items()}  # of the last step
+    for trainer in (whole, split):
+        found = logged(trainer, "train/vision_gradient/")
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+def gradient(loss: Tensor, inputs: list[Tensor]) -> tuple[Any, ...]:
+    return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+
+
+def test_looking_changes_nothing_and_survives_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """Weights with and without the callbacks are bitwise equal; a restart between two log lines logs the same."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def callbacks() -> list[Any]:
+        return [
+            DBiLDStatistics(),
+            VisionGradients(2),
+            ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1),
+        ]
+
+    data = {"datamodule": tiny.data_module(folder, seed=1)}
+    plain, seen, resumed = module(folder), module(folder), module(folder)
+    settings: dict[str, Any] = {"max_steps": 4, "log_every_n_steps": 4}
+    tiny.trainer(tmp_path, **settings).fit(plain, **data)
+    straight = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
+    straight.fit(seen, **data)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, seen.state_dict()[name]), name
+    again = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
+    again.fit(resumed, **data, ckpt_path=str(tmp_path / "step=3.ckpt"))
+    first, second = (logged(trainer, "train/") for trainer in (straight, again))
+    assert first.keys() == second.keys()
+    assert {"dbild/align/overlap", "loss/ce", "vision_gradient/switch"} <= first.keys()
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_objectives_without_dbild_log_nothing(folder: Path, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, callbacks=[DBiLDStatistics(), VisionGradients()], log_every_n_steps=1, max_steps=2)
+    trainer.fit(module(folder, SFT()), datamodule=tiny.data_module(folder))
+    assert not logged(trainer, "train/dbild")
+    assert logged(trainer, "train/vision_gradient/").keys() == {"student"}
+    frozen = module(folder, SFT())
+    frozen.freeze_parts = ["vision"]
+    trainer = tiny.trainer(tmp_path, callbacks=[VisionGradients()], log_every_n_steps=1, max_steps=2)
+    trainer.fit(frozen, datamodule=tiny.data_module(folder))
+    assert not logged(trainer, "train/vision_gradient")
+
+
+def test_every_other_step(folder: Path, tmp_path: Path) -> None:
+    """Looking at every second step counts half of the rows; at none logs nothing."""
+    rows: list[int] = []
+
+    class Counting(DBiLDStatistics):
+        def _log(self, trainer: Any, pl_module: Any, batch_size: int) -> None:
+            rows.append(int(self._seen["train"]["align"].rows) if self._seen["train"] else 0)
+            super()._log(trainer, pl_module, batch_size)
+
+    for every in (1, 2, 0):
+        trainer = tiny.trainer(tmp_path, callbacks=[Counting(every)], log_every_n_steps=4, max_steps=4)
+        trainer.fit(module(folder), datamodule=tiny.data_module(folder, seed=1))
+    batches = list(tiny.data_module(folder, batch_size=8, seed=1).train_dataloader())[:4]
+    tokens = [batch.counts.token for batch in batches]
+    assert rows == [sum(tokens), tokens[0] + tokens[2], 0]

@@ -1,0 +1,129 @@
+"""A run that is stopped by a signal and continued ends like one that was left alone: weights, logs, everything."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import fit_arguments, signalled, write_pair
+
+from lightning_switchkd.cli import main
+
+SETTINGS = [
+    "--trainer.max_steps=9",
+    "--trainer.val_check_interval=6",  # micro-batches: every third step
+    "--trainer.log_every_n_steps=2",
+    "--trainer.accumulate_grad_batches=2",
+    "--data.batch_size=4",
+    "--checkpoint.every_n_train_steps=4",
+    "--gradients.split_every_n_steps=3",
+    "--greedy.max_new_tokens=2",
+    "--panel.records=0",
+]
+NOT_REPEATABLE = "throughput/"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pair(tmp_path_factory.mktemp("interruption") / "data")
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped: nine steps in two epochs of six, as 48 records give."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    main(fit_arguments(folder, run, *SETTINGS))
+    return run
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv, without what a clock wrote."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        kept = [
+            {k: v for k, v in row.items() if v and not k.startswith(NOT_REPEATABLE)} for row in csv.DictReader(file)
+        ]
+    return [row for row in kept if row.keys() - {"step", "epoch"}]
+
+
+def assert_equal_rows(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Bit for bit; says which cells differ."""
+    assert [(r["step"], sorted(r)) for r in ours] == [(r["step"], sorted(r)) for r in theirs]
+    differing = [(a["step"], k, a[k], b[k]) for a, b in zip(ours, theirs, strict=True) for k in a if a[k] != b[k]]
+    assert not differing
+
+
+MOMENTS = [
+    ("on_train_batch_start", 2, signal.SIGINT),
+    ("on_train_batch_end", 3, signal.SIGTERM),  # a validation is due
+    ("on_validation_batch_end", 3, signal.SIGINT),
+    ("on_train_batch_end", 6, signal.SIGINT),  # the end of an epoch
+    ("on_train_batch_end", 4, signal.SIGTERM),  # a checkpoint and a log line are due
+    ("on_train_batch_start", 7, signal.SIGTERM),
+]
+
+
+@pytest.mark.parametrize(("hook", "step", "signum"), MOMENTS)
+def test_continues_as_if_never_stopped(
+    folder: Path, straight: Path, tmp_path: Path, hook: str, step: int, signum: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = fit_arguments(folder, run, *SETTINGS)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *signalled(hook, step, signum)])
+    assert stop.value.code == 128 + signum
+    said = capfd.readouterr().err
+    assert "Finishing this step" in said
+    assert f"saved in {run / 'checkpoints' / 'last.ckpt'}" in said
+    assert "--ckpt_path=last (make: RESUME=auto)" in said
+    assert not (run / "student").exists()
+    assert 0 < torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] < 9
+    main([*arguments, "--ckpt_path=last"])
+    theirs, ours = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (straight, run))
+    assert theirs["global_step"] == ours["global_step"]
+    for name, tensor in theirs["state_dict"].items():
+        assert torch.equal(tensor, ours["state_dict"][name]), name
+    assert (run / "student" / "config.json").is_file()
+    assert_equal_rows(rows(run), rows(straight))
+
+
+def test_last_begins_where_there_is_nothing_yet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RESUME=auto on a fresh folder trains; on a finished run it has nothing left to do and loses nothing."""
+    arguments = fit_arguments(folder, tmp_path / "run", "--ckpt_path=last", "--panel.records=0")
+    main(arguments)
+    assert "starting anew" in capsys.readouterr().out
+    before = rows(tmp_path / "run")
+    main(arguments)
+    assert "Going on from" in capsys.readouterr().out
+    assert rows(tmp_path / "run") == before
+    assert (tmp_path / "run" / "student" / "config.json").is_file()
+
+
+def test_a_fresh_run_moves_the_former_one_aside(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = fit_arguments(folder, run, "--trainer.max_steps=1", "--panel.records=0")
+    main(arguments)
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    main(arguments)
+    assert (run / "previous" / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (run / "previous" / "checkpoints").is_dir() == (run / "checkpoints").is_dir()
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    assert "held an earlier run" in capsys.readouterr().out
+
+
+def test_killed_between_checkpoints(folder: Path, straight: Path, tmp_path: Path) -> None:
+    """What was logged after the checkpoint is logged again, once."""
+    run = tmp_path / "run"
+    arguments = fit_arguments(folder, run, *SETTINGS)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        main([*arguments, "--trainer.callbacks+=command.Die"])
+    main([*arguments, "--ckpt_path=last"])
+    assert_equal_rows(rows(run), rows(straight))

@@ -1,0 +1,92 @@
+"""The command line as the Makefile calls it, on tiny models: for every test that needs a whole run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def configs(data: str, model: str, trainer: str, experiment: str | None, *more: str) -> list[str]:
+    """What the Makefile passes."""
+    files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
+    files += [f"experiment/{experiment}"] if experiment else []
+    return [argument for file in (*files, *more) for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
+
+
+def write_pair(folder: Path) -> Path:
+    """Data, processor, student and teacher; the teacher's folder holds its processor as well."""
+    tiny.write_data(folder)
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
+    return folder
+
+
+def fit_arguments(
+    folder: Path, run: Path, *more: str, experiment: str = "switch_kd", extra: tuple[str, ...] = ()
+) -> list[str]:
+    """A run of four steps, validated and logged often; ``extra`` files come after the experiment."""
+    records, images = folder / "records.json", folder / "images"
+    return [
+        "fit",
+        *configs("digits", "digits", "cpu", experiment, *extra),
+        f"--data.processor={folder / 'processor'}",
+        *(f"--data.{split}.annotations={records}" for split in ("train", "val", "test")),
+        *(f"--data.{split}.image_root={images}" for split in ("train", "val", "test")),
+        f"--model.student.checkpoint={folder / 'student'}",
+        f"--model.teacher.checkpoint={folder / 'teacher'}",
+        f"--trainer.default_root_dir={run}",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
+        "--data.batch_size=8",
+        *more,
+    ]
+
+
+class Signal(L.Callback):
+    """Sends this process a signal at a moment of the training.
+
+    Args:
+        hook: ``on_train_batch_start``, ``on_train_batch_end``, ``on_validation_batch_end`` or ``on_train_epoch_end``.
+        step: the optimizer step it waits for.
+        signum: which signal.
+    """
+
+    def __init__(self, hook: str, step: int, signum: int = signal.SIGINT) -> None:
+        self.sent = False
+
+        def send(trainer: Any, *_: Any, **__: Any) -> None:
+            if trainer.global_step == step and not self.sent:
+                self.sent = True
+                os.kill(os.getpid(), signum)
+
+        setattr(self, hook, send)
+
+
+class Die(L.Callback):
+    """Raises in the sixth step, as nobody expects."""
+
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        """Ends the run without a word to anybody."""
+        if trainer.global_step == 6:
+            raise RuntimeError("killed")
+
+
+def signalled(hook: str, step: int, signum: int = signal.SIGINT) -> list[str]:
+    """Flags that add a :class:`Signal`."""
+    path = "--trainer.callbacks.init_args"
+    return [
+        "--trainer.callbacks+=command.Signal",
+        f"{path}.hook={hook}",
+        f"{path}.step={step}",
+        f"{path}.signum={int(signum)}",
+    ]
