@@ -6,11 +6,11 @@ The package `easy-vqa` (Victor Zhou, MIT) brings 5,000 pictures of one coloured 
 them. Its test split stays whole. Validation is carved from its training pictures, so no picture is on two sides.
 
     images/{train,test}/0.png   the package's pictures under their own numbers
-    captions.json     one caption a training picture, of what its questions tell: what a vision tower is trained on
+    captions.json     colour and shape of a training picture, where its questions tell both: the tower learns them
     train.json        all questions of a training picture as turns of one record, in random order
     train_small.json  a part of these records: what the student is given
     val.json, test.json   one question a record, its kind under "source"; val.json's pictures lie in images/train
-    processor/        tokenizer trained on the training text, image processor (32 × 32), LlavaProcessor
+    processor/        tokenizer trained on the training text, image processor (24 × 24), LlavaProcessor
     manifest.json     the settings all this was made with; equal settings are not written again
 """
 
@@ -38,7 +38,8 @@ Record = dict[str, Any]
 Turns = dict[int, list[tuple[str, str]]]  # question and answer pairs by number of the picture
 VERSION = 1  # raised whenever equal settings would give other files
 TRAIN_IMAGES = 4000
-IMAGE_SIZE, PATCH_SIZE = 32, 8
+IMAGE_SIZE, PATCH_SIZE = 24, 4
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 
 
@@ -86,31 +87,36 @@ def kind_of(question: str) -> str:
 
 
 def caption(turns: Sequence[tuple[str, str]]) -> str:
-    """What the answers to "what …?" tell of a picture.
+    """Colour and shape as questions and answers tell them; less where they tell less.
 
-    >>> caption([("what shape is present?", "circle"), ("is there a teal shape?", "no")])
-    'circle'
+    >>> caption([("is a circle present?", "yes"), ("is no teal shape present?", "no"), ("is there a red shape?", "no")])
+    'teal circle'
     """
-    told = {kind_of(question): reply for question, reply in turns}
-    return " ".join(told[kind] for kind in ("color", "shape") if kind in told)
+    told: set[str] = set()
+    for question, reply in turns:
+        if reply in ("yes", "no") and (reply == "yes") != kind_of(question).endswith("_present"):
+            continue  # names what the picture does not show
+        told |= {reply, *question.rstrip("?").split()}
+    return " ".join(name for name in (*COLORS, *SHAPES) if name in told)
 
 
 def _write_records(settings: Settings, folder: Path) -> list[str]:
     """Copies the pictures and writes the questions; returns the training text."""
     rng = np.random.default_rng(settings.seed)
-    turns, text = {}, list[str]()
+    turns, text = dict[str, Turns](), list[str]()
     for split in ("train", "test"):
         turns[split], images = published(split)
         shutil.copytree(images, folder / "images" / split)
     held_out, given = np.split(rng.permutation(sorted(turns["train"])), [settings.val_images])
-    records, captions = [], []
+    records, captions = list[Record](), list[Record]()
     for image in given.tolist():
         said = [turns["train"][image][i] for i in rng.permutation(len(turns["train"][image]))]
         keys = {"id": f"train-{image}", "image": f"train/{image}.png"}
         records.append(keys | {"conversations": conversation(said)})
-        captions += [keys | {"conversations": conversation([("", told)])}] if (told := caption(said)) else []
+        captions.append(keys | {"conversations": conversation([("", caption(said))])})
         text += [part for turn in said for part in turn]
-    dump(captions, folder / "captions.json")
+    whole = [record for record in captions if " " in record["conversations"][1]["value"]]
+    dump(whole, folder / "captions.json")
     dump(records, folder / "train.json")
     dump(records[: settings.small_images], folder / "train_small.json")
     dump(_asked_singly("train", sorted(held_out.tolist()), turns["train"]), folder / "val.json")
