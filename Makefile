@@ -17,8 +17,11 @@ CMD := $(PY) -m lightning_switchkd
 COMMON = --config conf/base.yaml --config conf/data/$(DATA).yaml
 WHERE = --config conf/trainer/$(TRAINER).yaml
 
+EMBEDDED := digits easy_vqa
+EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
+
 # The embedded models are tiny: a second thread gains little, and costs much where another process wants the core.
-ifeq ($(MODEL),digits)
+ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
@@ -42,46 +45,50 @@ setup: .venv/ready ## make .venv and install the pinned packages
 
 # -- the embedded data, and what the recipe takes as given; what exists is not made again ----------------------------
 
-DIGITS := datasets/digits
-PREPARED_digits := runs/digits/teacher/student/config.json runs/digits/start/student/config.json
-STAGE = $(CMD) fit --config conf/base.yaml --config conf/data/digits.yaml $(WHERE) --config conf/prepare
+student = runs/$(1)/$(2)/student/config.json
+PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher start,\
+  $(call student,$(name),$(stage))))
+prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) --config conf/prepare/$(1)-$(2).yaml \
+  --trainer.default_root_dir=runs/$(1)/$(2)
 
-data: $(DIGITS)/manifest.json ## write the embedded data set: boards of real handwritten digits, as LLaVA JSON + PNG
-$(DIGITS)/manifest.json: | .venv/ready
-	$(PY) -m lightning_switchkd.data.demo.digits --output $(DIGITS)
+data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa) as LLaVA JSON + PNG
+$(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
+	$(PY) -m lightning_switchkd.data.demo.$* --output datasets/$*
 
-teacher: runs/digits/teacher/student/config.json ## train the vision tower and the teacher of the embedded recipe
-runs/digits/tower/student/config.json: | $(DIGITS)/manifest.json
-	$(STAGE)/digits-tower.yaml --trainer.default_root_dir=runs/digits/tower
-runs/digits/teacher/student/config.json: | runs/digits/tower/student/config.json
-	$(STAGE)/digits-teacher.yaml --trainer.default_root_dir=runs/digits/teacher
-runs/digits/start/student/config.json: | runs/digits/tower/student/config.json
-	$(STAGE)/digits-start.yaml --trainer.default_root_dir=runs/digits/start
+teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
+$(EMBEDDED:%=$(call student,%,tower)): $(call student,%,tower): | datasets/%/manifest.json
+	$(call prepare,$*,tower)
+$(EMBEDDED:%=$(call student,%,teacher)): $(call student,%,teacher): | $(call student,%,tower)
+	$(call prepare,$*,teacher)
+$(EMBEDDED:%=$(call student,%,start)): $(call student,%,start): | $(call student,%,tower)
+	$(call prepare,$*,start)
+
+# what was held out, asked of teacher and start; whoever uses it adds --output and more models
+EVALUATE = $(CMD) evaluate --annotations datasets/$(DATA)/test.json --image_root datasets/$(DATA)/images \
+  --majority datasets/$(DATA)/train.json \
+  --models.teacher=runs/$(DATA)/teacher/student --models.start=runs/$(DATA)/start/student
 
 # -- the main job ------------------------------------------------------------------------------------------------------
 
-train: .venv/ready | $(PREPARED_$(MODEL)) ## distil the student, then compare teacher, student before and after
+train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, student before and after
 	$(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
 	  --trainer.default_root_dir=$(RUN) $(ARGS)
-ifeq ($(DATA),digits)
-	$(CMD) evaluate --annotations $(DIGITS)/test.json --image_root $(DIGITS)/images --run $(RUN) --output $(RUN)/report \
-	  --models.teacher=runs/digits/teacher/student --models.start=runs/digits/start/student \
-	  --models.student=$(RUN)/student
+ifneq ($(EMBEDDED_DATA),)
+	$(EVALUATE) --models.student=$(RUN)/student --run $(RUN) --output $(RUN)/report
 endif
 
 # -- a comparison from one start: runs that are finished are kept ------------------------------------------------------
 
 METHODS ?= sft switch_kd
 SEEDS ?= 0 1 2
-STUDY := runs/digits/study
+STUDY := runs/$(DATA)/study
 STUDY_RUNS = $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),$(method)/$(seed)))
 
-study: $(STUDY_RUNS:%=$(STUDY)/%/student/config.json) ## compare METHODS over SEEDS on the embedded data: table with spread
-	$(CMD) evaluate --annotations $(DIGITS)/test.json --image_root $(DIGITS)/images --output reports/digits \
-	  --models.teacher=runs/digits/teacher/student --models.start=runs/digits/start/student \
-	  $(foreach run,$(STUDY_RUNS),--models.$(run)=$(STUDY)/$(run)/student)
-$(STUDY)/%/student/config.json: | $(PREPARED_digits)
-	$(CMD) fit --config conf/base.yaml --config conf/data/digits.yaml --config conf/model/digits.yaml $(WHERE) \
+study: $(if $(EMBEDDED_DATA),$(STUDY_RUNS:%=$(STUDY)/%/student/config.json)) ## compare METHODS over SEEDS: table with spread
+	$(if $(EMBEDDED_DATA),,$(error make study compares on embedded data: DATA=$(DATA) must be one of: $(EMBEDDED)))
+	$(EVALUATE) $(foreach run,$(STUDY_RUNS),--models.$(run)=$(STUDY)/$(run)/student) --output reports/$(DATA)
+$(STUDY)/%/student/config.json: | $(PREPARED)
+	$(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) \
 	  --config conf/experiment/$(*D).yaml --seed_everything=$(*F) --trainer.default_root_dir=$(STUDY)/$* $(ARGS)
 
 test: .venv/ready ## the tests that CI runs

@@ -23,7 +23,11 @@ NAMES = {
 }
 COMPOSITIONS = [
     *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
-    *(("digits", f"../prepare/{stage}", trainer, None) for stage in NAMES["prepare"] for trainer in NAMES["trainer"]),
+    *(
+        (stage.rpartition("-")[0], f"../prepare/{stage}", trainer, None)
+        for stage in NAMES["prepare"]
+        for trainer in NAMES["trainer"]
+    ),
 ]
 
 
@@ -113,13 +117,16 @@ def test_generate_and_evaluate(folder: Path, run: Path, tmp_path: Path, capsys: 
     main([
         "evaluate", f"--models.teacher={folder / 'teacher'}", f"--models.student={run / 'student'}",
         f"--annotations={folder / 'records.json'}", f"--image_root={folder / 'images'}", f"--run={run}",
-        f"--output={tmp_path}", "--batch_size=16", "--max_new_tokens=4",
+        f"--majority={folder / 'records.json'}", f"--output={tmp_path}", "--batch_size=16", "--max_new_tokens=4",
     ])  # fmt: skip
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for model in ("teacher", "student"):
         assert results["models"][model]["exact_match"].keys() == {"kind0", "kind1", "average"}
         assert results["models"][model]["blind"].keys() == {"kind0", "kind1", "average"}
+    assert results["majority"]["exact_match"]["average"] == 1  # the records ask each text once
     table = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") in table
+    assert "\nPoints above the majority of training answers (100.0 in average): teacher -" in table
     assert re.search(r"^\| kind0 .*\n\| kind1 .*\n\| average ", table, re.MULTILINE)
     assert (tmp_path / "report.png").stat().st_size > 1000
     assert "data:image/png;base64" in (tmp_path / "examples.html").read_text(encoding="utf-8")

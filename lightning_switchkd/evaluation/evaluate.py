@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from lightning_switchkd.data.records import parse_record
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.generate import Question, batches, load_model
-from lightning_switchkd.evaluation.report import write_report
+from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
+from lightning_switchkd.evaluation.report import MAJORITY, write_report
 
 
 @dataclass
 class Scores:
-    """One model's greedy answers and their exact match by kind of question, seeing and blind.
+    """One column's answers and their exact match by kind of question, seeing and blind.
 
     Attributes:
         answers: one per question, seeing.
         seeing: share of right answers by source.
-        blind: the same with every image blanked.
+        blind: the same with every image blanked; empty for what never sees an image.
     """
 
     answers: list[str] = field(default_factory=list)
@@ -35,6 +36,8 @@ class Scores:
 def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
     """Share of answers equal to the right one, by source; ``average`` is the plain mean over the sources.
 
+    Where the sources have different sizes, ``all questions`` is the share of all answers.
+
     >>> asked = [Question((), (), answer="7", source="position"), Question((), (), answer="yes", source="exists")]
     >>> exact_match(["7", "no"], asked)
     {'exists': 0.0, 'position': 1.0, 'average': 0.5}
@@ -43,7 +46,12 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
     for answer, question in zip(answers, questions, strict=True):
         right[question.source].append(answer == question.answer.strip())
     shares = {source: sum(found) / len(found) for source, found in right.items()}
-    return {**shares, "average": sum(shares.values()) / len(shares)}
+    overall = {"all questions": sum(map(sum, right.values())) / len(questions)}
+    return {
+        **shares,
+        "average": sum(shares.values()) / len(shares),
+        **(overall if len(set(map(len, right.values()))) > 1 else {}),
+    }
 
 
 def read_questions(annotations: str, image_root: str, limit: int | None) -> list[Question]:
@@ -78,6 +86,7 @@ def evaluate(
     image_root: str,
     output: str,
     run: str | None = None,
+    majority: str | None = None,
     batch_size: int = 128,
     max_new_tokens: int = 16,
     limit: int | None = None,
@@ -93,19 +102,30 @@ def evaluate(
         image_root: folder its images lie in.
         output: folder for results.json, table.md, report.png and examples.html.
         run: run folder whose metrics.csv gives the plot its training curves.
+        majority: training annotations; adds what their most frequent answer to each question text would score.
         batch_size: questions asked at once.
         max_new_tokens: longest answer.
         limit: only the first so many records.
     """
     questions = read_questions(annotations, image_root, limit)
-    scores = {n: score_model(n, folder, questions, batch_size, max_new_tokens) for n, folder in models.items()}
+    scores: dict[str, Scores] = {}
+    if majority is not None:
+        said = majority_answers(read_conversations(majority), questions)
+        scores[MAJORITY] = Scores(said, exact_match(said, questions))
+    for name, model in models.items():
+        scores[name] = score_model(name, model, questions, batch_size, max_new_tokens)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    results: Mapping[str, object] = {
+    results: dict[str, object] = {
         "annotations": annotations,
         "questions": len(questions),
-        "models": {n: {"folder": models[n], "exact_match": s.seeing, "blind": s.blind} for n, s in scores.items()},
+        "models": {
+            n: {"folder": folder, "exact_match": scores[n].seeing, "blind": scores[n].blind}
+            for n, folder in models.items()
+        },
     }
+    if majority is not None:
+        results["majority"] = {"annotations": majority, "exact_match": scores[MAJORITY].seeing}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(write_report(folder, questions, scores, Path(run) if run else None))
     print(f"\nTable, plot and examples: {folder}/table.md, report.png, examples.html")

@@ -14,8 +14,10 @@ from typing import Protocol
 from PIL import Image
 
 from lightning_switchkd.evaluation.generate import Question
+from lightning_switchkd.evaluation.majority import question_text
 
 EXAMPLES_PER_KIND = 6
+MAJORITY = "majority"  # the column of the text-only baseline
 
 
 class ModelScores(Protocol):
@@ -30,7 +32,7 @@ def write_report(
     folder: Path, questions: Sequence[Question], scores: Mapping[str, ModelScores], run: Path | None
 ) -> str:
     """Writes ``table.md``, ``report.png`` and ``examples.html``; returns the table."""
-    table = table_of(scores)
+    table = "\n\n".join([table_of(scores), *above_majority(scores)])
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     (folder / "examples.html").write_text(examples_page(questions, scores), encoding="utf-8")
     plot(folder / "report.png", scores, run)
@@ -50,19 +52,31 @@ def table_of(scores: Mapping[str, ModelScores]) -> str:
 
     Several runs of one model (``sft/0``, ``sft/1``) share a column: mean ± standard deviation over the runs.
     """
-    groups = grouped(scores)
-    kinds = list(next(iter(scores.values())).seeing)
-    rows = [["exact match, %", *(cell for name in groups for cell in (name, "blind"))]]
-    for kind in kinds:
-        cells = [
-            per_cent([share[kind] for share in shares])
-            for runs in groups.values()
-            for shares in ([run.seeing for run in runs], [run.blind for run in runs])
-        ]
-        rows.append([kind, *cells])
+    columns: list[tuple[str, list[dict[str, float]]]] = []
+    for name, runs in grouped(scores).items():
+        columns.append((name, [run.seeing for run in runs]))
+        if runs[0].blind:
+            columns.append(("blind", [run.blind for run in runs]))
+    rows = [["exact match, %", *(name for name, _ in columns)]]
+    for kind in next(iter(scores.values())).seeing:
+        rows.append([kind, *(per_cent([share[kind] for share in shares]) for _, shares in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def above_majority(scores: Mapping[str, ModelScores]) -> list[str]:
+    """A sentence: by how many points each model is above the majority over all questions; none without that column."""
+    if MAJORITY not in scores:
+        return []
+    row = list(scores[MAJORITY].seeing)[-1]  # all questions; where kinds have equal sizes, their average is the same
+    base = scores[MAJORITY].seeing[row]
+    gains = [
+        f"{name} {per_cent([run.seeing[row] - base for run in runs])}"
+        for name, runs in grouped(scores).items()
+        if name != MAJORITY
+    ]
+    return [f"Points above the majority of training answers ({per_cent([base])} in {row}): {', '.join(gains)}."]
 
 
 def per_cent(shares: Sequence[float]) -> str:
@@ -76,7 +90,7 @@ def per_cent(shares: Sequence[float]) -> str:
 
 
 def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> None:
-    """Bars by kind of question (hatched: blind) and, for a run, its held-out loss terms over the steps."""
+    """Bars by kind of question (hatched: blind; dashed: majority) and, for a run, its held-out loss terms by step."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -86,7 +100,7 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
     figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(13 if curves else 8, 4.2), squeeze=False)
     bars = axes[0][0]
     kinds = list(next(iter(scores.values())).seeing)
-    groups = grouped(scores)
+    groups = grouped({name: score for name, score in scores.items() if name != MAJORITY})
     width = 0.8 / len(groups)
     for position, (name, runs) in enumerate(groups.items()):
         places = [i + (position - (len(groups) - 1) / 2) * width for i in range(len(kinds))]
@@ -98,10 +112,14 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
         label = "blind" if position == 0 else None
         bars.bar(places, blind, width * 0.9, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label=label)
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
+    if MAJORITY in scores:
+        guessed = [100 * scores[MAJORITY].seeing[kind] for kind in kinds]
+        left, right = [i - 0.45 for i in range(len(kinds))], [i + 0.45 for i in range(len(kinds))]
+        bars.hlines(guessed, left, right, colors="black", linestyles="dashed", linewidth=1, label=MAJORITY)
     bars.set_xticks(range(len(kinds)), kinds, rotation=20)
     bars.set_ylabel("exact match, %")
     bars.set_ylim(0, 122)
-    bars.legend(fontsize=8, ncols=len(groups) + 1, loc="upper center")
+    bars.legend(fontsize=8, ncols=len(groups) + 2, loc="upper center")
     bars.set_title("Held-out questions")
     if curves:
         for name, points in curves.items():
@@ -151,7 +169,7 @@ img{{height:96px;image-rendering:pixelated}}.right{{color:#080}}.wrong{{color:#b
 
 
 def _example_row(question: Question, answers: Sequence[str]) -> str:
-    asked = question.turns[-1].text.replace("<image>", "").strip()
+    asked = question_text(question.turns[-1])
     pictures = "".join(f'<img alt="" src="data:image/png;base64,{_png(image)}">' for image in question.images)
     said = "".join(
         f'<td class="{"right" if answer == question.answer.strip() else "wrong"}">{html.escape(answer)}</td>'

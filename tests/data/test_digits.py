@@ -157,7 +157,7 @@ def test_a_broken_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(digits, "_write_processor", fail)
+    monkeypatch.setattr(digits, "write_processor", fail)
     with pytest.raises(RuntimeError):
         write(SMALL, tmp_path / "data")
     assert not list(tmp_path.iterdir())

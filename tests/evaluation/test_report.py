@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from lightning_switchkd.data.records import Turn
 from lightning_switchkd.evaluation.evaluate import Scores, exact_match
 from lightning_switchkd.evaluation.generate import Question
-from lightning_switchkd.evaluation.report import examples_page, table_of, validation_curves
+from lightning_switchkd.evaluation.report import above_majority, examples_page, plot, table_of, validation_curves
 
 ASKED = [
     Question((Turn("user", "<image>\nWhich <b>?"),), (Image.new("L", (4, 4)),), answer=answer, source=source)
@@ -32,7 +33,31 @@ def test_table_groups_runs_and_shows_blind_scores() -> None:
         ["exists", "100.0", "100.0", "0.0 ± 0.0", "100.0 ± 0.0"],
         ["position", "100.0", "0.0", "75.0 ± 35.4", "0.0 ± 0.0"],
         ["average", "100.0", "50.0", "37.5 ± 17.7", "50.0 ± 0.0"],
+        ["all questions", "100.0", "33.3", "50.0 ± 23.6", "33.3 ± 0.0"],
     ]
+
+
+def test_all_questions_have_a_row_only_where_kinds_have_different_sizes() -> None:
+    assert "all questions" not in exact_match(["7", "yes"], ASKED[1:])
+    assert exact_match(["7", "1", "yes"], ASKED)["all questions"] == pytest.approx(2 / 3)
+
+
+def test_majority_is_one_column_and_what_models_are_measured_against(tmp_path: Path) -> None:
+    guessed = ["7", "7", "no"]
+    columns = {
+        "majority": Scores(guessed, exact_match(guessed, ASKED)),
+        "teacher": scores("7", "3", "yes"),
+        "sft/0": scores("7", "3", "no"),
+        "sft/1": scores("1", "1", "no"),
+    }
+    header = [cell.strip() for cell in table_of(columns).splitlines()[0].split("|")[1:-1]]
+    assert header == ["exact match, %", "majority", "teacher", "blind", "sft", "blind"]
+    assert above_majority(columns) == [
+        "Points above the majority of training answers (33.3 in all questions): teacher 66.7, sft 0.0 ± 47.1."
+    ]
+    assert above_majority({"teacher": columns["teacher"]}) == []
+    plot(tmp_path / "report.png", columns, None)
+    assert (tmp_path / "report.png").stat().st_size > 1000
 
 
 def test_examples_are_escaped_and_marked() -> None:

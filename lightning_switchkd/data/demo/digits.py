@@ -19,24 +19,25 @@ Every record carries its truth beside the usual keys: "digits" in reading order,
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from lightning_switchkd.data.records import IMAGE_TOKEN
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.data.demo.embedded import (
+    check_limits,
+    command_line,
+    conversation,
+    dump,
+    write_processor,
+    write_whole,
+)
 
 Record = dict[str, Any]
 VERSION = 1  # raised whenever equal settings would give other files
@@ -56,7 +57,6 @@ PLACES = {
     2: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
     3: tuple(f"at the {row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")),
 }
-ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # a prompt's text beside the turns
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ class Settings:
         """Refuses what cannot be drawn, before anything is written."""
         limits = {"grid": (2, 3), "turns": (1, len(TEMPLATES)), "small_scans": (100, 1000), "jitter": (0, 3)}
         limits |= dict.fromkeys(("boards", "small_boards", "val_boards", "test_boards"), (1, 999_999))
-        for name, (low, high) in (limits | {"seed": (0, 2**32 - 1)}).items():
-            if not low <= getattr(self, name) <= high:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"digits: {flag} must lie between {low} and {high}, not {getattr(self, name)}.")
+        check_limits("digits", self, limits | {"seed": (0, 2**32 - 1)})
 
 
 def split_scans(seed: int, small_scans: int) -> dict[str, NDArray[np.int64]]:
@@ -171,15 +168,6 @@ def answer(kind: str, digits: Sequence[int], *, cell: int = 0, digit: int = 0) -
     }[kind]
 
 
-def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """LLaVA turns, the image before the first question."""
-    said: list[dict[str, str]] = []
-    for question, reply in turns:
-        text = question if said else f"{IMAGE_TOKEN}\n{question}".rstrip()
-        said += [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
-    return said
-
-
 def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Record, Asker]]:
     """Draws and saves the boards of one side; yields each one's keys and who asks about it."""
     rng = np.random.default_rng([settings.seed, SIDES.index(side)])
@@ -197,102 +185,45 @@ def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Recor
 
 def _write_records(settings: Settings, folder: Path) -> list[str]:
     """Writes boards and questions; returns the training text."""
-    kinds, text = list(TEMPLATES), list(ROLE_TEXT)
+    kinds, text = list(TEMPLATES), list[str]()
     for side in ("train", "small"):
         records = []
         for keys, asker in _boards(settings, side, folder):
             turns = [asker.ask(kinds[k], keys["digits"]) for k in asker.rng.permutation(len(kinds))[: settings.turns]]
             records.append(keys | {"conversations": conversation(turns)})
             text += [part for turn in turns for part in turn]
-        _dump(records, folder / ("train.json" if side == "train" else "train_small.json"))
+        dump(records, folder / ("train.json" if side == "train" else "train_small.json"))
         if side == "train":
             said = [{"conversations": conversation([("", answer("board", record["digits"]))])} for record in records]
-            _dump([r | c for r, c in zip(records, said, strict=True)], folder / "captions.json")
+            dump([r | c for r, c in zip(records, said, strict=True)], folder / "captions.json")
     for side in ("val", "test"):
         records = []
         for keys, asker in _boards(settings, side, folder):
             for kind in kinds:
                 extra = {"source": kind, "conversations": conversation([asker.ask(kind, keys["digits"])])}
                 records.append(keys | {"id": f"{keys['id']}-{kind}"} | extra)
-        _dump(records, folder / f"{side}.json")
+        dump(records, folder / f"{side}.json")
     return text
 
 
-def _dump(value: object, path: Path) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def train_tokenizer(text: Sequence[str], vocab_size: int = 384) -> Any:
-    """A byte-level BPE tokenizer of at most this size: encodes any text, each decimal digit a token of its own."""
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
-    backend = Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-
-
-def _write_processor(settings: Settings, text: Sequence[str], folder: Path) -> None:
-    """LlavaProcessor, tokenizer and image processor, for a CLIP tower with two by two patches a digit."""
-    from transformers import CLIPImageProcessorPil
-
-    from lightning_switchkd.data.processor import make_processor
-    from lightning_switchkd.data.prompts import prompt_style
-
-    side, half = CELL * settings.grid, [0.5, 0.5, 0.5]
-    size = {"height": side, "width": side}
-    pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
-    parts = train_tokenizer(text), pixels, CELL // 2, "default", 1
-    make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
-
-
 def write(settings: Settings, output: Path) -> bool:
-    """Writes everything to ``output``; False if it was there already, made with equal settings.
-
-    The folder appears whole or not at all: all is written beside it first, then moved into place.
+    """Writes everything to ``output``, whole or not at all; False if it was there already, made with equal settings.
 
     Raises:
         UserError: ``output`` holds something that this module did not write.
     """
-    manifest = {"data": "digits", "version": VERSION, "settings": asdict(settings)}
-    there = output / "manifest.json"
-    found = there.read_text(encoding="utf-8") if there.is_file() else ""
-    if found == json.dumps(manifest):
-        return False
-    if output.exists() and any(output.iterdir()) and not found.startswith('{"data": "digits"'):
-        raise UserError(f"digits: {output} holds something else: choose another --output, or move that folder away.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
-        made = Path(partial, "made")
-        made.mkdir()
-        _write_processor(settings, _write_records(settings, made), made / "processor")
-        _dump(manifest, made / "manifest.json")
-        if output.exists():
-            shutil.rmtree(output)
-        made.rename(output)
-    return True
+
+    def fill(folder: Path) -> None:
+        """The tower has two by two patches a digit."""
+        text = _write_records(settings, folder)
+        write_processor(text, folder / "processor", CELL * settings.grid, CELL // 2)
+
+    return write_whole("digits", VERSION, settings, fill, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("datasets/digits"), help="folder to write")
-    for name, hint in get_type_hints(Settings, include_extras=True).items():
-        flag, default = "--" + name.replace("_", "-"), getattr(Settings, name)
-        parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
-    output = (given := vars(parser.parse_args(arguments))).pop("output")
-    try:
-        written = write(Settings(**given), output)
-    except UserError as error:
-        parser.error(str(error))
-    print(f"digits: {'written to' if written else 'already there, with the same settings:'} {output}")
+    command_line("digits", __doc__, Settings, write, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The text-only baseline: what the training answers say to the same question, whatever the image shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from lightning_switchkd.data.records import IMAGE_TOKEN, Turn, parse_record
+from lightning_switchkd.data.sources import open_source
+from lightning_switchkd.evaluation.generate import Question
+
+
+def question_text(turn: Turn) -> str:
+    """A user turn without its image placeholders."""
+    return turn.text.replace(IMAGE_TOKEN, "").strip()
+
+
+def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequence[Question]) -> list[str]:
+    """For each question the most frequent training answer to its text; for an unseen text, to all texts together.
+
+    Of equally frequent answers the one met first is taken.
+
+    Args:
+        conversations: turns of the training records, answers included; every answer counts.
+        questions: what is asked.
+
+    >>> first = [Turn("user", "<image>\\n1?"), Turn("assistant", "no"), Turn("user", "Which?"), Turn("assistant", "3")]
+    >>> second = [Turn("user", "Which?\\n<image>"), Turn("assistant", "3")]
+    >>> asked = [Question((Turn("user", text),), ()) for text in ("<image>\\n1?", "Which?", "2?")]
+    >>> majority_answers([first, second], asked)
+    ['no', '3', '3']
+    """
+    by_text: dict[str, Counter[str]] = {}
+    for turns in conversations:
+        for asked, said in pairwise(turns):
+            if said.role == "assistant":
+                by_text.setdefault(question_text(asked), Counter())[said.text.strip()] += 1
+    overall = sum(by_text.values(), Counter[str]())
+    return [by_text.get(question_text(q.turns[-1]), overall).most_common(1)[0][0] for q in questions]
+
+
+def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:
+    """The turns of every record of a LLaVA file."""
+    source = open_source(annotations)
+    return [parse_record(source.read(i), i, annotations).turns for i in range(len(source))]

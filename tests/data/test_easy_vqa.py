@@ -1,0 +1,170 @@
+"""easy-VQA as LLaVA data: the official test split whole, validation carved by picture, answers as published."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import easy_vqa as package
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, write
+from lightning_switchkd.data.records import parse_record
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.evaluate import exact_match
+from lightning_switchkd.evaluation.generate import Question
+from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
+
+SETTINGS = Settings()
+FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("easy_vqa") / "data"
+    assert write(SETTINGS, output)
+    return output
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def asked(folder: Path, name: str) -> Counter[tuple[int, str, str]]:
+    """Picture, question and answer of every turn."""
+    found: Counter[tuple[int, str, str]] = Counter()
+    for i, raw in enumerate(records(folder, name)):
+        record = parse_record(raw, i, name)
+        texts = [turn.text.replace("<image>", "").strip() for turn in record.turns]
+        found.update((int(Path(record.images[0]).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True))
+    return found
+
+
+def published(split: str) -> Counter[tuple[int, str, str]]:
+    questions, answers, images = getattr(package, f"get_{split}_questions")()
+    return Counter(zip(images, questions, answers, strict=True))
+
+
+def test_official_test_split_is_whole(folder: Path) -> None:
+    assert asked(folder, "test.json") == published("test")
+    assert len(records(folder, "test.json")) == 9673
+    assert len(list((folder / "images" / "test").iterdir())) == 1000
+
+
+def test_training_and_validation_share_the_training_questions_by_picture(folder: Path) -> None:
+    images = {name: {record["image"] for record in records(folder, name)} for name in FILES}
+    assert not images["val.json"] & (images["train.json"] | images["train_small.json"] | images["captions.json"])
+    assert images["train_small.json"] | images["captions.json"] <= images["train.json"]
+    assert (len(images["val.json"]), len(images["train.json"])) == (SETTINGS.val_images, 4000 - SETTINGS.val_images)
+    assert len(records(folder, "train_small.json")) == SETTINGS.small_images
+    assert asked(folder, "train.json") + asked(folder, "val.json") == published("train")
+
+
+def test_pictures_are_the_package_s(folder: Path) -> None:
+    paths = {"train": package.get_train_image_paths(), "test": package.get_test_image_paths()}
+    for name in FILES:
+        for image in [record["image"] for record in records(folder, name)][:20]:
+            split, number = Path(image).parts[0], int(Path(image).stem)
+            assert (folder / "images" / image).read_bytes() == Path(paths[split][number]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("what shape does the image contain?", "shape"),
+        ("what is the gray shape?", "shape"),
+        ("what color is the shape?", "color"),
+        ("what is the color of the triangle?", "color"),
+        ("is a teal shape present?", "color_present"),
+        ("does the image contain a circle?", "shape_present"),
+        ("does the image not contain a red shape?", "color_absent"),
+        ("is no triangle present?", "shape_absent"),
+        ("is there not a rectangle in the image?", "shape_absent"),
+    ],
+)
+def test_kinds(question: str, kind: str) -> None:
+    assert kind_of(question) == kind
+
+
+def test_answers_fit_their_kinds(folder: Path) -> None:
+    allowed = {"color": set(COLORS), "shape": set(SHAPES)}
+    for name in ("val.json", "test.json"):
+        kinds = Counter(record["source"] for record in records(folder, name))
+        assert len(kinds) == 6
+        assert min(kinds.values()) > 200
+        for record in records(folder, name):
+            assert record["conversations"][1]["value"] in allowed.get(record["source"], {"yes", "no"})
+    assert {*COLORS, *SHAPES, "yes", "no"} == set(package.get_answers())
+
+
+def test_captions_contradict_no_answer(folder: Path) -> None:
+    told = {record["image"]: record["conversations"][1]["value"].split() for record in records(folder, "captions.json")}
+    assert all(color in COLORS and shape in SHAPES for color, shape in told.values())
+    for image, question, reply in asked(folder, "train.json"):
+        said = told.get(f"train/{image}.png", [])
+        if said and reply in (*COLORS, *SHAPES):
+            assert reply in said
+        elif said:
+            named = set(question.rstrip("?").split()) & {*COLORS, *SHAPES}
+            assert (reply == "yes") == (named <= set(said)) ^ kind_of(question).endswith("_absent")
+
+
+def test_majority_of_the_training_answers_scores_what_the_text_gives_away(folder: Path) -> None:
+    questions = [
+        Question(record.turns[:-1], (), record.answer, record.source)
+        for record in (parse_record(raw, i, "test.json") for i, raw in enumerate(records(folder, "test.json")))
+    ]
+    said = majority_answers(read_conversations(str(folder / "train.json")), questions)
+    scores = exact_match(said, questions)
+    assert scores["all questions"] == pytest.approx(0.670, abs=0.003)
+    assert scores["shape"] < 0.4
+
+
+def test_processor_makes_36_tokens_of_an_image(folder: Path) -> None:
+    processor = AutoProcessor.from_pretrained(folder / "processor")
+    image = Image.open(folder / "images" / "test" / "0.png")
+    batch = processor(images=image, text="<image>\nwhat color is the shape?", return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 24, 24)
+    assert int((batch["input_ids"] == processor.image_token_id).sum()) == 36
+    for answer in package.get_answers():
+        assert processor.tokenizer.decode(processor.tokenizer(answer)["input_ids"]) == answer
+
+
+def test_seed_decides_and_equal_settings_are_not_written_again(folder: Path, tmp_path: Path) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert write(SETTINGS, again)
+    assert write(replace(SETTINGS, seed=1), other)
+    for name in (*FILES, "manifest.json", "processor/tokenizer.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    assert records(other, "val.json") != records(folder, "val.json")
+    assert (other / "test.json").read_bytes() == (folder / "test.json").read_bytes()
+    stamp = (again / "train.json").stat().st_mtime_ns
+    assert not write(SETTINGS, again)
+    assert (again / "train.json").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"data": "digits"}', encoding="utf-8")
+    with pytest.raises(UserError, match="holds something else"):
+        write(SETTINGS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    with pytest.raises(UserError, match=r"pip install easy-vqa==1\.0"):
+        write(SETTINGS, tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_refuses_what_cannot_be_carved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([f"--output={tmp_path / 'data'}", "--val-images=3500", "--small-images=501"])
+    assert stop.value.code == 2
+    assert "--small-images must lie between 1 and 500, not 501" in capsys.readouterr().err
