@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,10 +22,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils.import_utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
+)
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.vlm.seams import VLM, Llava, family_of
+from lightning_switchkd.vlm.seams import VLM, Llava, Part, family_of
+from lightning_switchkd.vlm.speed import compile_blocks, recompute_blocks
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -43,7 +51,9 @@ class VLMSpec:
         feature_layer: Hidden state of the tower that is projected. Only for models built from parts.
         feature_strategy: ``default`` drops the class token, ``full`` keeps all positions (SigLIP has none to drop).
         dtype: Data type of the weights; a frozen teacher keeps it whatever the trainer's precision.
-        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ... for the tower and the language model.
+        compile: Parts (``vision``, ``projector``, ``lm``) whose blocks ``torch.compile`` compiles.
+        activation_checkpointing: Parts whose blocks are computed again in the backward pass instead of being kept.
         trust_remote_code: Let a hub model run its own Python. Off unless you trust its author.
     """
 
@@ -55,6 +65,8 @@ class VLMSpec:
     feature_strategy: Literal["default", "full"] = "default"
     dtype: DType = "float32"
     attn_implementation: str = "sdpa"
+    compile: list[Part] = field(default_factory=list)
+    activation_checkpointing: list[Part] = field(default_factory=list)
     trust_remote_code: bool = False
 
     @property
@@ -79,13 +91,20 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLM:
             f"model.{name} has both a checkpoint and parts (vision, lm). Give checkpoint for a whole model, or "
             "vision and lm for a new one with a fresh projector; set the other to null."
         )
-    if spec.checkpoint is not None:
-        return _from_checkpoint(spec, f"model.{name}.checkpoint")
-    if spec.vision is None or spec.lm is None:
+    if spec.checkpoint is None and (spec.vision is None or spec.lm is None):
         raise UserError(
             f"model.{name} needs a checkpoint, or both vision and lm (each a folder, a hub id or a configuration)."
         )
-    return _from_parts(spec, tokenizer, f"model.{name}")
+    _check_attention(spec.attn_implementation, f"model.{name}.attn_implementation")
+    if spec.checkpoint is not None:
+        vlm = _from_checkpoint(spec, f"model.{name}.checkpoint")
+    else:
+        vlm = _from_parts(spec, tokenizer, f"model.{name}")
+    for part in set(spec.compile):
+        compile_blocks(vlm.blocks(part), f"model.{name}.compile")
+    for part in set(spec.activation_checkpointing):
+        recompute_blocks(vlm.blocks(part))
+    return vlm
 
 
 def skeleton(config: dict[str, Any]) -> VLM:
@@ -104,6 +123,20 @@ def tokenizer_of(spec: VLMSpec) -> PreTrainedTokenizerBase | None:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _check_attention(implementation: str, where: str) -> None:
+    """Refuses what this machine lacks. A model class that cannot do it says so itself when it is made."""
+    hub = is_kernels_available()  # with the package `kernels`, Hugging Face fetches them from the hub
+    flash = {2: is_flash_attn_2_available(), 3: is_flash_attn_3_available(), 4: is_flash_attn_4_available()}
+    lacking = {f"flash_attention_{version}" for version, there in flash.items() if not (there or hub)}
+    usable = ["eager", *(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if n not in lacking and "paged" not in n)]
+    if implementation not in usable and not ("/" in implementation and hub):
+        raise UserError(
+            f"{where} is '{implementation}', which is unknown or not installed here. What works here: "
+            f"{', '.join(usable)}. flash_attention_2 and its successors need the package flash-attn (or kernels) and a "
+            "GPU."
+        )
 
 
 @contextmanager
@@ -154,7 +187,8 @@ def _from_checkpoint(spec: VLMSpec, where: str) -> VLM:
 
 def _vision(spec: VLMSpec, where: str) -> PreTrainedModel:
     if isinstance(spec.vision, dict):
-        return cast(PreTrainedModel, AutoModel.from_config(AutoConfig.for_model(**spec.vision)))
+        tower = AutoModel.from_config(AutoConfig.for_model(**spec.vision), attn_implementation=spec.attn_implementation)
+        return cast(PreTrainedModel, tower)
     assert spec.vision is not None
     config = _config(spec.vision, spec, where)
     if config.model_type == "llava":
@@ -167,7 +201,8 @@ def _lm(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -> PreTra
     if isinstance(spec.lm, dict):
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
         settings = {"vocab_size": len(tokenizer), **ids, **spec.lm}
-        lm = cast(PreTrainedModel, AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)))
+        config = AutoConfig.for_model(**settings)
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=spec.attn_implementation)
     else:
         assert spec.lm is not None
         lm = _load(AutoModelForCausalLM, spec.lm, spec, where)
@@ -193,9 +228,12 @@ def _from_parts(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -
     try:
         vision = _vision(spec, f"{where}.vision")
         lm = _lm(spec, tokenizer, f"{where}.lm")
-    except (TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{where}: the configuration of a part is not usable ({error}). It needs model_type."
+            f"{where}: the configuration of a part is not usable ({error}). It needs model_type, and "
+            f"{where}.attn_implementation must be one that the class supports (eager always is)."
         ) from error
     config = LlavaConfig(
         vision_config=vision.config,
@@ -214,7 +252,7 @@ def _from_parts(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -
     model.model.multi_modal_projector = _projector(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return Llava(model.to(spec.torch_dtype))
+    return Llava(model).to(spec.torch_dtype)
 
 
 def _projector(config: LlavaConfig) -> LlavaMultiModalProjector:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_switchkd.errors import UserError
 
@@ -64,6 +65,10 @@ class VLM(nn.Module, ABC):
         """The modules of each part; together they hold every parameter that a training step can reach."""
 
     @abstractmethod
+    def blocks(self, part: Part) -> list[nn.Module]:
+        """The repeated layers of a part that run in a training step, or its one module: the units of ``vlm.speed``."""
+
+    @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """``[M, 3, H, W]`` -> vision features ``[M, P, H_v]``."""
 
@@ -98,6 +103,17 @@ class VLM(nn.Module, ABC):
     def part_parameters(self, part: Part) -> list[nn.Parameter]:
         """Parameters of one part, in a fixed order."""
         return [p for module in self.parts()[part] for p in module.parameters()]
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # Buffers keep their dtype, as in Hugging Face's loading: rotary frequencies rounded to bfloat16 turn a token a
+        # thousand places on by whole radians.
+        buffers = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in self.named_buffers():
+            if moved.dtype != buffers[name].dtype:
+                owner, _, own_name = name.rpartition(".")
+                setattr(self.get_submodule(owner), own_name, buffers[name].to(moved.device))
+        return self
 
 
 class Llava(VLM):
@@ -155,6 +171,15 @@ class Llava(VLM):
             "projector": [llava.multi_modal_projector],
             "lm": [llava.language_model, self.model.lm_head],
         }
+
+    def blocks(self, part: Part) -> list[nn.Module]:
+        llava = self.model.model
+        if part == "vision":
+            return list(llava.vision_tower.encoder.layers[: self.depth])
+        if part == "projector":
+            return [llava.multi_modal_projector]
+        lm: nn.Module = llava.language_model
+        return [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)] or [lm]
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         # Layer by layer, so that nothing behind the feature layer runs (Hugging Face computes it and throws it away).

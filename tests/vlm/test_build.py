@@ -23,6 +23,7 @@ from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
 
 VISION: dict[str, Any] = dict(tiny.spec().vision)  # type: ignore[call-overload]
 LM: dict[str, Any] = dict(tiny.spec().lm)  # type: ignore[call-overload]
+GEMMA2 = {**LM, "model_type": "gemma2", "head_dim": 8}
 
 
 def same_logits(a: Any, b: Any) -> None:
@@ -86,6 +87,23 @@ def test_language_models_export_and_reload(lm: str, projector: Any, tmp_path: Pa
     torch.testing.assert_close(built.head(hidden)[real], expected[real], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_of_tower_and_language_model(implementation: str, tmp_path: Path) -> None:
+    """From a checkpoint, from configurations, and from the folders of a whole model and of a language model."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**LM, vocab_size=320)).save_pretrained(tmp_path / "lm")
+    whole = tiny.save_vlm(tmp_path / "vlm", seed=0)
+    for source in (
+        {"checkpoint": whole},
+        {"vision": VISION, "lm": LM},
+        {"vision": whole, "lm": str(tmp_path / "lm")},
+    ):
+        spec = VLMSpec(**source, attn_implementation=implementation)  # type: ignore[arg-type]
+        model = build(spec, tiny.tokenizer(), "student").model
+        used = {m.config._attn_implementation for m in model.modules() if hasattr(m, "config")}
+        assert used == {implementation}
+
+
 def test_linear_projector_is_linear() -> None:
     model = tiny.vlm(projector="linear")
     x, y = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
@@ -117,13 +135,22 @@ def test_constructing_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (VLMSpec(vision={"hidden_size": 8}, lm=LM), "configuration of a part is not usable"),
         (VLMSpec(vision={**VISION, "model_type": "dinov2"}, lm=LM), "vision tower is a 'dinov2'"),
         (VLMSpec(vision=VISION, lm={**LM, "model_type": "phi"}), "output head of this phi model has a bias"),
-        (VLMSpec(vision=VISION, lm={**LM, "model_type": "gemma2", "head_dim": 8}), "final_logit_softcapping"),
+        (VLMSpec(vision=VISION, lm=GEMMA2, attn_implementation="eager"), "final_logit_softcapping"),
+        (VLMSpec(vision=VISION, lm=GEMMA2), "model.student.attn_implementation must be one that the class supports"),
+        (VLMSpec(vision=VISION, lm=LM, attn_implementation="nonsense"), "is 'nonsense', which is unknown"),
         (VLMSpec(vision=VISION, lm=LM, feature_layer=-9), "vision_feature_layer is -9"),
     ],
 )
 def test_refusals(spec: VLMSpec, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         build(spec, tiny.tokenizer(), "student")
+
+
+def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("is_flash_attn_2_available", "is_kernels_available"):
+        monkeypatch.setattr(f"lightning_switchkd.vlm.build.{check}", lambda: False)
+    with pytest.raises(UserError, match=r"model\.teacher\.attn_implementation is .* What works here: eager,.* sdpa"):
+        build(tiny.spec(attn_implementation="flash_attention_2"), tiny.tokenizer(), "teacher")
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl"])
