@@ -10,12 +10,17 @@ DATA ?= digits
 MODEL ?= $(DATA)
 TRAINER ?= cpu
 RUN ?= runs/$(DATA)/$(EXP)
+WITH ?=
+RESUME ?=
 ARGS ?=
 
 PY := .venv/bin/python
 CMD := $(PY) -m lightning_switchkd
 COMMON = --config conf/base.yaml --config conf/data/$(DATA).yaml
 WHERE = --config conf/trainer/$(TRAINER).yaml
+RESUMING = $(if $(RESUME),--ckpt_path=$(if $(filter auto,$(RESUME)),last,$(RESUME)))
+DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(1).yaml \
+  $(WITH:%=--config conf/with/%.yaml)
 
 EMBEDDED := digits easy_vqa
 EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
@@ -28,11 +33,11 @@ endif
 .PHONY: help setup data teacher train study test test-all lint tensorboard clean
 
 help: ## this list
-	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [RUN=folder] [ARGS=\"--trainer.max_steps=50 …\"]"
+	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14 | sed 's/^/  /'
 	@echo
-	@for kind in experiment data model trainer; do \
+	@for kind in experiment data model trainer with; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
 
 # -- set-up: .venv is made again when a requirements file changes ------------------------------------------------------
@@ -49,7 +54,7 @@ student = runs/$(1)/$(2)/student/config.json
 PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher start,\
   $(call student,$(name),$(stage))))
 prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) --config conf/prepare/$(1)-$(2).yaml \
-  --trainer.default_root_dir=runs/$(1)/$(2)
+  --trainer.default_root_dir=runs/$(1)/$(2) $(if $(RESUME),--ckpt_path=last)
 
 data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa) as LLaVA JSON + PNG
 $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
@@ -71,8 +76,7 @@ EVALUATE = $(CMD) evaluate --annotations datasets/$(DATA)/test.json --image_root
 # -- the main job ------------------------------------------------------------------------------------------------------
 
 train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, student before and after
-	$(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
-	  --trainer.default_root_dir=$(RUN) $(ARGS)
+	$(call DISTIL,$(EXP)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
 ifneq ($(EMBEDDED_DATA),)
 	$(EVALUATE) --models.student=$(RUN)/student --run $(RUN) --output $(RUN)/report
 endif
@@ -88,8 +92,7 @@ study: $(if $(EMBEDDED_DATA),$(STUDY_RUNS:%=$(STUDY)/%/student/config.json)) ## 
 	$(if $(EMBEDDED_DATA),,$(error make study compares on embedded data: DATA=$(DATA) must be one of: $(EMBEDDED)))
 	$(EVALUATE) $(foreach run,$(STUDY_RUNS),--models.$(run)=$(STUDY)/$(run)/student) --output reports/$(DATA)
 $(STUDY)/%/student/config.json: | $(PREPARED)
-	$(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) \
-	  --config conf/experiment/$(*D).yaml --seed_everything=$(*F) --trainer.default_root_dir=$(STUDY)/$* $(ARGS)
+	$(call DISTIL,$(*D)) --seed_everything=$(*F) --trainer.default_root_dir=$(STUDY)/$* $(if $(RESUME),--ckpt_path=last) $(ARGS)
 
 test: .venv/ready ## the tests that CI runs
 	$(PY) -m pytest

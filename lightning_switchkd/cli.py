@@ -139,7 +139,8 @@ def quiet() -> None:
 def user_error_in(error: BaseException | None) -> str | None:
     """The user's mistake behind an error, however often the parser has wrapped it; Lightning's refusals are such."""
     while error is not None:
-        if isinstance(error, UserError | MisconfigurationException) or "Early stopping conditioned" in str(error):
+        early_stopping = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on")
+        if isinstance(error, UserError | MisconfigurationException) or early_stopping:
             return str(error)
         error = error.__cause__
     return None

@@ -30,8 +30,8 @@ class VisionGradients(L.Callback):
     encoder is frozen.
 
     Args:
-        split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs one
-            more backward through the language models per term in that step (with three terms about as much as two
+        split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs
+            one more backward through the language models per term in that step (with three terms about as much as two
             steps); 0 never does.
     """
 
