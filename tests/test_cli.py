@@ -20,7 +20,7 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 ROOT = Path(__file__).parent.parent
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "experiment", "prepare")
+    for kind in ("data", "model", "trainer", "experiment", "prepare", "with")
 }
 COMPOSITIONS = [
     *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
