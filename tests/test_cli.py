@@ -19,7 +19,7 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "experiment", "prepare")
+    for kind in ("data", "model", "trainer", "experiment", "prepare", "with")
 }
 COMPOSITIONS = [
     *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),

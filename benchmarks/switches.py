@@ -1,0 +1,154 @@
+"""What each precision and speed switch costs and saves, as a ratio to the plain run.
+
+    python -m benchmarks.switches [--steps 4]
+
+Every switch runs in a process of its own: Switch-KD steps (forward, backward, SGD) of a random pair. Printed are the
+median time of a step, and the memory that steps take beyond what the process held before: peak resident size on a CPU,
+PyTorch's allocations on a GPU (measured too where there is one). The first step, which compiles, is timed apart; on a
+CPU the compiler's memory is the process's too, so there the memory of a compiled run says little about the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec, build
+
+RECORDS, TOKENS, ANSWER, VOCABULARY = 4, 256, 32, 2048
+IMAGE, PATCH = 96, 12
+BOTH = ("compile", "activation_checkpointing")
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain (float32, sdpa)": {},
+    "attn_implementation eager": {"attention": "eager"},
+    "teacher dtype bfloat16": {"teacher_dtype": "bfloat16"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true, teacher bfloat16": {"precision": "bf16-true", "teacher_dtype": "bfloat16"},
+    "checkpointing: student vision, lm": {"student": BOTH[1:]},
+    "checkpointing: teacher lm": {"teacher": BOTH[1:]},
+    "checkpointing: both": {"student": BOTH[1:], "teacher": BOTH[1:]},
+    "compile: both": {"student": BOTH[:1], "teacher": BOTH[:1]},
+    "compile and checkpointing: both": {"student": BOTH, "teacher": BOTH},
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Ids without words: only their number and ``<image>`` matter."""
+    words = {"<pad>": 0, "<end>": 1, "<image>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    core = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+
+
+def spec(width: int, layers: int, dtype: str, switches: tuple[str, ...], parts: list[Any], attention: str) -> VLMSpec:
+    """A random model: one tower for all, a language model of the given size."""
+    tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
+    lm = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return VLMSpec(
+        vision={"model_type": "siglip_vision_model", "image_size": IMAGE, "patch_size": PATCH, **tower},
+        lm={"model_type": "qwen2", "num_key_value_heads": 2, **lm},
+        feature_strategy="full",
+        dtype=dtype,  # type: ignore[arg-type]
+        attn_implementation=attention,
+        **dict.fromkeys(switches, parts),
+    )
+
+
+def batch() -> Batch:
+    """One image, a text and an answer a record."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (RECORDS, TOKENS), generator=generator)
+    places = (IMAGE // PATCH) ** 2
+    ids[:, 1 : 1 + places] = 2
+    labels = ids.masked_fill(torch.arange(TOKENS) < TOKENS - ANSWER, IGNORE)
+    supervised = RECORDS * ANSWER
+    counts = Counts(supervised, supervised, RECORDS * places, RECORDS)
+    pixels = torch.randn(RECORDS, 3, IMAGE, IMAGE, generator=generator)
+    order = torch.arange(RECORDS)
+    return Batch(ids, torch.ones_like(ids), labels, pixels, order, order, counts, counts)
+
+
+def held(device: str) -> float:
+    """MiB that the process holds now."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def peak(device: str) -> float:
+    """MiB that the process has held at most."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(name: str, device: str, steps: int) -> dict[str, float]:
+    """First step, later steps (seconds) and memory (MiB) with one switch on."""
+    switch = {"precision": "32-true", "attention": "sdpa", "student": (), "teacher": (), "teacher_dtype": "float32"}
+    switch |= SWITCHES[name]
+    torch.manual_seed(0)
+    ids, attention = tokenizer(), str(switch["attention"])
+    student = build(spec(256, 6, "float32", switch["student"], ["vision", "lm"], attention), ids, "student")
+    teacher = build(spec(384, 8, switch["teacher_dtype"], switch["teacher"], ["lm"], attention), ids, "teacher")
+    if switch["precision"] == "bf16-true":
+        student = student.to(torch.bfloat16)
+    model = Distiller(student, teacher, SwitchKDObjective(), VOCABULARY).to(device).train()
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-3)
+    data, seconds, before = batch().to(device), [], held(device)
+    amp = torch.autocast(device, torch.bfloat16) if switch["precision"] == "bf16-mixed" else nullcontext()
+    for _ in range(1 + steps):
+        start = time.perf_counter()
+        with amp:
+            loss = model(data, data.counts.tensor(device), 0).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return {"first": seconds[0], "step": statistics.median(seconds[1:]), "memory": peak(device) - before}
+
+
+def table(device: str, steps: int) -> None:
+    """Measures every switch on a device and prints ratios to the plain run."""
+    print(f"\n{device}, {RECORDS} records of {TOKENS} tokens, {torch.get_num_threads()} thread(s)\n")
+    print(f"| {'switch':<33} | time of a step | memory of a step | first step |\n|{'-' * 35}|---|---|---|")
+    plain: dict[str, float] = {}
+    for name in SWITCHES:
+        child = [sys.executable, "-m", "benchmarks.switches", "--one", name, "--device", device, "--steps", str(steps)]
+        done = subprocess.run(child, capture_output=True, text=True, check=True)
+        got = json.loads(done.stdout.strip().splitlines()[-1])
+        plain = plain or got
+        time_, memory = (f"{got[key] / plain[key]:.2f}" for key in ("step", "memory"))
+        if got is plain:
+            time_, memory = f"{time_} ({got['step']:.2f} s)", f"{memory} ({got['memory']:.0f} MiB)"
+        print(f"| {name:<33} | {time_} | {memory} | {got['first']:.1f} s |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a switch")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one, arguments.device, arguments.steps)))
+    else:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            table(device, arguments.steps)

@@ -1,0 +1,157 @@
+"""Recomputed and compiled blocks: less is kept for the backward pass, and everything else is as it was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from lightning_switchkd.callbacks import GreedyValidation
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec, build
+from lightning_switchkd.vlm.seams import VLM, Part
+
+
+def pair(student: list[Part], teacher: list[Part], **changes: Any) -> Distiller:
+    """A pair of one seed whose named parts are recomputed."""
+    models = (
+        tiny.vlm(seed=0, activation_checkpointing=student, **changes),
+        tiny.vlm(seed=1, activation_checkpointing=teacher, width=24, lm="llama", tied=False, **changes),
+    )
+    return Distiller(*models, SwitchKDObjective(), vocabulary=280).train()
+
+
+def bytes_kept(model: Distiller) -> int:
+    """What autograd keeps of one forward pass for its backward pass, parameters apart."""
+    storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    total = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    batch = tiny.batch(images=(8, 7, 8))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(batch, batch.counts.tensor(), 0).loss
+    loss.backward()  # the tensors live until here, so that no address is used twice
+    return total
+
+
+def test_recomputation_keeps_less() -> None:
+    """Each part by itself, the frozen teacher's language model through the switch included, and all together."""
+    plain = bytes_kept(pair([], []))
+    alone = [bytes_kept(pair(*parts)) for parts in ((["vision"], []), (["projector"], []), (["lm"], []), ([], ["lm"]))]
+    assert max(alone) < plain
+    assert bytes_kept(pair(["vision", "lm"], ["lm"])) < 0.6 * plain
+
+
+@pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])
+def test_recomputed_gradients_are_equal(lm: str) -> None:
+    """Bit by bit, and with dropout too: the recomputation draws the same random numbers."""
+    gradients = []
+    for parts in ([], ["vision", "projector", "lm"]):
+        model, batch = tiny.vlm(activation_checkpointing=parts, lm=lm), tiny.batch()
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.5
+        torch.manual_seed(0)
+        image_embeds = model.train().project(model.encode_image(batch.pixel_values))
+        model.head(model.decode(batch.input_ids, batch.attention_mask, image_embeds)).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
+
+
+# -- what the switches leave alone -------------------------------------------------------------------------------------
+
+EVERYTHING: dict[str, Any] = {"compile": ["lm"], "activation_checkpointing": ["vision", "projector", "lm"]}
+
+
+def greedy(model: VLM) -> list[list[int]]:
+    batch = tiny.batch()
+    ids, mask = batch.input_ids.flip(1), batch.attention_mask.flip(1)  # left-padded, in some order
+    image_embeds = model.project(model.encode_image(batch.pixel_values))
+    answers = model.generate(ids, mask, image_embeds, max_new_tokens=12, stop_ids=[0])
+    assert answers.shape[1] == 12
+    return [list(row) for row in answers.tolist()]
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_generate_is_unchanged(grad: bool, training: bool) -> None:
+    """The key-value cache is filled once and read as ever; nothing is compiled for it."""
+    import torch._dynamo.utils
+
+    torch._dynamo.utils.counters.clear()
+    plain, switched = tiny.vlm().train(training), tiny.vlm(**EVERYTHING).train(training)
+    with torch.set_grad_enabled(grad):
+        assert greedy(switched) == greedy(plain)
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+def test_names_export_and_copies_are_unchanged(tmp_path: Path) -> None:
+    plain, switched = tiny.vlm(), tiny.vlm(**EVERYTHING)
+    assert [*switched.state_dict()] == [*plain.state_dict()]
+    assert [*dict(switched.named_modules())] == [*dict(plain.named_modules())]
+    plain.model.save_pretrained(tmp_path / "plain")
+    switched.model.save_pretrained(tmp_path / "switched")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "switched" / name).read_bytes()
+    again = copy.deepcopy(switched)
+    for block in again.blocks("vision"):
+        for parameter in block.parameters():
+            parameter.data.zero_()
+    pixels = tiny.batch().pixel_values
+    assert torch.equal(switched.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
+    assert not torch.equal(again.encode_image(pixels), plain.encode_image(pixels))
+
+
+@pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])
+def test_blocks(lm: str) -> None:
+    model = tiny.vlm(lm=lm)
+    assert [type(block).__name__ for block in model.blocks("vision")] == ["CLIPEncoderLayer"] * 2, "the third is unused"
+    assert len(model.blocks("lm")) == 2
+    assert len(model.blocks("projector")) == 1
+
+
+# -- dtypes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("teacher_dtype", ["float32", "bfloat16"])
+def test_rotary_frequencies_stay_float32(tmp_path: Path, precision: Any, teacher_dtype: Any) -> None:
+    """Through loading, casting, training and greedy validation, in student and teacher."""
+    folder = tiny.write_data(tmp_path / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype=teacher_dtype)
+    model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), teacher, SwitchKDObjective())
+    trainer = tiny.trainer(
+        tmp_path, precision=precision, max_steps=2, limit_val_batches=1, val_check_interval=2,
+        callbacks=[GreedyValidation(records=4, max_new_tokens=3)],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=tiny.data_module(folder))
+    assert "val/exact_match" in trainer.callback_metrics
+    for vlm, name in ((model.distiller.student, "student"), (model.distiller.frozen_teacher, "teacher")):
+        loaded = dict(build(VLMSpec(checkpoint=str(folder / name)), tiny.tokenizer(), name).named_buffers())
+        assert any("inv_freq" in buffer for buffer in loaded)
+        for buffer, tensor in vlm.named_buffers():
+            assert tensor.dtype == loaded[buffer].dtype, buffer
+            assert torch.equal(tensor, loaded[buffer]), buffer
+
+
+def test_a_model_from_parts_keeps_its_buffers() -> None:
+    model = tiny.vlm(dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for n, b in model.named_buffers() if "inv_freq" in n} == {torch.float32}
