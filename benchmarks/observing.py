@@ -1,0 +1,126 @@
+"""What it costs to look: steps with DBiLDStatistics and VisionGradients against the same steps without.
+
+    python -m benchmarks.observing [--steps 40 --vocabulary 32768]
+
+One real training by Lightning, in which every second step is looked at. Printed is the median time of the looked-at
+steps as a ratio to the others of the same run (log lines included), for the embedded pair's vocabulary and a large one;
+and the same for the split by term, which costs backwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.pair import batch, random_pair
+from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SwitchKDObjective
+
+
+class Random(SwitchKD):
+    """A random pair in place of loaded models; one process, no data module."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__(student=None, teacher=None, objective=SwitchKDObjective())  # type: ignore[arg-type]
+        self.vocabulary = vocabulary
+
+    def configure_model(self) -> None:
+        """Builds both models."""
+        torch.manual_seed(0)
+        student, teacher = random_pair(self.vocabulary)
+        self._distiller = Distiller(student, teacher, self.objective, self.vocabulary).train()
+        self.train_means = Means(self.objective.terms)
+        self.teacher_fingerprint = None
+
+
+class EverySecondGradients(VisionGradients):
+    """Listens at odd steps only."""
+
+    def _after_forward(self, distiller: Any, inputs: Any, terms: Any) -> None:
+        assert self._trainer is not None
+        if self._trainer.global_step % 2:
+            super()._after_forward(distiller, inputs, terms)
+
+    def _split_due(self, step: int) -> bool:
+        return bool(self.split_every_n_steps and step % 2)
+
+
+class EverySecondStatistics(DBiLDStatistics):
+    """Looks at odd steps only."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Turns looking on and off."""
+        self._begin(trainer, pl_module, "train", bool(trainer.global_step % 2))
+
+
+class Clock(L.Callback):
+    """Times every step; listed first and last, so that the other callbacks lie between."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts."""
+        self.begun = time.perf_counter()
+
+
+class ClockEnd(L.Callback):
+    """Stops a :class:`Clock`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stops."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.clock.seconds.append(time.perf_counter() - self.clock.begun)
+
+
+def measure(vocabulary: int, steps: int, split: bool) -> tuple[float, float, float]:
+    """Median seconds of a step without looking, with, and the median ratio of neighbours."""
+    clock = Clock()
+    looking = [EverySecondStatistics(), EverySecondGradients(int(split))]
+    trainer = L.Trainer(
+        max_steps=2 * steps + 2,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+        callbacks=[clock, *looking, ClockEnd(clock)],
+    )
+    loader = DataLoader([batch(vocabulary)] * (2 * steps + 2), batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(Random(vocabulary), train_dataloaders=loader)
+    plain, seen = clock.seconds[2::2], clock.seconds[3::2]
+    ratio = statistics.median(b / a for a, b in zip(plain, seen, strict=True))
+    return statistics.median(plain), statistics.median(seen), ratio
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40, help="pairs of steps that are timed")
+    parser.add_argument("--vocabulary", type=int, default=32768, help="the large one")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    print(f"{torch.get_num_threads()} thread(s)\n\n| vocabulary | looked at | step without, s | step with, s | ratio |")
+    print("|---|---|---|---|---|")
+    for vocabulary in (384, arguments.vocabulary):
+        for split in (False, True):
+            plain, seen, ratio = measure(vocabulary, arguments.steps, split)
+            what = "sets and pathways, split by term" if split else "sets and pathways (the default)"
+            print(f"| {vocabulary} | {what} | {plain:.3f} | {seen:.3f} | {ratio:.3f} |", flush=True)

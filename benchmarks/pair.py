@@ -1,0 +1,58 @@
+"""A random Switch-KD pair and its batch, of sizes at which a step means something on a CPU: what the benchmarks run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.vlm.build import VLMSpec, build
+from lightning_switchkd.vlm.seams import VLM
+
+RECORDS, TOKENS, ANSWER = 4, 256, 32
+IMAGE, PATCH = 96, 12
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Ids without words: only their number and ``<image>`` matter."""
+    words = {"<pad>": 0, "<end>": 1, "<image>": 2, **{f"w{i}": i for i in range(3, vocabulary)}}
+    core = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+
+
+def spec(width: int, layers: int, **switches: Any) -> VLMSpec:
+    """A random model: one tower for all, a language model of the given size."""
+    tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
+    lm = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return VLMSpec(
+        vision={"model_type": "siglip_vision_model", "image_size": IMAGE, "patch_size": PATCH, **tower},
+        lm={"model_type": "qwen2", "num_key_value_heads": 2, **lm},
+        feature_strategy="full",
+        **switches,
+    )
+
+
+def random_pair(
+    vocabulary: int, student: dict[str, Any] | None = None, teacher: dict[str, Any] | None = None
+) -> tuple[VLM, VLM]:
+    """Student and teacher with further fields of their specifications."""
+    ids = tokenizer(vocabulary)
+    return build(spec(256, 6, **student or {}), ids, "student"), build(spec(384, 8, **teacher or {}), ids, "teacher")
+
+
+def batch(vocabulary: int) -> Batch:
+    """One image, a text and an answer a record."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocabulary, (RECORDS, TOKENS), generator=generator)
+    places = (IMAGE // PATCH) ** 2
+    ids[:, 1 : 1 + places] = 2
+    labels = ids.masked_fill(torch.arange(TOKENS) < TOKENS - ANSWER, IGNORE)
+    supervised = RECORDS * ANSWER
+    counts = Counts(supervised, supervised, RECORDS * places, RECORDS)
+    pixels = torch.randn(RECORDS, 3, IMAGE, IMAGE, generator=generator)
+    order = torch.arange(RECORDS)
+    return Batch(ids, torch.ones_like(ids), labels, pixels, order, order, counts, counts)
