@@ -43,7 +43,7 @@ def step_cost(distiller: Distiller) -> StepCost:
     student, needs = distiller.student, distiller.objective.needs
     trains = {part: any(p.requires_grad for p in student.part_parameters(part)) for part in PARTS}
     reaches_projector = trains["vision"]  # whether a gradient has to pass through a part to what lies before it
-    reaches_lm = reaches_projector or trains["projector"]
+    reaches_lm = reaches_projector or trains["projector"] or trains["lm"]  # its embeddings train with it
     passes: list[tuple[VLM, Part, float]] = [
         (student, "vision", 1 + 2 * trains["vision"]),
         (student, "projector", 1 + reaches_projector + trains["projector"]),
@@ -57,7 +57,8 @@ def step_cost(distiller: Distiller) -> StepCost:
     cost = dict.fromkeys(("token", "pair", "image", "row"), 0.0)
     for vlm, part, times in passes:
         for unit, operations in _forward(vlm, part).items():
-            cost[unit] += times * operations
+            # attention multiplies no weights: its backward is twice its forward, wherever a gradient passes
+            cost[unit] += operations * (3 if unit == "pair" and times > 1 else times)
     return StepCost(cost["token"], cost["pair"], cost["image"], cost["row"])
 
 

@@ -1,0 +1,88 @@
+"""The validation panel: who is asked, what is shown."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_switchkd.callbacks import AnswerPanel
+from lightning_switchkd.callbacks.answer_panel import markdown
+from lightning_switchkd.callbacks.asking import ValidationQuestions
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SFT, SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_data(tmp_path_factory.mktemp("panel") / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    return folder
+
+
+def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> SwitchKD:
+    student, teacher = (VLMSpec(checkpoint=str(folder / name)) for name in ("student", "teacher"))
+    model = SwitchKD(student, teacher, objective)
+    logger = TensorBoardLogger(str(root), name="", version="")
+    trainer = tiny.trainer(root, callbacks=[panel], logger=logger, limit_val_batches=1)
+    trainer.validate(model, datamodule=tiny.data_module(folder), verbose=False)
+    logger.finalize("success")
+    return model
+
+
+def shown(root: Path) -> tuple[str, tuple[int, int]]:
+    events = EventAccumulator(str(root)).Reload()
+    text = events.Tensors("val/panel/text_summary")[-1].tensor_proto.string_val[0].decode()
+    image = events.Images("val/panel")[-1]
+    return text, (image.width, image.height)
+
+
+def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
+    panel = AnswerPanel(records=3, max_new_tokens=4)
+    model = validate(folder, tmp_path, panel, SwitchKDObjective())
+    text, (width, height) = shown(tmp_path)
+    lines = text.splitlines()
+    assert lines[0] == "| question | right answer | teacher | student | switched |"
+    assert len(lines) == 2 + 3
+    assert "<image>" not in text
+    assert width > 600 < height * 4
+    assert all(record.images for record in panel._shown), "text-only records have no image to show"
+    # the switched answers are those of the teacher with the student's tower put in
+    questions = ValidationQuestions(tiny.data_module(folder), model.device, 4)
+    swapped = copy.deepcopy(model.distiller.frozen_teacher)
+    swapped.model.model.vision_tower = copy.deepcopy(model.distiller.student.model.model.vision_tower)
+    said = {
+        "teacher": questions.ask(model.distiller.frozen_teacher, panel._shown),
+        "student": questions.ask(model.distiller.student, panel._shown),
+        "switched": questions.ask(swapped, panel._shown),
+    }
+    assert text == markdown(panel._shown, said)
+
+
+def test_without_a_teacher_shows_the_student(folder: Path, tmp_path: Path) -> None:
+    validate(folder, tmp_path, AnswerPanel(records=2, max_new_tokens=2), SFT())
+    assert shown(tmp_path)[0].startswith("| question | right answer | student |\n")
+
+
+def test_markdown_keeps_to_its_cells() -> None:
+    from lightning_switchkd.data.records import parse_record
+
+    record = parse_record(
+        {"id": 1, "image": "a.png", "conversations": [
+            {"from": "human", "value": "<image>\nleft | right?"}, {"from": "gpt", "value": "left"},
+        ]}, 0, "here.json",
+    )  # fmt: skip
+    table = markdown([record], {"student": ["no\nidea"], "teacher": ["left"]})
+    assert table.splitlines()[2] == "| left \\| right? | left | ~~no idea~~ | left |"
+
+
+def test_none_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    validate(folder, tmp_path, AnswerPanel(records=0), SFT())
+    assert "val/panel" not in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]

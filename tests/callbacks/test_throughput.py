@@ -1,0 +1,122 @@
+"""Rates, shares and time left, against what is known of the batches and of a clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from lightning_switchkd.callbacks import Throughput
+from lightning_switchkd.data.dataset import VisionTextDataset
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.vlm.build import VLMSpec
+from lightning_switchkd.vlm.flops import step_cost
+
+KEYS = {
+    "samples_per_s", "tokens_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "peak_memory_gib",
+    "model_tflops_per_s", "minutes_left", "mfu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_data(tmp_path_factory.mktemp("throughput") / "data")
+    tiny.save_vlm(folder / "student", seed=0)
+    tiny.save_vlm(folder / "teacher", seed=1)
+    return folder
+
+
+def module(folder: Path) -> SwitchKD:
+    student, teacher = (VLMSpec(checkpoint=str(folder / name)) for name in ("student", "teacher"))
+    return SwitchKD(student, teacher, SwitchKDObjective())
+
+
+class Frozen(Throughput):
+    """Takes a second a step, and four for the validation that does not count."""
+
+    clock = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        type(self).clock += 0.5
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        type(self).clock += 4.0
+
+
+def fit(folder: Path, root: Path, callback: Throughput, batch_size: int = 4, **settings: Any) -> dict[str, float]:
+    trainer = tiny.trainer(
+        root, callbacks=[callback], max_steps=4, log_every_n_steps=2, accumulate_grad_batches=2, **settings
+    )
+    trainer.fit(module(folder), datamodule=tiny.data_module(folder, batch_size=batch_size, seed=1))
+    metrics = trainer.callback_metrics.items()
+    return {n.removeprefix("throughput/"): float(v) for n, v in metrics if n.startswith("throughput/")}
+
+
+def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_switchkd.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
+    callback = Frozen(peak_tflops=1e-6)
+    found = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
+    assert found.keys() == KEYS
+    batches = list(tiny.data_module(folder, batch_size=4, seed=1).train_dataloader())[4:8]  # of the last line
+    lengths = [float(n) for batch in batches for n in batch.attention_mask.sum(1)]
+    positions = sum(batch.input_ids.numel() for batch in batches)
+    seconds = 2.0
+    assert found["samples_per_s"] == pytest.approx(16 / seconds)
+    assert found["tokens_per_s"] == pytest.approx(sum(lengths) / seconds)
+    assert found["supervised_tokens_per_s"] == pytest.approx(sum(b.counts.token for b in batches) / seconds)
+    assert found["padding_share"] == pytest.approx(1 - sum(lengths) / positions)
+    cost = step_cost(callback_distiller(folder, tmp_path))
+    flops = cost.total(
+        sum(lengths),
+        sum(n**2 for n in lengths),
+        sum(b.counts.image for b in batches),
+        sum(b.counts.token for b in batches),
+    )
+    assert found["model_tflops_per_s"] == pytest.approx(flops / seconds / 1e12)
+    assert found["mfu"] == pytest.approx(flops / seconds / 1e6)
+    assert found["minutes_left"] == 0.0
+    assert 0.1 < found["peak_memory_gib"] < 100
+
+
+def callback_distiller(folder: Path, root: Path) -> Any:
+    model = module(folder)
+    tiny.trainer(root, max_steps=0).fit(model, datamodule=tiny.data_module(folder))
+    return model.distiller
+
+
+def test_waiting_for_data_is_seen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each batch of four to be read, half a second for it to be trained on."""
+    monkeypatch.setattr("lightning_switchkd.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
+    read = VisionTextDataset.__getitem__
+
+    def slowly(self: VisionTextDataset, index: int) -> Any:
+        Frozen.clock += 0.25
+        return read(self, index)
+
+    monkeypatch.setattr(VisionTextDataset, "__getitem__", slowly)
+    found = fit(folder, tmp_path, Frozen())
+    assert found["data_wait_share"] == pytest.approx(1 / 1.5)
+    assert found["samples_per_s"] == pytest.approx(4 / 1.5)
+    assert "mfu" not in found, "no peak is known for this CPU"
+
+
+def rank(rank: int, folder: Path, root: Path) -> None:
+    found = fit(folder, root, Throughput(), batch_size=2, devices=2, strategy="ddp")
+    if rank == 0:
+        import torch
+
+        torch.save(found, root / "two.pt")
+
+
+def test_two_processes_add_up(folder: Path, tmp_path: Path) -> None:
+    """The same records a step: as many tokens for each supervised one, and the same padding where lengths allow."""
+    import torch
+
+    tiny.on_two_ranks(rank, folder, tmp_path)
+    two, one = torch.load(tmp_path / "two.pt"), fit(folder, tmp_path, Throughput())
+    for numerator in ("tokens_per_s", "supervised_tokens_per_s"):
+        ours, theirs = (found[numerator] / found["samples_per_s"] for found in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-6)
