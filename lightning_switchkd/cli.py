@@ -16,6 +16,7 @@ from jsonargparse import _typehints, auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf.errors import InterpolationResolutionError
 from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.callbacks import (
@@ -167,6 +168,13 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except InterpolationResolutionError as error:
+        print(
+            f"error: {error.full_key}: {str(error).splitlines()[0]}. ${{…}} reaches other sections only in files given "
+            "by --config, which hold a whole tree (model:, data:, trainer:, ...), not in a file for one section.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         if (mistake := user_error_in(error)) is None:
             raise

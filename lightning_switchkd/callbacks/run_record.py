@@ -43,7 +43,9 @@ class RunRecord(SaveConfigCallback):
         """Writes the files; Lightning calls it on rank 0 alone, before anything else."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._text = self.parser.dump(self.config, skip_none=False)
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self._config = below_root(config, str(trainer.default_root_dir))
+        self._text = yaml.safe_dump(self._config, sort_keys=False, width=100, allow_unicode=True)
         if stage != TrainerFn.FITTING:
             return
         diff = _git("diff", "HEAD")
@@ -62,14 +64,29 @@ class RunRecord(SaveConfigCallback):
         log_text(trainer, "config", f"```yaml\n{self._text}\n```")
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger | TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(yaml.safe_load(self._text)))
+                logger.log_hyperparams(hyperparameters(self._config))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the final metrics beside the hyperparameters."""
         final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(yaml.safe_load(self._text)), final)
+                logger.log_hyperparams(hyperparameters(self._config), final)
+
+
+def below_root(value: Any, root: str) -> Any:
+    """The configuration with every path below the run's folder written as an interpolation: another folder moves all.
+
+    >>> below_root({"trainer": {"default_root_dir": "runs/a"}, "checkpoint": {"dirpath": "runs/a/ckpt"}}, "runs/a")
+    {'trainer': {'default_root_dir': 'runs/a'}, 'checkpoint': {'dirpath': '${trainer.default_root_dir}/ckpt'}}
+    """
+    if isinstance(value, dict):
+        return {k: v if k == "default_root_dir" else below_root(v, root) for k, v in value.items()}
+    if isinstance(value, list):
+        return [below_root(entry, root) for entry in value]
+    if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
+        return f"${{trainer.default_root_dir}}{value.removeprefix(root)}"
+    return value
 
 
 def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
