@@ -192,7 +192,7 @@ def test_switches_train_as_the_plain_run(
         assert loss == pytest.approx(exact_loss, rel=0.01)
     else:  # weights of 8 bits swallow small updates, whatever else is switched on: compared with their like
         assert distance(weights, plain[Run("bf16-true", clipped=run.clipped, lr=run.lr)][0]) < 0.12 * moved
-        assert loss == pytest.approx(exact_loss, rel=0.1)
+        assert loss == pytest.approx(exact_loss, rel=0.12)
 
 
 @pytest.mark.parametrize("accumulated", [False, True])

@@ -105,8 +105,8 @@ class VLM(nn.Module, ABC):
         return [p for module in self.parts()[part] for p in module.parameters()]
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # Buffers keep their dtype, as in Hugging Face's loading: rotary frequencies rounded to bfloat16 turn a token a
-        # thousand places on by whole radians.
+        # Buffers keep their dtype, as in Hugging Face's loading: rotary frequencies rounded to bfloat16 turn a token
+        # 4,000 places on by up to 3.9 radians too far.
         buffers = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, moved in self.named_buffers():
