@@ -22,17 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
-from lightning_switchkd.batch import IGNORE, Batch, Counts
+from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec, build
 
-RECORDS, TOKENS, ANSWER, VOCABULARY = 4, 256, 32, 2048
-IMAGE, PATCH = 96, 12
+VOCABULARY = 2048
 BOTH = ("compile", "activation_checkpointing")
 SWITCHES: dict[str, dict[str, Any]] = {
     "plain (float32, sdpa)": {},
@@ -46,41 +41,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "compile: both": {"student": BOTH[:1], "teacher": BOTH[:1]},
     "compile and checkpointing: both": {"student": BOTH, "teacher": BOTH},
 }
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Ids without words: only their number and ``<image>`` matter."""
-    words = {"<pad>": 0, "<end>": 1, "<image>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    core = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-
-
-def spec(width: int, layers: int, dtype: str, switches: tuple[str, ...], parts: list[Any], attention: str) -> VLMSpec:
-    """A random model: one tower for all, a language model of the given size."""
-    tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
-    lm = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
-    return VLMSpec(
-        vision={"model_type": "siglip_vision_model", "image_size": IMAGE, "patch_size": PATCH, **tower},
-        lm={"model_type": "qwen2", "num_key_value_heads": 2, **lm},
-        feature_strategy="full",
-        dtype=dtype,  # type: ignore[arg-type]
-        attn_implementation=attention,
-        **dict.fromkeys(switches, parts),
-    )
-
-
-def batch() -> Batch:
-    """One image, a text and an answer a record."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, VOCABULARY, (RECORDS, TOKENS), generator=generator)
-    places = (IMAGE // PATCH) ** 2
-    ids[:, 1 : 1 + places] = 2
-    labels = ids.masked_fill(torch.arange(TOKENS) < TOKENS - ANSWER, IGNORE)
-    supervised = RECORDS * ANSWER
-    counts = Counts(supervised, supervised, RECORDS * places, RECORDS)
-    pixels = torch.randn(RECORDS, 3, IMAGE, IMAGE, generator=generator)
-    order = torch.arange(RECORDS)
-    return Batch(ids, torch.ones_like(ids), labels, pixels, order, order, counts, counts)
 
 
 def held(device: str) -> float:
@@ -103,14 +63,17 @@ def measure(name: str, device: str, steps: int) -> dict[str, float]:
     switch = {"precision": "32-true", "attention": "sdpa", "student": (), "teacher": (), "teacher_dtype": "float32"}
     switch |= SWITCHES[name]
     torch.manual_seed(0)
-    ids, attention = tokenizer(), str(switch["attention"])
-    student = build(spec(256, 6, "float32", switch["student"], ["vision", "lm"], attention), ids, "student")
-    teacher = build(spec(384, 8, switch["teacher_dtype"], switch["teacher"], ["lm"], attention), ids, "teacher")
+    attention = {"attn_implementation": str(switch["attention"])}
+    student, teacher = random_pair(
+        VOCABULARY,
+        student={**attention, **{key: ["vision", "lm"] for key in switch["student"]}},
+        teacher={**attention, "dtype": switch["teacher_dtype"], **{key: ["lm"] for key in switch["teacher"]}},
+    )
     if switch["precision"] == "bf16-true":
         student = student.to(torch.bfloat16)
     model = Distiller(student, teacher, SwitchKDObjective(), VOCABULARY).to(device).train()
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-3)
-    data, before = batch().to(device), held(device)
+    data, before = batch(VOCABULARY).to(device), held(device)
     clock = time.perf_counter if device == "cuda" else time.process_time
     started, first, seconds = time.perf_counter(), 0.0, []
     amp = torch.autocast(device, torch.bfloat16) if switch["precision"] == "bf16-mixed" else nullcontext()
