@@ -65,7 +65,7 @@ def asked(record: Record) -> str:
 
 
 def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> str:
-    """A table: a row a record, wrong answers struck through.
+    """A table: a row a record, wrong answers marked ✗.
 
     Args:
         records: the questions.
@@ -74,7 +74,7 @@ def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> st
     rows = [["question", "right answer", *said], ["---"] * (2 + len(said))]
     for i, record in enumerate(records):
         right = record.answer.strip()
-        replies = [answers[i] if answers[i] == right else f"~~{answers[i]}~~" for answers in said.values()]
+        replies = [answers[i] if answers[i] == right else f"✗ {answers[i]}" for answers in said.values()]
         rows.append([asked(record), right, *replies])
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
@@ -87,7 +87,7 @@ def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]], images: I
 
     rows, names = -(-len(records) // COLUMNS), list(said)
     figure = Figure(figsize=(3.2 * COLUMNS, (3.1 + 0.22 * len(names)) * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for i, (record, axis) in enumerate(zip(records, axes, strict=False)):

@@ -106,7 +106,7 @@ class DBiLDStatistics(L.Callback):
             place = f"{self._stage}/dbild/{term}"
             pl_module.log_dict({f"{place}/{name}": mean for name, mean in means.items()}, batch_size=batch_size)
             for name, counts in histograms.items():
-                log_counts(trainer, f"{place}/{name}", counts)
+                log_counts(trainer, f"{place}/{name}_histogram", counts)  # TensorBoard keeps one kind a tag
 
     # -- resume -------------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_switchkd.callbacks import AnswerPanel
@@ -37,22 +40,24 @@ def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> Sw
     return model
 
 
-def shown(root: Path) -> tuple[str, tuple[int, int]]:
+def shown(root: Path) -> tuple[str, Any]:
     events = EventAccumulator(str(root)).Reload()
     text = events.Tensors("val/panel/text_summary")[-1].tensor_proto.string_val[0].decode()
-    image = events.Images("val/panel")[-1]
-    return text, (image.width, image.height)
+    image = Image.open(io.BytesIO(events.Images("val/panel")[-1].encoded_image_string))
+    return text, np.asarray(image.convert("RGB"))
 
 
 def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
     panel = AnswerPanel(records=3, max_new_tokens=4)
     model = validate(folder, tmp_path, panel, SwitchKDObjective())
-    text, (width, height) = shown(tmp_path)
+    text, picture = shown(tmp_path)
     lines = text.splitlines()
     assert lines[0] == "| question | right answer | teacher | student | switched |"
     assert len(lines) == 2 + 3
     assert "<image>" not in text
-    assert width > 600 < height * 4
+    columns = (picture < 250).any(axis=(0, 2)).nonzero()[0]
+    assert columns.max() > 0.6 * picture.shape[1], "three of four places are filled"
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100, "pictures, not a white page"
     assert all(record.images for record in panel._shown), "text-only records have no image to show"
     # the switched answers are those of the teacher with the student's tower put in
     questions = ValidationQuestions(tiny.data_module(folder), model.device, 4)
@@ -80,7 +85,7 @@ def test_markdown_keeps_to_its_cells() -> None:
         ]}, 0, "here.json",
     )  # fmt: skip
     table = markdown([record], {"student": ["no\nidea"], "teacher": ["left"]})
-    assert table.splitlines()[2] == "| left \\| right? | left | ~~no idea~~ | left |"
+    assert table.splitlines()[2] == "| left \\| right? | left | ✗ no idea | left |"
 
 
 def test_none_is_asked_for(folder: Path, tmp_path: Path) -> None:
