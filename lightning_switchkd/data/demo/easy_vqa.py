@@ -90,14 +90,14 @@ def caption(turns: Sequence[tuple[str, str]]) -> str:
     """Colour and shape as questions and answers tell them; less where they tell less.
 
     >>> caption([("is a circle present?", "yes"), ("is no teal shape present?", "no"), ("is there a red shape?", "no")])
-    'teal circle'
+    'a teal circle'
     """
     told: set[str] = set()
     for question, reply in turns:
         if reply in ("yes", "no") and (reply == "yes") != kind_of(question).endswith("_present"):
             continue  # names what the picture does not show
         told |= {reply, *question.rstrip("?").split()}
-    return " ".join(name for name in (*COLORS, *SHAPES) if name in told)
+    return " ".join(["a", *(name for name in (*COLORS, *SHAPES) if name in told)])
 
 
 def _write_records(settings: Settings, folder: Path) -> list[str]:
@@ -115,7 +115,7 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
         records.append(keys | {"conversations": conversation(said)})
         captions.append(keys | {"conversations": conversation([("", caption(said))])})
         text += [part for turn in said for part in turn]
-    whole = [record for record in captions if " " in record["conversations"][1]["value"]]
+    whole = [record for record in captions if len(record["conversations"][1]["value"].split()) == 3]
     dump(whole, folder / "captions.json")
     dump(records, folder / "train.json")
     dump(records[: settings.small_images], folder / "train_small.json")
