@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, write
+from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
 from lightning_switchkd.data.records import parse_record
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import exact_match
@@ -22,7 +22,8 @@ from lightning_switchkd.evaluation.generate import Question
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
 
 SETTINGS = Settings()
-FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json")
+TRAINING = ("captions.json", "train.json", "train_balanced.json", "train_small.json")
+FILES = (*TRAINING, "val.json", "test.json")
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,24 @@ def test_official_test_split_is_whole(folder: Path) -> None:
     assert len(list((folder / "images" / "test").iterdir())) == 1000
 
 
-def test_training_and_validation_share_the_training_questions_by_picture(folder: Path) -> None:
+def test_training_and_validation_share_no_picture(folder: Path) -> None:
     images = {name: {record["image"] for record in records(folder, name)} for name in FILES}
-    assert not images["val.json"] & (images["train.json"] | images["train_small.json"] | images["captions.json"])
-    assert images["train_small.json"] | images["captions.json"] <= images["train.json"]
-    assert (len(images["val.json"]), len(images["train.json"])) == (SETTINGS.val_images, 4000 - SETTINGS.val_images)
+    assert not images["val.json"] & images["train.json"]
+    assert all(images[name] <= images["train.json"] for name in TRAINING)
+    assert images["train_small.json"] <= images["train_balanced.json"]
+    assert len(images["val.json"]) == SETTINGS.val_images
     assert len(records(folder, "train_small.json")) == SETTINGS.small_images
+    assert len(images["train.json"]) == 4000 - SETTINGS.val_images
     assert asked(folder, "train.json") + asked(folder, "val.json") == published("train")
+
+
+def test_balanced_training_asks_as_much_about_what_is_not_shown(folder: Path) -> None:
+    kept, all_of = asked(folder, "train_balanced.json"), asked(folder, "train.json")
+    assert asked(folder, "train_small.json") < kept < all_of
+    about_shown = {turn for turn in all_of if shown(turn[1:])}
+    assert {turn for turn in kept if shown(turn[1:])} == about_shown
+    yes_no = [turn for turn in kept.elements() if turn[2] in ("yes", "no")]
+    assert sum(turn in about_shown for turn in yes_no) == pytest.approx(len(yes_no) / 2, rel=0.02)
 
 
 def test_pictures_are_the_package_s(folder: Path) -> None:
@@ -104,9 +116,10 @@ def test_answers_fit_their_kinds(folder: Path) -> None:
 
 
 def test_captions_contradict_no_answer(folder: Path) -> None:
-    told = {record["image"]: record["conversations"][1]["value"].split() for record in records(folder, "captions.json")}
+    captions = {record["image"]: record["conversations"][1]["value"] for record in records(folder, "captions.json")}
+    told = {image: said.removeprefix("a ").split() for image, said in captions.items()}
     assert all(color in COLORS and shape in SHAPES for color, shape in told.values())
-    for image, question, reply in asked(folder, "train.json"):
+    for image, question, reply in published("train"):
         said = told.get(f"train/{image}.png", [])
         if said and reply in (*COLORS, *SHAPES):
             assert reply in said

@@ -8,6 +8,8 @@ them. Its test split stays whole. Validation is carved from its training picture
     images/{train,test}/0.png   the package's pictures under their own numbers
     captions.json     colour and shape of a training picture, where its questions tell both: the tower learns them
     train.json        all questions of a training picture as turns of one record, in random order
+    train_balanced.json   of the yes-no questions about what a picture does not show, only as many as about what it
+                      does: all of them, 82 in 100, would teach to answer by the text; what the teacher is given
     train_small.json  a part of these records: what the student is given
     val.json, test.json   one question a record, its kind under "source"; val.json's pictures lie in images/train
     processor/        tokenizer trained on the training text, image processor (24 × 24), LlavaProcessor
@@ -86,18 +88,36 @@ def kind_of(question: str) -> str:
     return f"{asked}_absent" if {"no", "not"} & set(words) else f"{asked}_present"
 
 
+def shown(turn: tuple[str, str]) -> bool:
+    """Whether a turn names what the picture shows: all but the yes-no questions about something else.
+
+    >>> shown(("is a circle present?", "yes")), shown(("is no circle present?", "yes")), shown(("what is …?", "circle"))
+    (True, False, True)
+    """
+    question, reply = turn
+    return reply not in ("yes", "no") or (reply == "yes") == kind_of(question).endswith("_present")
+
+
 def caption(turns: Sequence[tuple[str, str]]) -> str:
     """Colour and shape as questions and answers tell them; less where they tell less.
 
     >>> caption([("is a circle present?", "yes"), ("is no teal shape present?", "no"), ("is there a red shape?", "no")])
-    'teal circle'
+    'a teal circle'
     """
-    told: set[str] = set()
-    for question, reply in turns:
-        if reply in ("yes", "no") and (reply == "yes") != kind_of(question).endswith("_present"):
-            continue  # names what the picture does not show
-        told |= {reply, *question.rstrip("?").split()}
-    return " ".join(name for name in (*COLORS, *SHAPES) if name in told)
+    told = {word for turn in turns if shown(turn) for word in (*turn[0].rstrip("?").split(), turn[1])}
+    return " ".join(["a", *(name for name in (*COLORS, *SHAPES) if name in told)])
+
+
+def balanced(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """All turns about what is shown; of the others, which outnumber them, the first so many as these have yes or no.
+
+    >>> red, teal, blue = (f"is there a {color} shape?" for color in ("red", "teal", "blue"))
+    >>> balanced([(red, "no"), (teal, "no"), (blue, "yes"), ("what color is the shape?", "blue")])
+    [('is there a red shape?', 'no'), ('is there a blue shape?', 'yes'), ('what color is the shape?', 'blue')]
+    """
+    others = [turn for turn in turns if not shown(turn)]
+    dropped = others[sum(shown(turn) and turn[1] in ("yes", "no") for turn in turns) :]
+    return [turn for turn in turns if turn not in dropped]
 
 
 def _write_records(settings: Settings, folder: Path) -> list[str]:
@@ -108,17 +128,19 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
         turns[split], images = published(split)
         shutil.copytree(images, folder / "images" / split)
     held_out, given = np.split(rng.permutation(sorted(turns["train"])), [settings.val_images])
-    records, captions = list[Record](), list[Record]()
+    records, halves, captions = list[Record](), list[Record](), list[Record]()
     for image in given.tolist():
         said = [turns["train"][image][i] for i in rng.permutation(len(turns["train"][image]))]
         keys = {"id": f"train-{image}", "image": f"train/{image}.png"}
         records.append(keys | {"conversations": conversation(said)})
+        halves += [keys | {"conversations": conversation(kept)}] if (kept := balanced(said)) else []
         captions.append(keys | {"conversations": conversation([("", caption(said))])})
         text += [part for turn in said for part in turn]
-    whole = [record for record in captions if " " in record["conversations"][1]["value"]]
+    whole = [record for record in captions if len(record["conversations"][1]["value"].split()) == 3]
     dump(whole, folder / "captions.json")
     dump(records, folder / "train.json")
-    dump(records[: settings.small_images], folder / "train_small.json")
+    dump(halves, folder / "train_balanced.json")
+    dump(halves[: settings.small_images], folder / "train_small.json")
     dump(_asked_singly("train", sorted(held_out.tolist()), turns["train"]), folder / "val.json")
     dump(_asked_singly("test", sorted(turns["test"]), turns["test"]), folder / "test.json")
     return text
