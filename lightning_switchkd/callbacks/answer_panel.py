@@ -86,7 +86,8 @@ def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]], images: I
     from matplotlib.figure import Figure
 
     rows, names = -(-len(records) // COLUMNS), list(said)
-    figure = Figure(figsize=(3.2 * COLUMNS, (3.1 + 0.22 * len(names)) * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * COLUMNS, (3.2 + 0.3 * len(names)) * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08 * (1 + len(names)))  # type: ignore[union-attr,call-arg]
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
