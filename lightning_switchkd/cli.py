@@ -89,6 +89,7 @@ class SwitchKDCLI(LightningCLI):
             if config["ckpt_path"] is None and self.config["subcommand"] != "fit":
                 raise UserError(f"--ckpt_path=last: there is no checkpoint {last}. `fit` writes it.")
             print(f"Going on from {last}." if config["ckpt_path"] else f"There is no {last} yet: starting anew.")
+        config["weights_only"] = True  # for Lightning's own reading
         if config.get("ckpt_path") is not None:
             read_checkpoint(config["ckpt_path"])  # missing, damaged or foreign: say so before anything is built
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -67,7 +68,8 @@ class Signal(L.Callback):
         def send(trainer: Any, *_: Any, **__: Any) -> None:
             if trainer.global_step == step and not self.sent:
                 self.sent = True
-                os.kill(os.getpid(), signum)
+                for process in (*multiprocessing.active_children(), None):  # a terminal signals the workers as well
+                    os.kill(os.getpid() if process is None else process.pid or 0, signum)
 
         setattr(self, hook, send)
 

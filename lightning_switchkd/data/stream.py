@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -145,6 +146,7 @@ class BatchStream:
             sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_run if self.num_workers else None,
             generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
         )
         asked = time.perf_counter()
@@ -167,6 +169,12 @@ class _MicroBatches(Dataset[Batch | UserError]):
             return self.collate([self.collate.null() if i == NULL else self.dataset[i] for i in indices.tolist()])
         except UserError as error:
             return error
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process of a run; who reads for it waits to be told by it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _with_window(batches: list[Batch]) -> Iterator[Batch]:

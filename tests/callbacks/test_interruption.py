@@ -19,6 +19,7 @@ SETTINGS = [
     "--trainer.log_every_n_steps=2",
     "--trainer.accumulate_grad_batches=2",
     "--data.batch_size=4",
+    "--data.num_workers=1",
     "--checkpoint.every_n_train_steps=4",
     "--gradients.split_every_n_steps=3",
     "--greedy.max_new_tokens=2",
