@@ -9,7 +9,7 @@ them. Its test split stays whole. Validation is carved from its training picture
     captions.json     colour and shape of a training picture, where its questions tell both: the tower learns them
     train.json        all questions of a training picture as turns of one record, in random order
     train_balanced.json   of the yes-no questions about what a picture does not show, only as many as about what it
-                      does: all of them, 82 in 100, would teach to answer by the text; what the teacher is given
+                      does (all of them are 82 in 100, and tempt to answer by the text); what the teacher is given
     train_small.json  a part of these records: what the student is given
     val.json, test.json   one question a record, its kind under "source"; val.json's pictures lie in images/train
     processor/        tokenizer trained on the training text, image processor (24 × 24), LlavaProcessor
