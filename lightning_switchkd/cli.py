@@ -84,7 +84,8 @@ class SwitchKDCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         config = self.config[self.config["subcommand"]]
         if config.get("ckpt_path") == "last":
-            last = Path(config["checkpoint"]["dirpath"] or config["trainer"]["default_root_dir"]) / "last.ckpt"
+            root = config["trainer"]["default_root_dir"] or "."
+            last = Path(config["checkpoint"]["dirpath"] or f"{root}/checkpoints") / "last.ckpt"
             config["ckpt_path"] = str(last) if last.is_file() else None
             if config["ckpt_path"] is None and self.config["subcommand"] != "fit":
                 raise UserError(f"--ckpt_path=last: there is no checkpoint {last}. `fit` writes it.")

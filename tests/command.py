@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,15 +18,6 @@ def configs(data: str, model: str, trainer: str, experiment: str | None, *more: 
     files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
     files += [f"experiment/{experiment}"] if experiment else []
     return [argument for file in (*files, *more) for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
-
-
-def write_pair(folder: Path) -> Path:
-    """Data, processor, student and teacher; the teacher's folder holds its processor as well."""
-    tiny.write_data(folder)
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
-    shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
-    return folder
 
 
 def fit_arguments(

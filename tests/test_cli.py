@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from command import ROOT, configs, fit_arguments, write_pair
+from command import ROOT, configs, fit_arguments
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lightning_switchkd.cli import SwitchKDCLI, main, run_lightning
@@ -59,11 +59,6 @@ def test_every_composition_parses(
 def test_every_file_below_conf_is_offered() -> None:
     offered = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base"}
     assert {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")} == offered
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pair(tmp_path_factory.mktemp("cli") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import ROOT, configs, fit_arguments, write_pair
+from command import ROOT, configs, fit_arguments
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -18,11 +18,6 @@ from lightning_switchkd.cli import CALLBACKS, main
 
 BASE = ["fit", *configs("digits", "digits", "cpu", "switch_kd")]
 WITH = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pair(tmp_path_factory.mktemp("facts") / "data")
 
 
 @pytest.fixture(scope="module")

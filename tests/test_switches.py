@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -210,10 +207,7 @@ def test_clipping_holds_for_the_whole_optimizer_step(
 ALL_ON = Run(compiled=True, recomputed=True)
 
 
-def _rank(rank: int, port: int, folder: Path, root: Path) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    os.environ.update(place, WORLD_SIZE="2", LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
+def _rank(rank: int, folder: Path, root: Path) -> None:
     weights, _ = train(folder, root, ALL_ON, 5, "records", devices=2, strategy="ddp")
     if rank == 0:
         torch.save(weights, root / "weights.pt")
@@ -222,16 +216,7 @@ def _rank(rank: int, port: int, folder: Path, root: Path) -> None:
 @pytest.mark.slow
 def test_compiled_and_recomputed_on_two_ranks(folder: Path, tmp_path: Path) -> None:
     """Both switches on both models under DDP give the weights of one plain process; ranks have batches of text only."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, port, folder, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(400)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    tiny.on_two_ranks(_rank, folder, tmp_path, seconds=400)
     two, (one, _) = torch.load(tmp_path / "weights.pt"), train(folder, tmp_path, Run(), 5, "records")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)

@@ -22,22 +22,6 @@ SEED = 1
 """Of the data's order: one for which `test_a_rank_has_a_batch_without_images` holds."""
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, student and teacher folders."""
-    folder = tiny.write_data(tmp_path_factory.mktemp("tiny") / "data")
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
-    return folder
-
-
-class PlainSGD(SwitchKD):
-    """Shows errors of scale that AdamW would hide."""
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
-
-
 def module(
     folder: Path,
     objective: Objective | None = None,
@@ -59,7 +43,7 @@ def records_of(folder: Path) -> DataPaths:
 
 
 def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[str, Tensor]:
-    model = module(folder, cls=PlainSGD)
+    model = module(folder, cls=tiny.PlainSGD)
     tiny.trainer(root, **settings).fit(model, datamodule=tiny.data_module(folder, batch_size=batch_size, seed=SEED))
     return weights(model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.losses.rows import count_supervised
+from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -138,6 +140,22 @@ def write_data(folder: Path, records: int = 48, tower: str = "clip") -> Path:
     return folder
 
 
+def write_pair(folder: Path) -> Path:
+    """Data, processor, student and a wider teacher in ``folder``; the teacher's folder holds its processor as well."""
+    write_data(folder)
+    save_vlm(folder / "student", seed=0)
+    save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
+    shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
+    return folder
+
+
+class PlainSGD(SwitchKD):
+    """Shows errors of scale that AdamW would hide."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
+
+
 def data_module(folder: Path, **changes: Any) -> LLaVADataModule:
     """Training and validation on the written records."""
     paths = DataPaths(str(folder / "records.json"), str(folder / "images"))
@@ -184,7 +202,7 @@ def _as_rank(rank: int, port: int, target: Callable[..., None], arguments: tuple
     target(rank, *arguments)
 
 
-def on_two_ranks(target: Callable[..., None], *arguments: Any) -> None:
+def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 180) -> None:
     """Runs ``target(rank, *arguments)`` in two processes that Lightning takes for the ranks of one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -194,5 +212,5 @@ def on_two_ranks(target: Callable[..., None], *arguments: Any) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(180)
+        process.join(seconds)
     assert [process.exitcode for process in ranks] == [0, 0]

@@ -10,7 +10,7 @@ import lightning as L
 
 from lightning_switchkd.callbacks.asking import ValidationQuestions
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.records import IMAGE_TOKEN, Record
+from lightning_switchkd.data.records import Record
 from lightning_switchkd.loggers import log_figure, log_text
 from lightning_switchkd.module import SwitchKD
 
@@ -59,11 +59,6 @@ class AnswerPanel(L.Callback):
             figure.clear()
 
 
-def asked(record: Record) -> str:
-    """The question without its placeholders."""
-    return record.turns[-2].text.replace(IMAGE_TOKEN, "").strip()
-
-
 def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> str:
     """A table: a row a record, wrong answers marked ✗.
 
@@ -75,7 +70,7 @@ def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> st
     for i, record in enumerate(records):
         right = record.answer.strip()
         replies = [answers[i] if answers[i] == right else f"✗ {answers[i]}" for answers in said.values()]
-        rows.append([asked(record), right, *replies])
+        rows.append([record.turns[-2].text_only, right, *replies])
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
     )
@@ -93,7 +88,7 @@ def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]], images: I
         axis.axis("off")
     for i, (record, axis) in enumerate(zip(records, axes, strict=False)):
         axis.imshow(images.read(record.images[0]), interpolation="nearest")
-        axis.set_title(fill(asked(record), LINE)[: 4 * LINE], fontsize=9)
+        axis.set_title(fill(record.turns[-2].text_only, LINE)[: 4 * LINE], fontsize=9)
         right = record.answer.strip()
         lines = [
             ("right", right, "black"),

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -30,8 +30,8 @@ class Interrupted(SystemExit):
 class Interruption(Checkpoint):
     """Turns SIGINT and SIGTERM into a checkpoint between two optimizer steps, and ends the run there.
 
-    The checkpoint is ``last.ckpt`` in the folder of the run's ``ModelCheckpoint``. It is written where nothing is
-    halfway: after a whole accumulation window, after the validation that is due there, and not at the very end of an
+    The checkpoint is ``last.ckpt`` in the folder of the ``ModelCheckpoint`` that keeps it. It is written where nothing
+    is halfway: after a whole accumulation window, after the validation that is due there, and not at the very end of an
     epoch. A second signal stops at once. Under SLURM, SIGTERM stays with Lightning's requeueing.
 
     It is a ``Checkpoint`` so that Lightning runs it after the callbacks whose state it saves.
@@ -97,12 +97,13 @@ class Interruption(Checkpoint):
             raise Interrupted(self._signal or signal.SIGTERM, f"{done} {HOW_TO_GO_ON}")
 
     def _asked(self, trainer: L.Trainer) -> bool:
-        """Whether any rank got a signal; all ranks ask at the same step."""
+        """Whether any rank got a signal; all ranks ask at the same step, at the cost of one number reduced."""
         asked = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
     def _save(self, trainer: L.Trainer) -> None:
-        folder = cast(ModelCheckpoint, trainer.checkpoint_callback).dirpath
+        schedule = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        folder = max(schedule, key=lambda c: bool(c.save_last)).dirpath  # the one that --ckpt_path=last asks
         assert folder is not None
         path = Path(folder) / "last.ckpt"
         if trainer.is_global_zero and path.is_symlink():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -69,7 +68,7 @@ class RunRecord(SaveConfigCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the final metrics beside the hyperparameters."""
         final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hyperparameters(self._config), final)
 
@@ -138,12 +137,18 @@ def _git(*arguments: str) -> str | None:
 
 @rank_zero_only
 def set_aside(folder: Path) -> None:
-    """Moves what an earlier run left in a folder to ``previous/`` in it, so that two runs never mix."""
-    if not (folder / "config.yaml").is_file():
+    """Moves what an earlier run left in a folder to ``previous/1``, ``previous/2``, ..., so that two runs never mix.
+
+    A start that failed before anything was logged or saved is no run: its few files stay and are written over.
+    """
+    if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "student")):
         return
-    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-    (folder / PREVIOUS).mkdir()
+    number = 1
+    while (folder / PREVIOUS / str(number)).exists():
+        number += 1
+    aside = folder / PREVIOUS / str(number)
+    aside.mkdir(parents=True)
     for path in folder.iterdir():
         if path.name != PREVIOUS:
-            path.rename(folder / PREVIOUS / path.name)
-    print(f"{folder} held an earlier run: it is now in {folder / PREVIOUS} (to continue it instead: --ckpt_path=last).")
+            path.rename(aside / path.name)
+    print(f"{folder} held an earlier run: it is now in {aside} (to continue it instead: --ckpt_path=last).")

@@ -83,10 +83,8 @@ class VisionGradients(L.Callback):
     def _see(self, side: str, gradient: Tensor) -> None:
         assert self._trainer is not None
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-        scale = self._trainer.world_size * (
-            1.0 if scaler is None else scaler.get_scale()
-        )  # what module and plugin put on
-        gradient = gradient.detach().double() / scale
+        factor = self._trainer.world_size * (1.0 if scaler is None else scaler.get_scale())  # of module and plugin
+        gradient = gradient.detach().double() / factor
         found = {side: gradient.square().sum()}
         for other in self._first.values():
             found["dot"] = (gradient * other).sum()

@@ -63,6 +63,15 @@ class Turn:
     role: Role
     text: str
 
+    @property
+    def text_only(self) -> str:
+        """What it says, without the places of images.
+
+        >>> Turn("user", "<image>\\nWhat is it?").text_only
+        'What is it?'
+        """
+        return self.text.replace(IMAGE_TOKEN, "").strip()
+
 
 @dataclass(frozen=True)
 class Record:

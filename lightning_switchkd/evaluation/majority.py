@@ -6,14 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from lightning_switchkd.data.records import IMAGE_TOKEN, Turn, parse_record
+from lightning_switchkd.data.records import Turn, parse_record
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.evaluation.generate import Question
-
-
-def question_text(turn: Turn) -> str:
-    """A user turn without its image placeholders."""
-    return turn.text.replace(IMAGE_TOKEN, "").strip()
 
 
 def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequence[Question]) -> list[str]:
@@ -35,9 +30,9 @@ def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequenc
     for turns in conversations:
         for asked, said in pairwise(turns):
             if said.role == "assistant":
-                by_text.setdefault(question_text(asked), Counter())[said.text.strip()] += 1
+                by_text.setdefault(asked.text_only, Counter())[said.text.strip()] += 1
     overall = sum(by_text.values(), Counter[str]())
-    return [by_text.get(question_text(q.turns[-1]), overall).most_common(1)[0][0] for q in questions]
+    return [by_text.get(q.turns[-1].text_only, overall).most_common(1)[0][0] for q in questions]
 
 
 def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:

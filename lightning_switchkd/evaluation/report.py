@@ -14,7 +14,6 @@ from typing import Protocol
 from PIL import Image
 
 from lightning_switchkd.evaluation.generate import Question
-from lightning_switchkd.evaluation.majority import question_text
 
 EXAMPLES_PER_KIND = 6
 MAJORITY = "majority"  # the column of the text-only baseline
@@ -169,7 +168,7 @@ img{{height:96px;image-rendering:pixelated}}.right{{color:#080}}.wrong{{color:#b
 
 
 def _example_row(question: Question, answers: Sequence[str]) -> str:
-    asked = question_text(question.turns[-1])
+    asked = question.turns[-1].text_only
     pictures = "".join(f'<img alt="" src="data:image/png;base64,{_png(image)}">' for image in question.images)
     said = "".join(
         f'<td class="{"right" if answer == question.answer.strip() else "wrong"}">{html.escape(answer)}</td>'

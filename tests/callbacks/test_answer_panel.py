@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import tiny
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
@@ -20,14 +19,6 @@ from lightning_switchkd.callbacks.asking import ValidationQuestions
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.write_data(tmp_path_factory.mktemp("panel") / "data")
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
-    return folder
 
 
 def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> SwitchKD:

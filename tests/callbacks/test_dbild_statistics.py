@@ -24,22 +24,9 @@ VOCABULARY = 280
 KNEEDLE = Kneedle(window=48, min_k=4)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.write_data(tmp_path_factory.mktemp("statistics") / "data")
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
-    return folder
-
-
-class PlainSGD(SwitchKD):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
-
-
 def module(folder: Path, objective: Any = None) -> SwitchKD:
     student, teacher = (VLMSpec(checkpoint=str(folder / name), dtype="float64") for name in ("student", "teacher"))
-    return PlainSGD(student, teacher, objective or SwitchKDObjective(select=KNEEDLE))
+    return tiny.PlainSGD(student, teacher, objective or SwitchKDObjective(select=KNEEDLE))
 
 
 class FullLogits(DBiLDStatistics):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
-from command import fit_arguments, signalled, write_pair
+from command import fit_arguments, signalled
 
 from lightning_switchkd.cli import main
 
@@ -26,11 +27,6 @@ SETTINGS = [
     "--panel.records=0",
 ]
 NOT_REPEATABLE = "throughput/"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pair(tmp_path_factory.mktemp("interruption") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +104,63 @@ def test_last_begins_where_there_is_nothing_yet(
 def test_a_fresh_run_moves_the_former_one_aside(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Every former run is kept; a start that fails moves the last one aside once, and costs none."""
     run = tmp_path / "run"
     arguments = fit_arguments(folder, run, "--trainer.max_steps=1", "--panel.records=0")
     main(arguments)
     (run / "notes.txt").write_text("mine", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--model.teacher.checkpoint=./nowhere"])
     main(arguments)
-    assert (run / "previous" / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert (run / "previous" / "checkpoints").is_dir() == (run / "checkpoints").is_dir()
-    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    main(arguments)
+    assert (run / "previous" / "1" / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in (run / "previous").iterdir()) == ["1", "2"]
+    for former in ("1", "2"):
+        assert (run / "previous" / former / "student" / "config.json").is_file()
+    assert (run / "metrics.csv").is_file()
     assert "held an earlier run" in capsys.readouterr().out
+
+
+def two_processes(folder: Path, run: Path) -> list[str]:
+    """The same global batches on two ranks of DDP."""
+    strategy = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2", "--panel.records=2"]
+    return fit_arguments(folder, run, *[s for s in SETTINGS if "panel" not in s], *strategy)
+
+
+def rank(rank: int, folder: Path, root: Path) -> None:
+    """A run left alone; and one in which only the second rank gets a signal, continued."""
+    main(two_processes(folder, root / "straight"))
+    with pytest.raises(SystemExit) as stop:
+        main([*two_processes(folder, root / "stopped"), *(signalled("on_train_batch_start", 3) if rank else NO_SIGNAL)])
+    assert stop.value.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    main([*two_processes(folder, root / "stopped"), "--ckpt_path=last"])
+
+
+NO_SIGNAL = signalled("on_train_batch_start", -1)
+
+
+def test_two_processes_stop_together_and_continue(folder: Path, tmp_path: Path) -> None:
+    tiny.on_two_ranks(rank, folder, tmp_path, seconds=300)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    theirs, ours = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (straight, stopped))
+    assert ours["global_step"] == theirs["global_step"]
+    for name, tensor in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], tensor, atol=1e-6, rtol=0)
+    assert [(row["step"], sorted(row)) for row in rows(stopped)] == [
+        (row["step"], sorted(row)) for row in rows(straight)
+    ]
+    for ours_, theirs_ in zip(rows(stopped), rows(straight), strict=True):
+        for name, value in theirs_.items():
+            assert float(ours_[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), (ours_["step"], name)
+
+
+def test_last_is_kept_beside_a_best_checkpoint_elsewhere(folder: Path, tmp_path: Path) -> None:
+    elsewhere = f"--trainer.callbacks.init_args.dirpath={tmp_path / 'elsewhere'}"
+    arguments = fit_arguments(folder, tmp_path / "run", elsewhere, "--panel.records=0", extra=("with/best",))
+    with pytest.raises(SystemExit):
+        main([*arguments, *signalled("on_train_batch_start", 1)])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_killed_between_checkpoints(folder: Path, straight: Path, tmp_path: Path) -> None:

@@ -21,14 +21,6 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.write_data(tmp_path_factory.mktemp("throughput") / "data")
-    tiny.save_vlm(folder / "student", seed=0)
-    tiny.save_vlm(folder / "teacher", seed=1)
-    return folder
-
-
 def module(folder: Path) -> SwitchKD:
     student, teacher = (VLMSpec(checkpoint=str(folder / name)) for name in ("student", "teacher"))
     return SwitchKD(student, teacher, SwitchKDObjective())
