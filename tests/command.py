@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class Signal(L.Callback):
         def send(trainer: Any, *_: Any, **__: Any) -> None:
             if trainer.global_step == step and not self.sent:
                 self.sent = True
-                for process in (*multiprocessing.active_children(), None):  # a terminal signals the workers as well
-                    os.kill(os.getpid() if process is None else process.pid or 0, signum)
+                # as a terminal or a scheduler does it: from without, and to the loader's workers as well
+                pids = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+                subprocess.run(["kill", f"-{signum}", *map(str, pids)], check=True)
 
         setattr(self, hook, send)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -146,7 +148,7 @@ class BatchStream:
             sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_run if self.num_workers else None,
+            worker_init_fn=_obey_the_run_alone if self.num_workers else None,
             generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
         )
         asked = time.perf_counter()
@@ -171,10 +173,18 @@ class _MicroBatches(Dataset[Batch | UserError]):
             return error
 
 
-def _leave_signals_to_the_run(_: int) -> None:
+def _obey_the_run_alone(_: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of a run; who reads for it waits to be told by it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a scheduler's signal ends the worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_run_says_so, daemon=True).start()
+
+
+def _end_when_the_run_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _with_window(batches: list[Batch]) -> Iterator[Batch]:

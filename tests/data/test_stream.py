@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +170,26 @@ def test_a_bad_record_raises_the_same_error_from_any_worker(
     assert "(id 'bad')" in message
     assert "train.json: the conversation must end with an assistant" in message
     assert "Traceback" not in message
+
+
+LEFT_OVER = """
+import multiprocessing, subprocess, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+import tiny
+batches = iter(tiny.data_module(Path(sys.argv[1]), batch_size=4, num_workers=1).train_dataloader())
+next(batches)
+for name in ("TERM", "INT"):
+    subprocess.run(["kill", f"-{name}", str(multiprocessing.active_children()[0].pid)], check=True)
+seen = 1 + sum(1 for _, batch in zip(range(8), batches))
+print(seen, len(multiprocessing.active_children()))
+"""
+
+
+def test_a_worker_obeys_the_run_alone(folder: Path) -> None:
+    """A signal from elsewhere does not end it; the run's end does, even with batches left: nothing waits for it."""
+    root = Path(__file__).parent.parent
+    script = [sys.executable, "-c", LEFT_OVER, str(folder), str(root), str(root.parent)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["9", "1"], done.stderr
+    assert done.returncode == 0
