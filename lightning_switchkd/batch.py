@@ -6,9 +6,13 @@ B records, T tokens, V vocabulary, H width, P features per image, N supervised t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_switchkd.data.quarantine import Defect
 
 IGNORE = -100
 """Label of a token that is not supervised (PyTorch's ``ignore_index``)."""
@@ -56,6 +60,7 @@ class Batch:
         window_end: True for the last micro-batch of its window (the optimizer steps after it).
         pixel_values_teacher: ``[M, 3, H', W']`` only where the teacher's image processor differs.
         record_ids: the records' own ids, for messages.
+        defects: records that should be here and are not.
     """
 
     input_ids: Tensor
@@ -70,6 +75,7 @@ class Batch:
     window_end: bool = True
     pixel_values_teacher: Tensor | None = None
     record_ids: tuple[str, ...] = ()
+    defects: tuple[Defect, ...] = ()
 
     def _map(self, move: object) -> Batch:
         assert callable(move)

@@ -79,6 +79,7 @@ class SwitchKD(L.LightningModule):
         self.warmup = warmup
         self.lr_end = lr_end
         self._distiller: Distiller | None = None
+        self._switch_looked_at = False
         self._totals: Tensor | None = None
         self._configured: list[dict[str, Any]] = []
 
@@ -161,7 +162,8 @@ class SwitchKD(L.LightningModule):
         self.train_means.update(terms.sums, terms.counts(batch.counts))
         if batch.window_end and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log("train", self.train_means.collect(), batch)
-        if self.global_step == 0 and batch_idx == 0:
+        if batch.counts.visual_token and not self._switch_looked_at:
+            self._switch_looked_at = True
             self._warn_if_nothing_to_switch(terms, batch)
         return cast(Tensor, terms.loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches))
 
@@ -200,7 +202,7 @@ class SwitchKD(L.LightningModule):
         self.log(f"{stage}/loss", cast(Tensor, total), prog_bar=True, logger=False, batch_size=1)
 
     def _warn_if_nothing_to_switch(self, terms: Terms, batch: Batch) -> None:
-        if "vsd" not in terms.sums or batch.counts.visual_token == 0:
+        if "vsd" not in terms.sums:
             return
         per_token = float(terms.sums["vsd"]) / batch.counts.visual_token
         if per_token < 1e-5 and same_encoder(self.distiller.student, self.distiller.frozen_teacher):

@@ -210,7 +210,7 @@ def test_warns_when_there_is_nothing_to_switch(folder: Path, tmp_path: Path, cap
     spec = VLMSpec(checkpoint=str(folder / "student"))
     model = SwitchKD(spec, spec, SwitchKDObjective())
     with caplog.at_level("WARNING"):
-        tiny.trainer(tmp_path, max_steps=1).fit(model, datamodule=tiny.data_module(folder))
+        tiny.trainer(tmp_path, max_steps=1).fit(model, datamodule=tiny.data_module(folder, group_window=1))
     assert "the visual switch changes nothing yet" in caplog.text
 
 

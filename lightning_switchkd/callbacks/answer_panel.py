@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 
 from lightning_switchkd.callbacks.asking import ValidationQuestions
-from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.records import Record
 from lightning_switchkd.loggers import log_figure, log_text
 from lightning_switchkd.module import SwitchKD
@@ -54,7 +53,7 @@ class AnswerPanel(L.Callback):
             said = {"teacher": self._teacher, **said, "switched": switched}
         if trainer.is_global_zero:
             log_text(trainer, "val/panel", markdown(self._shown, said))
-            figure = draw(self._shown, said, data.dataset("val").images)
+            figure = draw(self._shown, said)
             log_figure(trainer, "val/panel", figure)
             figure.clear()
 
@@ -76,7 +75,7 @@ def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> st
     )
 
 
-def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]], images: ImageFolder) -> Any:
+def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> Any:
     """A matplotlib figure: the images, each with its question and who said what; right answers green, others red."""
     from matplotlib.figure import Figure
 
@@ -87,7 +86,7 @@ def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]], images: I
     for axis in axes:
         axis.axis("off")
     for i, (record, axis) in enumerate(zip(records, axes, strict=False)):
-        axis.imshow(images.read(record.images[0]), interpolation="nearest")
+        axis.imshow(record.pictures(1)[0], interpolation="nearest")
         axis.set_title(fill(record.turns[-2].text_only, LINE)[: 4 * LINE], fontsize=9)
         right = record.answer.strip()
         lines = [

@@ -42,10 +42,9 @@ class ValidationQuestions:
             encoder: encodes the images; None is ``vlm`` itself.
             teacher: prepare the images by the teacher's processor, where that differs.
         """
-        images = self.data.dataset("val").images
         prompts = Prompts.of(
             [self.data.prompter.encode_question(record) for record in records],
-            [images.read(ref) for record in records for ref in record.images],
+            [image for record in records for image in record.pictures()],
             self.data.pixels[-1 if teacher else 0],
             self.data.processor.tokenizer.pad_token_id,
             self.device,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch import LightningDataModule
 from transformers import LlavaProcessor
@@ -17,7 +17,8 @@ from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
-from lightning_switchkd.data.sources import Source, open_source
+from lightning_switchkd.data.quarantine import OnError, Quarantine, probe, read_exclusions
+from lightning_switchkd.data.sources import Mixture, Source, open_source
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.errors import UserError
 
@@ -31,12 +32,23 @@ class DataPaths:
     """One data set.
 
     Attributes:
-        annotations: JSON array or JSONL file of LLaVA records.
-        image_root: folder that the records' image paths are relative to.
+        annotations: LLaVA records: a .json (array), .jsonl, .parquet or .tar file; or a folder or pattern of .parquet
+            or .tar files (``shards/*.parquet``, ``shards/{000..012}.tar``).
+        image_root: folder that the records' image paths are relative to; not needed where images come with the records.
+        weight: how often an epoch takes each record, on average: 0.5 takes every second one, and the others next time.
     """
 
     annotations: str
-    image_root: str
+    image_root: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"the weight of {self.annotations} must be more than 0, not {self.weight}")
+
+
+Data: TypeAlias = DataPaths | list[DataPaths]
+"""One data set, or several to be mixed."""
 
 
 class LLaVADataModule(LightningDataModule):
@@ -46,7 +58,7 @@ class LLaVADataModule(LightningDataModule):
 
     Args:
         processor: folder (or Hugging Face id) of the student's LLaVA processor.
-        train: the training set.
+        train: the training set, or several that are mixed.
         val: the validation set.
         test: the test set.
         prompt_style: "qwen_chatml", "tinyllava_v1" or "plain".
@@ -57,6 +69,15 @@ class LLaVADataModule(LightningDataModule):
         val_batch_size: the same in validation and test; None is `batch_size`.
         num_workers: worker processes that read ahead, for each process.
         seed: of the shuffle.
+        group_window: optimizer steps within which records of like length, and with or without images, are put together,
+            so that less is padded; 1 leaves them as shuffled.
+        on_error: "quarantine" leaves bad records out and writes them to ``quarantine/`` in the run's folder; "raise"
+            stops at the first.
+        max_bad_share: share of bad records that stops a run, once 1,000 have been read.
+        max_bad_run: bad records without a good one between them that stop a run.
+        probe: training records whose images are decoded before training, to find a wrong path early.
+        exclude: file with records to leave out, as `validate-data` or a run's quarantine writes it.
+        upright: turn images as their EXIF data say (LLaVA's own code does not).
         square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
         pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
     """
@@ -64,9 +85,9 @@ class LLaVADataModule(LightningDataModule):
     def __init__(
         self,
         processor: str,
-        train: DataPaths | None = None,
-        val: DataPaths | None = None,
-        test: DataPaths | None = None,
+        train: Data | None = None,
+        val: Data | None = None,
+        test: Data | None = None,
         prompt_style: str = "qwen_chatml",
         system: str | None = None,
         teacher_processor: str | None = None,
@@ -75,6 +96,13 @@ class LLaVADataModule(LightningDataModule):
         val_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        group_window: int = 64,
+        on_error: OnError = "quarantine",
+        max_bad_share: float = 0.01,
+        max_bad_run: int = 100,
+        probe: int = 256,
+        exclude: str | None = None,
+        upright: bool = True,
         square_pad: bool = False,
         pad_to_multiple_of: int = 8,
     ) -> None:
@@ -82,8 +110,9 @@ class LLaVADataModule(LightningDataModule):
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
         self.save_hyperparameters(logger=False)  # the run's own record logs them, once
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
-            self.hparams[split] = None if paths is None else asdict(paths)
+            self.hparams[split] = [asdict(one) for one in paths] or None
         self._datasets: dict[str, VisionTextDataset] = {}
+        self._quarantines: dict[str, Quarantine] = {}
 
     @cached_property
     def processor(self) -> LlavaProcessor:
@@ -95,9 +124,8 @@ class LLaVADataModule(LightningDataModule):
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of the data: plain values."""
-        train = self.hparams["train"]
         return {
-            "annotations": None if train is None else train["annotations"],
+            "annotations": " + ".join(paths.annotations for paths in self._paths["train"]) or None,
             **{name: self.hparams[name] for name in ("processor", "prompt_style", "system", "square_pad")},
         }
 
@@ -139,25 +167,40 @@ class LLaVADataModule(LightningDataModule):
             UserError: the split is not set, or its files are not there; the message names the setting.
         """
         if split not in self._datasets:
-            paths = self._paths[split]
-            if paths is None:
-                raise UserError(f"data.{split} is not set: give data.{split}.annotations and data.{split}.image_root")
-            if not Path(paths.image_root).is_dir():
-                raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
-            source = _open(paths.annotations, split)
-            self._datasets[split] = VisionTextDataset(source, ImageFolder(paths.image_root), self.prompter, self.pixels)
+            source = self._open(split)
+            excluded = [] if self.hparams["exclude"] is None else read_exclusions(self.hparams["exclude"], source)
+            self._datasets[split] = VisionTextDataset(source, self.prompter, self.pixels, excluded)
         return self._datasets[split]
 
+    def _open(self, split: Split) -> Source:
+        """The records of a split; the first call indexes them."""
+        if not self._paths[split]:
+            raise UserError(f"data.{split} is not set: give data.{split}.annotations and data.{split}.image_root")
+        sources: list[Source] = []
+        for paths in self._paths[split]:
+            if paths.image_root is not None and not Path(paths.image_root).is_dir():
+                raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
+            try:
+                images = ImageFolder(paths.image_root, self.hparams["upright"])
+                sources.append(open_source(paths.annotations, images))
+            except UserError as error:
+                raise UserError(f"data.{split}.annotations: {error}") from None
+        weights = [paths.weight for paths in self._paths[split]]
+        return sources[0] if weights == [1.0] else Mixture(sources, weights)
+
     def prepare_data(self) -> None:
-        """Index the annotations, in one process a node; the others find the index."""
-        for split, paths in self._paths.items():
-            if paths is not None:
-                _open(paths.annotations, split)
+        """Index the annotations and look at some images, in one process a node; the others find the index."""
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        for split in SPLITS:
+            if self._paths[split]:
+                self._open(split)
+        if fitting and self._paths["train"]:
+            probe(self.dataset("train"), self.hparams["seed"], self.hparams["probe"])
 
     def setup(self, stage: str | None = None) -> None:
         """Open what the stage needs; in `fit` a validation set may be missing."""
         for split in _STAGES.get(stage, SPLITS):
-            if self._paths[split] is not None or _STAGES.get(stage, ())[:1] == (split,):
+            if self._paths[split] or _STAGES.get(stage, ())[:1] == (split,):
                 self.dataset(split)
 
     def train_dataloader(self) -> BatchStream:
@@ -166,7 +209,7 @@ class LLaVADataModule(LightningDataModule):
 
     def val_dataloader(self) -> BatchStream | list[Batch]:
         """In order; no batches where there is no validation set."""
-        return self._stream("val") if self._paths["val"] is not None else []
+        return self._stream("val") if self._paths["val"] else []
 
     def test_dataloader(self) -> BatchStream:
         """In order."""
@@ -191,8 +234,19 @@ class LLaVADataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             num_workers=self.hparams["num_workers"],
+            group_window=self.hparams["group_window"],
+            quarantine=self.quarantine(split) if self.hparams["on_error"] == "quarantine" else None,
             position=self._position if train and trainer else None,
         )
+
+    def quarantine(self, split: Split) -> Quarantine:
+        """Where the bad records of a split go."""
+        if split not in self._quarantines:
+            folder = Path(self.trainer.default_root_dir) / "quarantine" / split if self.trainer else None
+            file = folder / f"rank{self.trainer.global_rank}.jsonl" if folder and self.trainer else None
+            limits = self.hparams["max_bad_share"], self.hparams["max_bad_run"]
+            self._quarantines[split] = Quarantine(file, *limits)
+        return self._quarantines[split]
 
     def _position(self) -> Position:
         """Where the Trainer is (STACK D): a restart finds its place there, not in the loader's state."""
@@ -204,13 +258,7 @@ class LLaVADataModule(LightningDataModule):
         return Position(epoch, done if done < stop else 0, stop)
 
 
-def _paths(given: DataPaths | Mapping[str, Any] | None) -> DataPaths | None:
-    """A data set as the caller or a checkpoint's hyperparameters give it."""
-    return DataPaths(**given) if isinstance(given, Mapping) else given
-
-
-def _open(annotations: str, split: str) -> Source:
-    try:
-        return open_source(annotations)
-    except UserError as error:
-        raise UserError(f"data.{split}.annotations: {error}") from None
+def _paths(given: Data | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> list[DataPaths]:
+    """Data sets as the caller or a checkpoint's hyperparameters give them."""
+    several = given if isinstance(given, Sequence) else [] if given is None else [given]
+    return [one if isinstance(one, DataPaths) else DataPaths(**one) for one in several]

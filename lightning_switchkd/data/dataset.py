@@ -1,19 +1,25 @@
-"""One annotations file with its images as samples by index: what training reads, and what evaluation asks."""
+"""A source with its images as samples by index: what training reads, and what evaluation asks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_switchkd.data.collate import Sample
-from lightning_switchkd.data.images import ImageFolder, Pixels
+from lightning_switchkd.data.images import Pixels
+from lightning_switchkd.data.order import Indices, Share
 from lightning_switchkd.data.prompts import Prompter
-from lightning_switchkd.data.records import Record, RecordError, describe, parse_record
-from lightning_switchkd.data.sources import Source
+from lightning_switchkd.data.records import Record, RecordError
+from lightning_switchkd.data.sources import Mixture, Source, read_record
+
+BYTES_PER_TOKEN = 4
+"""Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
 
 
 class VisionTextDataset(Dataset[Sample]):
@@ -21,16 +27,44 @@ class VisionTextDataset(Dataset[Sample]):
 
     Args:
         source: raw records.
-        images: where their images are.
         prompter: writes them as ids.
         pixels: one per image processor, the student's first.
+        excluded: sorted indices of records that are never taken.
     """
 
-    def __init__(self, source: Source, images: ImageFolder, prompter: Prompter, pixels: tuple[Pixels, ...]) -> None:
-        self.source, self.images, self.prompter, self.pixels = source, images, prompter, pixels
+    def __init__(
+        self, source: Source, prompter: Prompter, pixels: tuple[Pixels, ...], excluded: Sequence[int] = ()
+    ) -> None:
+        self.source, self.prompter, self.pixels = source, prompter, pixels
+        self.excluded: Indices = np.array(excluded, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def records(self) -> Indices:
+        """``[n]`` the records that are taken."""
+        return np.delete(np.arange(len(self.source)), self.excluded)
+
+    def shares(self) -> list[Share]:
+        """What an epoch takes of each source."""
+        parts = self.source.sources if isinstance(self.source, Mixture) else (self.source,)
+        weights = self.source.weights if isinstance(self.source, Mixture) else (1.0,)
+        records, ends, shares = self.records, np.cumsum([len(part) for part in parts]), []
+        for part, weight, end in zip(parts, weights, ends, strict=True):
+            begin = end - len(part)
+            mine = records[slice(*np.searchsorted(records, [begin, end]))]
+            blocks = part.blocks
+            shares.append(Share(mine, weight, *(() if blocks is None else (blocks.of[mine - begin], blocks.window))))
+        return shares
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """``[len(self)]`` about how many tokens each record makes; records without images come far below all others."""
+        text, images = self.source.sizes().T
+        limit = self.prompter.max_length
+        tokens = np.minimum(text // BYTES_PER_TOKEN + images * self.prompter.image_tokens, limit)
+        return np.asarray(tokens + (images > 0) * limit)
 
     def record(self, index: int) -> Record:
         """The validated record.
@@ -38,7 +72,7 @@ class VisionTextDataset(Dataset[Sample]):
         Raises:
             RecordError: it is not valid.
         """
-        return parse_record(self.source.read(index), index, self.source.path)
+        return read_record(self.source, index)
 
     def __getitem__(self, index: int) -> Sample:
         """The record, tokenised and with pixels.
@@ -47,23 +81,17 @@ class VisionTextDataset(Dataset[Sample]):
             RecordError: it cannot be used; the message names the record, its file and how to mend it.
         """
         record = self.record(index)
-        with self._naming(record):
+        try:
             encoded = self.prompter.encode(record)
             pixels = self._pixels(record, encoded.images)
+        except RecordError as error:
+            raise error.at(record.place, record.id, record.source) from None
         input_ids, labels = torch.tensor(encoded.input_ids), torch.tensor(encoded.labels)
         return Sample(input_ids, labels, pixels, index, record.id)
 
     def _pixels(self, record: Record, count: int) -> tuple[Tensor, ...]:
-        images = [self.images.read(ref) for ref in record.images[:count]]
+        images = record.pictures(count)
         return tuple(
             torch.stack([view(image) for image in images]) if images else torch.empty(0, 3, *view.size)
             for view in self.pixels
         )
-
-    @contextmanager
-    def _naming(self, record: Record) -> Iterator[None]:
-        try:
-            yield
-        except RecordError as error:
-            where = describe(record.id, record.index, self.source.path)
-            raise RecordError(error.code, error.problem, where) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from lightning_switchkd.data.io import read_bytes
 from lightning_switchkd.data.processor import image_size
 from lightning_switchkd.data.records import ImageRef, RecordError
 
@@ -23,40 +25,60 @@ class ImageFolder:
     """Reads images below one folder, and nothing outside it.
 
     Args:
-        root: what the paths of the records are relative to.
+        root: what the paths of the records are relative to; None where all images come with their records.
+        upright: turn images as their EXIF data say (LLaVA's own code does not).
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).resolve()
+    def __init__(self, root: str | Path | None, upright: bool = True) -> None:
+        self.root = None if root is None else Path(root).resolve()
+        self.upright = upright
 
     def read(self, ref: ImageRef) -> Image.Image:
-        """The image upright, first frame, 8 bits: mode RGB, or RGBA where it has transparency.
+        """The image, first frame, 8 bits: mode RGB, or RGBA where it has transparency.
 
         Raises:
             RecordError: ``image_missing``, ``image_decode`` or ``image_size``.
+            ReadError: the disk or the network fails; the image is not at fault.
         """
-        path = self._resolve(ref)
+        data = ref.data if ref.data is not None else self._bytes(ref.path)
+        if not data:
+            raise RecordError("image_decode", f"image {ref.path!r} is empty: fetch it again")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return _eight_bit(ImageOps.exif_transpose(image))
+                with Image.open(BytesIO(data)) as image:
+                    return _eight_bit(ImageOps.exif_transpose(image) if self.upright else image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise RecordError("image_size", f"image {ref!r} is too large: shrink it. {error}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-            raise RecordError("image_decode", f"image {ref!r} cannot be decoded: fetch it again. {error}") from None
+            raise RecordError("image_size", f"image {ref.path!r} is too large: shrink it. {error}") from None
+        except UnidentifiedImageError:
+            begins = f"it begins with {data[:16]!r}"
+            raise RecordError("image_decode", f"image {ref.path!r} is no image: fetch it again; {begins}") from None
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise RecordError(
+                "image_decode", f"image {ref.path!r} cannot be decoded: fetch it again. {error}"
+            ) from None
 
-    def _resolve(self, ref: ImageRef) -> Path:
-        named = self.root / ref
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return read_bytes(self._resolve(name))
+        except OSError as error:
+            raise RecordError("image_missing", f"image {name!r} cannot be opened: {error}") from None
+
+    def _resolve(self, name: str) -> Path:
+        if self.root is None:
+            raise RecordError("image_missing", f"image {name!r} is a path, but no image_root is set: set it")
+        named = self.root / name
         for path in (named, *(named.with_suffix(extension) for extension in EXTENSIONS)):
             resolved = path.resolve()
-            if not resolved.is_relative_to(self.root) or Path(ref).is_absolute():
+            if not resolved.is_relative_to(self.root) or Path(name).is_absolute():
                 raise RecordError(
-                    "image_missing", f"image {ref!r} leads outside the image root {self.root}: move it in"
+                    "image_missing", f"image {name!r} leads outside the image root {self.root}: move it in"
                 )
             if os.path.isfile(resolved):  # False for names too long as well, where Path.is_file raises
                 return resolved
-        raise RecordError("image_missing", f"image {ref!r} is not below the image root {self.root}, with any extension")
+        raise RecordError(
+            "image_missing", f"image {name!r} is not below the image root {self.root}, with any extension"
+        )
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

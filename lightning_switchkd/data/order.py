@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,14 +26,95 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Indices:
-    """A permutation of ``0 … n-1`` that is the same on every machine and under every version of numpy.
+@dataclass(frozen=True)
+class Share:
+    """What an epoch takes of one source.
 
-    >>> sorted(epoch_order(seed=0, epoch=3, n=5).tolist())
-    [0, 1, 2, 3, 4]
+    Attributes:
+        records: ``[n]`` the records that may be taken.
+        weight: how often each of them is taken in an epoch, on average. An epoch takes ``round(weight · n)``, and goes
+            on where the one before it stopped: no record comes twice before all have come once.
+        blocks: ``[n]`` the block each of them lies in, where these are read as a whole; None: any order will do.
+        window: blocks that are shuffled together.
     """
-    key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(epoch))
-    return np.argsort(splitmix64(np.arange(n, dtype=np.uint64) ^ key), kind="stable")
+
+    records: Indices
+    weight: float = 1.0
+    blocks: NDArray[np.int32] | None = None
+    window: int = 1
+
+    @property
+    def taken(self) -> int:
+        """Records in an epoch."""
+        return max(1, round(self.weight * len(self.records)))
+
+    def steps_together(self, step: int) -> float:
+        """Optimizer steps of `step` records that one window of blocks fills, at least 1."""
+        if self.blocks is None:
+            return float("inf")
+        return max(1, len(self.records) / len(np.unique(self.blocks)) * self.window // step)
+
+    def walk(self, seed: int, epoch: int) -> Indices:
+        """``[taken]`` the records of an epoch: pass after pass over all of them, each pass in another order."""
+        begin, n = epoch * self.taken, len(self.records)
+        passes = range(begin // n, -(-(begin + self.taken) // n))
+        walked = np.concatenate([self._shuffled(_key(seed, number)) for number in passes])
+        return walked[begin - passes.start * n :][: self.taken]
+
+    def _shuffled(self, key: NDArray[np.uint64]) -> Indices:
+        scrambled = splitmix64(self.records.astype(np.uint64) ^ key)
+        if self.blocks is None:
+            return self.records[np.argsort(scrambled, kind="stable")]
+        names, positions = np.unique(self.blocks, return_inverse=True)
+        places = np.empty(len(names), dtype=np.int64)
+        places[np.argsort(splitmix64(names.astype(np.uint64) ^ key), kind="stable")] = np.arange(len(names))
+        return self.records[np.lexsort((scrambled, places[positions] // self.window))]
+
+
+def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
+    return splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(epoch))
+
+
+def epoch_order(seed: int, epoch: int, shares: Sequence[Share]) -> Indices:
+    """The records of an epoch, the same on every machine and under every version of numpy.
+
+    Every share keeps the order of its walk; together they are evenly mixed.
+
+    >>> sorted(epoch_order(0, 3, [Share(np.arange(5))]).tolist())
+    [0, 1, 2, 3, 4]
+    >>> sorted(epoch_order(0, 0, [Share(np.arange(2), weight=2), Share(np.arange(2, 8), weight=0.5)]).tolist())[:4]
+    [0, 0, 1, 1]
+    """
+    whose = np.repeat(np.arange(len(shares)), [share.taken for share in shares])
+    whose = whose[np.argsort(splitmix64(np.arange(len(whose), dtype=np.uint64) ^ _key(seed, epoch)), kind="stable")]
+    order = np.empty(len(whose), dtype=np.int64)
+    for number, share in enumerate(shares):
+        order[whose == number] = share.walk(seed, epoch)
+    return order
+
+
+def group_by_length(
+    order: Indices, lengths: NDArray[np.int64], step: int, window: int, seed: int, epoch: int
+) -> Indices:
+    """The order with records of like length in one optimizer step, so that little is padded.
+
+    Within every `window` steps, records are sorted, and the steps come in an order of their own: a record stays within
+    its window.
+
+    Args:
+        order: ``[n]`` records, whole steps of them.
+        lengths: by record; what shall not share a step (records without images) has lengths far apart.
+        step: records in an optimizer step.
+        window: steps that are sorted together; 1 leaves the order as it is.
+        seed: of the order of the steps.
+        epoch: the same.
+    """
+    if window == 1:
+        return order
+    order = order[np.lexsort((lengths[order], np.arange(len(order)) // (step * window)))]
+    steps = np.arange(len(order) // step, dtype=np.uint64)
+    places = np.lexsort((splitmix64(steps ^ _key(seed, epoch)), steps // np.uint64(window)))
+    return order.reshape(-1, step)[places].reshape(-1)
 
 
 def whole_batches(order: Indices, size: int) -> Indices:

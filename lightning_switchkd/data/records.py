@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
 
 from lightning_switchkd.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lightning_switchkd.data.images import ImageFolder
 
 IMAGE_TOKEN = "<image>"
 """Where an image stands in the text of a user turn."""
 
 Role = Literal["system", "user", "assistant"]
-ImageRef: TypeAlias = str
-"""An image of a record: its path relative to the image root."""
 
 Code = Literal[
     "bad_json",
@@ -28,6 +33,7 @@ Code = Literal[
     "too_long",
     "no_supervision",
 ]
+"""What can be wrong with a record (docs/data.md says it in words)."""
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -39,21 +45,67 @@ _ROLES: dict[str, Role] = {
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a raw record lies.
+
+    Attributes:
+        path: its file, as messages name it.
+        index: its position in that file.
+        images: what reads its images; None where nobody will.
+        group: its data set's name, for records that do not say it themselves; empty is the stem of `path`.
+    """
+
+    path: str
+    index: int
+    images: ImageFolder | None = None
+    group: str = ""
+
+    @property
+    def source(self) -> str:
+        """The data set that a record belongs to if it says no other."""
+        return self.group or PurePath(self.path).stem
+
+
 class RecordError(UserError):
     """A record that cannot be used.
 
     Attributes:
         code: the kind of defect, one of `Code`.
         problem: what is wrong and how to mend it.
-        where: which record of which file; filled in by whoever knows it.
+        place: where the record lies; None until `at` says it.
+        id: its own id, where it could be read.
+        source: its data set, where it could be read.
     """
 
-    def __init__(self, code: Code, problem: str, where: str = "") -> None:
-        super().__init__(code, problem, where)  # the arguments as they are: a worker's error travels by pickle
-        self.code, self.problem, self.where = code, problem, where
+    def __init__(
+        self, code: Code, problem: str, place: Place | None = None, id: object = None, source: str = ""
+    ) -> None:
+        super().__init__(code, problem, place, id, source)  # as they are: a worker's error travels by pickle
+        self.code, self.problem, self.place, self.id, self.source = code, problem, place, id, source
+
+    def at(self, place: Place, id: object = None, source: str = "") -> RecordError:
+        """The same error, of this record."""
+        return RecordError(self.code, self.problem, place, id, source or place.source)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem} [{self.code}]" if self.where else f"{self.problem} [{self.code}]"
+        if self.place is None:
+            return f"{self.problem} [{self.code}]"
+        name = "" if self.id is None else f" (id {self.id!r})"
+        return f"record {self.place.index}{name} of {self.place.path}: {self.problem} [{self.code}]"
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image of a record.
+
+    Attributes:
+        path: relative to the image root; of an image that came with its record, only a name.
+        data: the file's bytes, where they came with the record.
+    """
+
+    path: str
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,29 +133,38 @@ class Record:
         id: the record's own id, as text; its index where it has none.
         images: image references, in the order of their placeholders; empty for a text-only record.
         turns: the conversation; a text-only record's `<image>` is literal text.
-        source: the data set it belongs to (its `source` field, else the stem of its file): scores are grouped by it.
-        index: its position in its file.
+        source: the data set it belongs to (its `source` field, else its place's): scores are grouped by it.
+        place: where it lies.
     """
 
     id: str
     images: tuple[ImageRef, ...]
     turns: tuple[Turn, ...]
     source: str
-    index: int
+    place: Place
 
     @property
     def answer(self) -> str:
         """The last assistant turn: what generation is compared with."""
         return self.turns[-1].text
 
+    def pictures(self, count: int | None = None) -> tuple[Image, ...]:
+        """Its images, decoded; of all, or of the first `count`.
 
-def parse_record(raw: Any, index: int, origin: str | Path) -> Record:
+        Raises:
+            RecordError: one of them is missing or cannot be read.
+        """
+        if self.place.images is None:
+            raise ValueError("these records were opened without their images")
+        return tuple(map(self.place.images.read, self.images[:count]))
+
+
+def parse_record(raw: Any, place: Place) -> Record:
     """Validate one raw record.
 
     Args:
-        raw: the record as JSON gave it.
-        index: its position in `origin`.
-        origin: the file it comes from.
+        raw: the record as its source gave it.
+        place: where it lies.
 
     Raises:
         RecordError: the record breaks the schema; the error names id, index and file.
@@ -114,19 +175,30 @@ def parse_record(raw: Any, index: int, origin: str | Path) -> Record:
             raise RecordError("schema", f"a record must be a JSON object, not {type(raw).__name__}")
         images = _images(raw)
         return Record(
-            id=_id(name, index),
+            id=_id(name, place.index),
             images=images,
             turns=_place_images(_turns(raw), len(images)),
-            source=_source(raw, origin),
-            index=index,
+            source=_source(raw, place),
+            place=place,
         )
     except RecordError as error:
-        raise RecordError(error.code, error.problem, describe(name, index, origin)) from None
+        raise error.at(place, name) from None
 
 
-def describe(name: object, index: int, origin: str | Path) -> str:
-    """How messages name a record: index, id and file."""
-    return f"record {index} (id {name!r}) of {origin}" if name is not None else f"record {index} of {origin}"
+def measure(raw: Any) -> tuple[int, int]:
+    """UTF-8 bytes of a raw record's text, and how many images it has: an estimate that a broken record does not break.
+
+    >>> measure({"image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}]})
+    (13, 1)
+    """
+    try:
+        texts = [str(message.get("value", message.get("content"))) for message in _messages(raw)]
+    except (AttributeError, TypeError, RecordError):
+        return 0, 0
+    named = raw.get("image") or raw.get("images") or []
+    images = len(named) if isinstance(named, list) else 1
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    return size, images or sum(text.count(IMAGE_TOKEN) for text in texts)
 
 
 def _id(name: object, index: int) -> str:
@@ -137,8 +209,8 @@ def _id(name: object, index: int) -> str:
     return str(name)
 
 
-def _source(raw: Mapping[str, Any], origin: str | Path) -> str:
-    source = raw.get("source") or Path(origin).stem
+def _source(raw: Mapping[str, Any], place: Place) -> str:
+    source = raw.get("source") or place.source
     if not isinstance(source, str):
         raise RecordError("schema", f"'source' must be a string, not {source!r}")
     return source
@@ -151,17 +223,34 @@ def _images(raw: Mapping[str, Any]) -> tuple[ImageRef, ...]:
     if raw.get("image") and raw.get("images"):
         raise RecordError("schema", "both 'image' and 'images' are given: keep one of them")
     value = raw.get("image") or raw.get("images") or []
-    refs = [value] if isinstance(value, str) else value
-    if not isinstance(refs, list) or not all(isinstance(ref, str) and ref for ref in refs):
-        raise RecordError("schema", f"an image must be a file name or a list of file names, not {value!r}")
-    return tuple(refs)
+    return tuple(_image(one) for one in (value if isinstance(value, list) else [value]))
+
+
+def _image(value: Any) -> ImageRef:
+    """A path, or a file with its bytes as Hugging Face's datasets write it."""
+    if isinstance(value, str) and value:
+        return ImageRef(value)
+    if isinstance(value, Mapping):
+        path, data = value.get("path") or "", value.get("bytes")
+        if isinstance(path, str) and isinstance(data, bytes | None) and (path or data):
+            return ImageRef(path or "without a name", data)
+    raise RecordError("schema", f"an image must be a file name or a list of file names, not {str(value)[:80]!r}")
+
+
+def _messages(raw: Mapping[str, Any]) -> list[Any]:
+    messages = raw.get("conversations") or raw.get("messages")
+    if isinstance(messages, str):  # Parquet files often hold the conversation as JSON
+        try:
+            messages = orjson.loads(messages)
+        except orjson.JSONDecodeError as error:
+            raise RecordError("bad_json", f"'conversations' is text, but no JSON: {error}") from None
+    if not isinstance(messages, list) or not messages:
+        raise RecordError("schema", "'conversations' must be a non-empty list of {'from': …, 'value': …} turns")
+    return messages
 
 
 def _turns(raw: Mapping[str, Any]) -> tuple[Turn, ...]:
-    messages = raw.get("conversations", raw.get("messages"))
-    if not isinstance(messages, list) or not messages:
-        raise RecordError("schema", "'conversations' must be a non-empty list of {'from': …, 'value': …} turns")
-    turns = tuple(_turn(message, position) for position, message in enumerate(messages))
+    turns = tuple(_turn(message, position) for position, message in enumerate(_messages(raw)))
     dialogue = turns[1:] if turns[0].role == "system" else turns
     for position, turn in enumerate(dialogue):
         expected = ("user", "assistant")[position % 2]

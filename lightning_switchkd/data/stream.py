@@ -10,14 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_switchkd.batch import Batch, Counts
-from lightning_switchkd.data.collate import Collator
+from lightning_switchkd.data.collate import Collator, Sample
 from lightning_switchkd.data.dataset import VisionTextDataset
-from lightning_switchkd.data.order import NULL, Indices, epoch_order, padded_batches, rank_slice, whole_batches
+from lightning_switchkd.data.order import (
+    NULL,
+    Indices,
+    epoch_order,
+    group_by_length,
+    padded_batches,
+    rank_slice,
+    whole_batches,
+)
+from lightning_switchkd.data.quarantine import Defect, Quarantine
+from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.errors import UserError
 
 
@@ -40,7 +50,8 @@ class BatchStream:
 
     In training, records are shuffled anew each epoch, a tail that fills no optimizer step is left out, and each
     `Batch` knows the counts of its accumulation window. Otherwise records come in order, every one exactly once, and
-    padding records (index -1) fill up the last batches, so that all ranks run equally many.
+    padding records (index -1) fill up the last batches, so that all ranks run equally many. The slot of a bad record is
+    dropped, positions never shift; a batch of bad records alone is one padding record.
 
     Lightning leaves a loader that is no `DataLoader` alone, asks it for `iter` earlier than it needs batches, and
     stores what `state_dict` gives. So the position is asked for at the first batch, not at `iter` (STACK D), and the
@@ -56,6 +67,8 @@ class BatchStream:
         rank: this process.
         world_size: processes that share an epoch.
         num_workers: worker processes that read ahead; 0 reads here.
+        group_window: optimizer steps within which records of like length are put together; 1 leaves all as shuffled.
+        quarantine: takes note of bad records; None makes the first of them an error.
         position: tells where to begin, asked whenever an iteration starts; None begins the epoch of `set_epoch`.
 
     Raises:
@@ -74,18 +87,24 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        group_window: int = 1,
+        quarantine: Quarantine | None = None,
         position: Callable[[], Position] | None = None,
     ) -> None:
         self._dataset, self._collate = dataset, collate  # private: Lightning rewraps what has a `dataset`
         self.batch_size, self.train, self.seed, self.accumulate = batch_size, train, seed, accumulate
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+        self.group_window, self.quarantine = group_window, quarantine
+        self._shares = dataset.shares()
         self._position = position or (lambda: Position(self._epoch))
         self._epoch = 0
         self._waited = 0.0
-        self._length = len(self._order(0)) // (batch_size * world_size)
+        records = sum(share.taken for share in self._shares) if train else len(dataset.records)
+        steps = records // (batch_size * world_size * accumulate)
+        self._length = steps * accumulate if train else -(-records // (batch_size * world_size))
         if not self._length:
             raise UserError(
-                f"{dataset.source.path} holds {len(dataset)} records, fewer than one optimizer step takes "
+                f"{dataset.source.path} holds {records} records, fewer than one optimizer step takes "
                 f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated): lower one of these"
             )
 
@@ -106,7 +125,11 @@ class BatchStream:
         epoch, start, stop = self._position()
         stop = len(self) if stop is None else min(stop, len(self))
         window: list[Batch] = []
+        if self.quarantine is not None:
+            self.quarantine.begin()
         for batch, done in zip(self._batches(self._order(epoch), start, stop), range(start + 1, stop + 1), strict=True):
+            if self.quarantine is not None:
+                self.quarantine.note(self.batch_size, batch.defects, epoch=epoch, batch=done - 1)
             window.append(batch)
             if done % self.accumulate == 0 or done == stop:
                 yield from _with_window(window)
@@ -120,6 +143,8 @@ class BatchStream:
             "data": self._dataset.source.fingerprint,
             "batch_size x processes": self.batch_size * self.world_size,
             "accumulate_grad_batches": self.accumulate,
+            "group_window": self.group_window,
+            "excluded records": fingerprint(self._dataset.excluded),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,14 +161,17 @@ class BatchStream:
                 )
 
     def _order(self, epoch: int) -> Indices:
-        n, batch = len(self._dataset), self.batch_size * self.world_size
-        if self.train:
-            return whole_batches(epoch_order(self.seed, epoch, n), batch * self.accumulate)
-        return padded_batches(np.arange(n), batch)
+        batch = self.batch_size * self.world_size
+        if not self.train:
+            return padded_batches(self._dataset.records, batch)
+        step = batch * self.accumulate
+        order = whole_batches(epoch_order(self.seed, epoch, self._shares), step)
+        windows = [self.group_window, *(share.steps_together(step) for share in self._shares)]
+        return group_by_length(order, self._dataset.lengths, step, int(min(windows)), self.seed, epoch)
 
     def _batches(self, order: Indices, start: int, stop: int) -> Iterator[Batch]:
         loader = DataLoader(
-            _MicroBatches(self._dataset, self._collate),
+            _MicroBatches(self._dataset, self._collate, strict=self.quarantine is None),
             batch_size=None,
             sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             num_workers=self.num_workers,
@@ -163,14 +191,22 @@ class BatchStream:
 class _MicroBatches(Dataset[Batch | UserError]):
     """Indices -> Batch, or the user's mistake as a value: raised in a worker it would come out as a traceback."""
 
-    def __init__(self, dataset: VisionTextDataset, collate: Collator) -> None:
-        self.dataset, self.collate = dataset, collate
+    def __init__(self, dataset: VisionTextDataset, collate: Collator, strict: bool) -> None:
+        self.dataset, self.collate, self.strict = dataset, collate, strict
 
     def __getitem__(self, indices: Indices) -> Batch | UserError:
-        try:
-            return self.collate([self.collate.null() if i == NULL else self.dataset[i] for i in indices.tolist()])
-        except UserError as error:
-            return error
+        samples: list[Sample] = []
+        defects: list[Defect] = []
+        for index in indices.tolist():
+            try:
+                samples.append(self.collate.null() if index == NULL else self.dataset[index])
+            except RecordError as error:
+                if self.strict:
+                    return error
+                defects.append(Defect.of(error))
+            except UserError as error:
+                return error
+        return replace(self.collate(samples or [self.collate.null()]), defects=tuple(defects))
 
 
 def _obey_the_run_alone(_: int) -> None:

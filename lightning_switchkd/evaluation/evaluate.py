@@ -10,8 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.records import parse_record
-from lightning_switchkd.data.sources import open_source
+from lightning_switchkd.data.sources import open_source, read_record
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.generate import Question, batches, load_model
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
@@ -58,9 +57,9 @@ def read_questions(annotations: str, image_root: str, limit: int | None) -> list
     """The last question of every record."""
     if not Path(image_root).is_dir():
         raise UserError(f"--image_root: there is no folder '{image_root}'.")
-    source, folder = open_source(annotations), ImageFolder(image_root)
+    source = open_source(annotations, ImageFolder(image_root))
     n = len(source) if limit is None else min(limit, len(source))
-    return [Question.of_record(parse_record(source.read(i), i, annotations), folder) for i in range(n)]
+    return [Question.of_record(read_record(source, i)) for i in range(n)]
 
 
 def score_model(name: str, folder: str, questions: Sequence[Question], batch_size: int, max_new_tokens: int) -> Scores:

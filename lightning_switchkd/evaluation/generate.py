@@ -15,7 +15,7 @@ from transformers import LlavaProcessor
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
-from lightning_switchkd.data.records import IMAGE_TOKEN, Record, Turn
+from lightning_switchkd.data.records import IMAGE_TOKEN, ImageRef, Record, Turn
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
@@ -40,10 +40,9 @@ class Question:
     source: str = ""
 
     @classmethod
-    def of_record(cls, record: Record, images: ImageFolder) -> Question:
+    def of_record(cls, record: Record) -> Question:
         """The record's last question, its images read."""
-        read = tuple(images.read(ref) for ref in record.images)
-        return cls(record.turns[:-1], read, record.answer, record.source)
+        return cls(record.turns[:-1], record.pictures(), record.answer, record.source)
 
 
 @dataclass(frozen=True)
@@ -174,6 +173,6 @@ def generate(
     if image is not None and not Path(image).is_file():
         raise UserError(f"--image: there is no file '{image}'.")
     loaded = load_model(model, device)
-    images = () if image is None else (ImageFolder(Path(image).resolve().parent).read(Path(image).name),)
+    images = () if image is None else (ImageFolder(Path(image).resolve().parent).read(ImageRef(Path(image).name)),)
     text = question if image is None or IMAGE_TOKEN in question else f"{IMAGE_TOKEN}\n{question}"
     print(loaded.ask([Question((Turn("user", text),), images)], max_new_tokens)[0])

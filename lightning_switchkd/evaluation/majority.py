@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from lightning_switchkd.data.records import Turn, parse_record
-from lightning_switchkd.data.sources import open_source
+from lightning_switchkd.data.records import Turn
+from lightning_switchkd.data.sources import open_source, read_record
 from lightning_switchkd.evaluation.generate import Question
 
 
@@ -38,4 +38,4 @@ def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequenc
 def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:
     """The turns of every record of a LLaVA file."""
     source = open_source(annotations)
-    return [parse_record(source.read(i), i, annotations).turns for i in range(len(source))]
+    return [read_record(source, i).turns for i in range(len(source))]

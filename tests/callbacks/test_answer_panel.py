@@ -68,12 +68,12 @@ def test_without_a_teacher_shows_the_student(folder: Path, tmp_path: Path) -> No
 
 
 def test_markdown_keeps_to_its_cells() -> None:
-    from lightning_switchkd.data.records import parse_record
+    from lightning_switchkd.data.records import Place, parse_record
 
     record = parse_record(
         {"id": 1, "image": "a.png", "conversations": [
             {"from": "human", "value": "<image>\nleft | right?"}, {"from": "gpt", "value": "left"},
-        ]}, 0, "here.json",
+        ]}, Place("here.json", 0),
     )  # fmt: skip
     table = markdown([record], {"student": ["no\nidea"], "teacher": ["left"]})
     assert table.splitlines()[2] == "| left \\| right? | left | ✗ no idea | left |"

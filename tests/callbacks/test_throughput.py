@@ -42,7 +42,7 @@ def fit(folder: Path, root: Path, callback: Throughput, batch_size: int = 4, **s
     trainer = tiny.trainer(
         root, callbacks=[callback], max_steps=4, log_every_n_steps=2, accumulate_grad_batches=2, **settings
     )
-    trainer.fit(module(folder), datamodule=tiny.data_module(folder, batch_size=batch_size, seed=1))
+    trainer.fit(module(folder), datamodule=tiny.data_module(folder, batch_size=batch_size, seed=1, group_window=1))
     metrics = trainer.callback_metrics.items()
     return {n.removeprefix("throughput/"): float(v) for n, v in metrics if n.startswith("throughput/")}
 
@@ -52,7 +52,7 @@ def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytes
     callback = Frozen(peak_tflops=1e-6)
     found = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
     assert found.keys() == KEYS
-    batches = list(tiny.data_module(folder, batch_size=4, seed=1).train_dataloader())[4:8]  # of the last line
+    batches = list(tiny.data_module(folder, batch_size=4, seed=1, group_window=1).train_dataloader())[4:8]  # of the last line
     lengths = [float(n) for batch in batches for n in batch.attention_mask.sum(1)]
     positions = sum(batch.input_ids.numel() for batch in batches)
     seconds = 2.0

@@ -105,7 +105,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert crashed.seen[:done] + resumed.seen == straight.seen
 
     hparams = torch.load(checkpoint, weights_only=True)["datamodule_hyper_parameters"]
-    assert hparams["train"] == {"annotations": str(tmp_path / "train.json"), "image_root": str(tmp_path)}
+    paths = {"annotations": str(tmp_path / "train.json"), "image_root": str(tmp_path), "weight": 1.0}
+    assert hparams["train"] == [paths]
     assert LLaVADataModule.load_from_checkpoint(checkpoint, weights_only=True).dataset("train").record(0).id == "0"
     if done % 4:
         with pytest.raises(UserError, match="cannot be resumed: 'seed' was 0 and is 1 now"):
@@ -194,7 +195,7 @@ def test_the_command_line_reads_it(write: Callable[..., DataPaths], processor_fo
     }
     arguments = [f"--data.{name}={value}" for name, value in settings.items()]
     config = parser.parse_args(["--data=LLaVADataModule", *arguments])
-    assert parser.instantiate_classes(config).data._paths["train"] == paths
+    assert parser.instantiate_classes(config).data._paths["train"] == [paths]
 
 
 def test_settings_of_prompt_and_length_reach_the_samples(make_data: MakeData) -> None:

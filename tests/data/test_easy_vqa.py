@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
-from lightning_switchkd.data.records import parse_record
+from lightning_switchkd.data.records import Place, parse_record
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import exact_match
 from lightning_switchkd.evaluation.generate import Question
@@ -41,9 +41,11 @@ def asked(folder: Path, name: str) -> Counter[tuple[int, str, str]]:
     """Picture, question and answer of every turn."""
     found: Counter[tuple[int, str, str]] = Counter()
     for i, raw in enumerate(records(folder, name)):
-        record = parse_record(raw, i, name)
+        record = parse_record(raw, Place(name, i))
         texts = [turn.text.replace("<image>", "").strip() for turn in record.turns]
-        found.update((int(Path(record.images[0]).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True))
+        found.update(
+            (int(Path(record.images[0].path).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True)
+        )
     return found
 
 
@@ -131,7 +133,7 @@ def test_captions_contradict_no_answer(folder: Path) -> None:
 def test_majority_of_the_training_answers_scores_what_the_text_gives_away(folder: Path) -> None:
     questions = [
         Question(record.turns[:-1], (), record.answer, record.source)
-        for record in (parse_record(raw, i, "test.json") for i, raw in enumerate(records(folder, "test.json")))
+        for record in (parse_record(raw, Place("test.json", i)) for i, raw in enumerate(records(folder, "test.json")))
     ]
     said = majority_answers(read_conversations(str(folder / "train.json")), questions)
     scores = exact_match(said, questions)

@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import padding_to_square
-from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.records import ImageRef, RecordError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -28,7 +28,7 @@ def half_and_half(size: tuple[int, int] = (40, 20)) -> Image.Image:
 def read(tmp_path: Path) -> Callable[..., Image.Image]:
     def make(image: Image.Image, name: str = "a.png", **options: Any) -> Image.Image:
         image.save(tmp_path / name, **options)
-        return ImageFolder(tmp_path).read(name)
+        return ImageFolder(tmp_path).read(ImageRef(name))
 
     return make
 
@@ -70,13 +70,13 @@ def test_the_first_frame_of_a_gif_even_when_named_jpg(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.gif").read_bytes())
-    assert close(ImageFolder(tmp_path).read("b.jpg"), (4, 4), RED)
+    assert close(ImageFolder(tmp_path).read(ImageRef("b.jpg")), (4, 4), RED)
 
 
 def test_another_extension_is_found(tmp_path: Path) -> None:
     (tmp_path / "ocr").mkdir()
     Image.new("RGB", (8, 8), RED).save(tmp_path / "ocr" / "1.gif")
-    assert close(ImageFolder(tmp_path).read("ocr/1.jpg"), (4, 4), RED)
+    assert close(ImageFolder(tmp_path).read(ImageRef("ocr/1.jpg")), (4, 4), RED)
 
 
 def test_what_cannot_be_used_has_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_what_cannot_be_used_has_a_code(tmp_path: Path, monkeypatch: pytest.Monk
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(RecordError, match=name.replace(".", r"\.")) as caught:
-            ImageFolder(tmp_path).read(name)
+            ImageFolder(tmp_path).read(ImageRef(name))
         return str(caught.value.code)
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -121,11 +121,11 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
         "link.png",
     ):
         with pytest.raises(RecordError, match="outside the image root") as caught:
-            ImageFolder(root).read(ref)
+            ImageFolder(root).read(ImageRef(ref))
         assert caught.value.code == "image_missing"
-    assert ImageFolder(root).read("in/../in/a.png").size == (40, 20)
-    assert ImageFolder(root).read("inner.png").size == (40, 20)
-    assert ImageFolder(tmp_path / "alias").read("in/a.png").size == (40, 20)
+    assert ImageFolder(root).read(ImageRef("in/../in/a.png")).size == (40, 20)
+    assert ImageFolder(root).read(ImageRef("inner.png")).size == (40, 20)
+    assert ImageFolder(tmp_path / "alias").read(ImageRef("in/a.png")).size == (40, 20)
 
 
 PLAIN = CLIPImageProcessorPil(

@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.data.order import epoch_order, padded_batches, rank_slice, splitmix64, whole_batches
+from lightning_switchkd.data.order import Share, padded_batches, rank_slice, splitmix64, whole_batches
+from lightning_switchkd.data.order import epoch_order as order_of_shares
 
-sizes = st.integers(0, 300)
+sizes = st.integers(1, 300)
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Of one source that can be read in any order."""
+    return order_of_shares(seed, epoch, [Share(np.arange(n))])
 
 
 def reference(x: int) -> int:

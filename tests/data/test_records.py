@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lightning_switchkd.data.records import Record, RecordError, Turn, parse_record
+from lightning_switchkd.data.records import ImageRef, Place, Record, RecordError, Turn, parse_record
 
 
 def raw(*texts: str, **fields: Any) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def raw(*texts: str, **fields: Any) -> dict[str, Any]:
 
 
 def parse(record: Any) -> Record:
-    return parse_record(record, 7, "folder/mix.json")
+    return parse_record(record, Place("folder/mix.json", 7))
 
 
 @pytest.mark.parametrize(("given", "expected"), [(12, "12"), ("000000033471", "000000033471"), (None, "7")])
@@ -33,10 +33,12 @@ def test_ids_become_text(given: object, expected: str) -> None:
         ({"image": ["a.jpg"]}, ("a.jpg",)),
         ({"images": ["a.jpg"]}, ("a.jpg",)),
         ({"images": "a.jpg", "image": None}, ("a.jpg",)),
+        ({"image": {"path": "a.jpg"}}, ("a.jpg",)),
+        ({"images": [{"path": "a.jpg", "bytes": None}]}, ("a.jpg",)),
     ],
 )
 def test_every_way_to_name_images(fields: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert parse(raw("q", "a", **fields)).images == expected
+    assert parse(raw("q", "a", **fields)).images == tuple(map(ImageRef, expected))
 
 
 def test_both_vocabularies_of_turns_and_a_system_turn() -> None:
@@ -84,7 +86,7 @@ def test_placeholders(texts: tuple[str, ...], images: int, expected: tuple[str, 
         (raw("q", "a", id=True), "schema", "'id'"),
         (raw("q", "a", image=3), "schema", "an image must be"),
         (raw("q", "a", image=["a", None]), "schema", "an image must be"),
-        (raw("q", "a", image={"path": "a"}), "schema", "an image must be"),
+        (raw("q", "a", image={"bytes": "a"}), "schema", "an image must be"),
         (raw("q", "a", image="a", images=["b"]), "schema", "both 'image' and 'images'"),
         (raw("q", "a", video="a.mp4"), "schema", "'video' is not supported"),
         (raw("q", "a", source=3), "schema", "'source'"),
@@ -118,5 +120,5 @@ def test_bad_records_say_what_where_and_how_to_mend(record: Any, code: str, says
 
 
 def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(RecordError("schema", "wrong", "record 1")))
-    assert (error.code, str(error)) == ("schema", "record 1: wrong [schema]")
+    error = pickle.loads(pickle.dumps(RecordError("schema", "wrong").at(Place("a/b.json", 1), 7)))
+    assert (error.code, str(error)) == ("schema", "record 1 (id 7) of a/b.json: wrong [schema]")

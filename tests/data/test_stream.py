@@ -162,7 +162,7 @@ def test_a_bad_record_raises_the_same_error_from_any_worker(
     make_data: Callable[..., LLaVADataModule], write: Callable[..., Any], workers: int
 ) -> None:
     raws = [{"id": "bad", "image": "0.png", "conversations": [{"from": "human", "value": "q"}]}] * 4
-    loader = make_data(train=write(raws), batch_size=4, num_workers=workers).train_dataloader()
+    loader = make_data(train=write(raws), batch_size=4, num_workers=workers, on_error="raise").train_dataloader()
     with pytest.raises(UserError) as caught:
         next(iter(loader))
     message = str(caught.value)

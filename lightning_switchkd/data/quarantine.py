@@ -1,0 +1,200 @@
+"""What happens to a bad record: its slot is dropped, it is written down once, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from lightning_switchkd.data.order import epoch_order
+from lightning_switchkd.data.records import Code, RecordError
+from lightning_switchkd.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_switchkd.data.dataset import VisionTextDataset
+    from lightning_switchkd.data.sources import Source
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["quarantine", "raise"]
+
+JUDGED_AFTER = 1000
+"""Records that are read before their bad share can stop a run."""
+
+MOST_BAD_PROBES = 0.05
+
+SAID = 5  # bad records named on the console; all of them are in the file
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One bad record, as the quarantine file holds it.
+
+    Attributes:
+        path: its file.
+        index: its position there.
+        id: its own id, where it could be read.
+        source: its data set, where it could be read.
+        code: what is wrong, one of `Code`.
+        error: the same in words, and how to mend it.
+    """
+
+    path: str
+    index: int
+    id: str | None
+    source: str
+    code: Code
+    error: str
+
+    @classmethod
+    def of(cls, error: RecordError) -> Defect:
+        """The defect that an error tells of."""
+        assert error.place is not None, "only a record of a data set can be put in quarantine"
+        name = None if error.id is None else str(error.id)
+        return cls(error.place.path, error.place.index, name, error.source, error.code, error.problem)
+
+
+class Quarantine:
+    """The bad records that one process met.
+
+    Args:
+        file: where they are written, one JSON object a line; None keeps no file. Records that it or a file beside it
+            names already, from before an interruption or from another process, are not written again.
+        max_share: more than this share of the records read stops the run, once there are enough to judge.
+        max_run: so many records in batches without a good one stop the run.
+    """
+
+    def __init__(self, file: Path | None, max_share: float, max_run: int) -> None:
+        self.file, self.max_share, self.max_run = file, max_share, max_run
+        self.counts: Counter[Code] = Counter()  # of the records that this process wrote down
+        self._known: set[tuple[str, int]] = set()
+        self._read = self._bad = self._run = 0
+
+    def begin(self) -> None:
+        """Looks at what is written down already; called whenever an iteration begins."""
+        if self.file is None:
+            return
+        for written in sorted(self.file.parent.glob("*.jsonl")):
+            lines = list(read_lines(written))
+            self._known |= {(str(line.get("path")), int(line.get("index", -1))) for line in lines}
+            if written == self.file:
+                self.counts = Counter(line["code"] for line in lines)
+
+    def note(self, read: int, defects: Sequence[Defect], **when: Any) -> None:
+        """Takes note of a batch.
+
+        Args:
+            read: records that were asked for.
+            defects: those of them that are bad.
+            when: written beside each, such as the epoch.
+
+        Raises:
+            UserError: there are too many.
+        """
+        self._read += read
+        self._bad += len(defects)
+        self._run = self._run + read if defects and len(defects) == read else 0
+        for defect in defects:
+            if (defect.path, defect.index) not in self._known:
+                self._known.add((defect.path, defect.index))
+                self.counts[defect.code] += 1
+                self._write(defect, when)
+        if self._run >= self.max_run:
+            raise self._too_many(f"the last {self._run} records are all bad", defects[-1], "data.max_bad_run")
+        if defects and self._read >= JUDGED_AFTER and self._bad > self.max_share * self._read:
+            share = f"{self._bad} of {self._read} records are bad, more than {self.max_share:.1%}"
+            raise self._too_many(share, defects[-1], "data.max_bad_share")
+
+    def _write(self, defect: Defect, when: Mapping[str, Any]) -> None:
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**when, **asdict(defect)}, ensure_ascii=False) + "\n")
+        if (said := self.counts.total()) <= SAID:
+            more = f" Further ones are only written to {self.file}." if said == SAID and self.file else ""
+            log.warning(f"Left out: record {defect.index} of {defect.path}: {defect.error} [{defect.code}].{more}")
+
+    def _too_many(self, what: str, last: Defect, setting: str) -> UserError:
+        where = f" All are in {self.file}." if self.file else ""
+        return UserError(
+            f"too much of the data cannot be used: {what} ({said_counts(self.counts)}). The last one: record "
+            f"{last.index} of {last.path}: {last.error}.{where} `validate-data` looks at everything at once; "
+            f"{setting} allows more"
+        )
+
+
+def said_counts(counts: Mapping[Code, int]) -> str:
+    """``image_missing 12, bad_json 1``, the most frequent first."""
+    return ", ".join(f"{code} {count}" for code, count in Counter(counts).most_common())
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a quarantine file or an exclusion list; a last line cut short by a crash is none.
+
+    Raises:
+        UserError: another line is no JSON object.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            found = None
+        if isinstance(found, dict):
+            yield found
+        elif line.strip() and (number < len(lines) or line.endswith("\n")):
+            raise UserError(f"{file}, line {number}: it must be a JSON object with path and index, not {line[:60]!r}")
+
+
+def read_exclusions(path: str, source: Source) -> list[int]:
+    """The records of a source that an exclusion list names, sorted.
+
+    Args:
+        path: JSON lines with ``path`` and ``index``, as `validate-data` and a run's quarantine write them.
+        source: the records; lines of other files are passed over.
+
+    Raises:
+        UserError: there is no such file, or it is no such list, or it names a record that is not there.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"data.exclude: there is no file {path}")
+    starts = source.files()
+    found: set[int] = set()
+    for line in read_lines(Path(path)):
+        name, index = line.get("path"), line.get("index")
+        if not isinstance(name, str) or not isinstance(index, int):
+            raise UserError(f"data.exclude: {path}: a line must have path and index, not {line}")
+        if (span := starts.get(str(Path(name).resolve()))) is None:
+            continue
+        if not 0 <= index < len(span):
+            raise UserError(f"data.exclude: {path} names record {index} of {name}, which has {len(span)}: make it anew")
+        found.add(span[index])
+    return sorted(found)
+
+
+def probe(dataset: VisionTextDataset, seed: int, count: int) -> None:
+    """Reads the first records that training will take, images and all, before anything expensive begins.
+
+    Raises:
+        UserError: more than one in twenty cannot be used: rather a wrong path than bad records.
+    """
+    indices = epoch_order(seed, 0, dataset.shares())[:count]
+    defects: list[Defect] = []
+    for index in tqdm(indices.tolist(), desc="looking at the data", unit="record", delay=2, leave=False):
+        try:
+            dataset.record(index).pictures()
+        except RecordError as error:
+            defects.append(Defect.of(error))
+    if len(defects) > MOST_BAD_PROBES * len(indices):
+        counts = Counter(defect.code for defect in defects)
+        example = next(defect for defect in defects if defect.code == counts.most_common(1)[0][0])
+        raise UserError(
+            f"{len(defects)} of {len(indices)} records looked at before training cannot be used "
+            f"({said_counts(counts)}). For example record {example.index} of {example.path}: {example.error}."
+        )

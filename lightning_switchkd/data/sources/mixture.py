@@ -1,0 +1,58 @@
+"""Several sources as one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_switchkd.data.records import Place
+from lightning_switchkd.data.sources.index import Index, fingerprint
+from lightning_switchkd.data.sources.indexed import Blocks
+
+if TYPE_CHECKING:
+    from lightning_switchkd.data.sources import Source
+
+
+class Mixture:
+    """The records of several sources, one source after the other.
+
+    Args:
+        sources: the sources.
+        weights: how many times an epoch takes each record of a source, on average (`order.Share`).
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        self.sources, self.weights = tuple(sources), tuple(weights)
+        self.blocks: Blocks | None = None  # its sources have them
+        self.path = " + ".join(source.path for source in sources)
+        self.fingerprint = fingerprint([source.fingerprint for source in sources], self.weights)
+        self.starts: list[int] = np.cumsum([0, *map(len, sources)]).tolist()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        part = bisect_right(self.starts, index) - 1
+        return self.sources[part], index - self.starts[part]
+
+    def read(self, index: int) -> Any:
+        """The record at `index`."""
+        source, local = self._locate(index)
+        return source.read(local)
+
+    def place(self, index: int) -> Place:
+        source, local = self._locate(index)
+        return source.place(local)
+
+    def sizes(self) -> Index:
+        return np.concatenate([source.sizes() for source in self.sources])
+
+    def files(self) -> dict[str, range]:
+        return {
+            name: range(start + span.start, start + span.stop)
+            for start, source in zip(self.starts, self.sources, strict=False)
+            for name, span in source.files().items()
+        }

@@ -1,0 +1,105 @@
+"""Parquet files in LLaVA's schema: images as bytes in the rows, as Hugging Face's datasets write them, or as paths.
+
+A row is only to be had with its whole row group, so a few row groups are kept, and the order of an epoch stays within
+a few row groups at a time (`blocks`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import orjson
+
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.io import retried
+from lightning_switchkd.data.records import measure
+from lightning_switchkd.data.sources.index import Index, bar, fingerprint, to_index
+from lightning_switchkd.data.sources.indexed import Blocks, IndexedFiles
+from lightning_switchkd.data.sources.shards import Shard
+from lightning_switchkd.errors import UserError
+
+try:
+    from pyarrow import ArrowException, parquet
+except ImportError:  # said when a Parquet file is opened
+    parquet = None
+
+TEXTS = ("conversations", "messages")
+COLUMNS = ("id", "image", "images", *TEXTS, "source")
+
+KEPT_BYTES = 64 * 2**20
+"""About so much of a data set is kept in each reading process, and shuffled at a time."""
+
+
+class ParquetSource(IndexedFiles):
+    """Rows of Parquet files.
+
+    Args:
+        path: file, folder or pattern, as messages name it.
+        shards: its files.
+        images: reads images that the rows name by path.
+
+    Raises:
+        UserError: a file is no Parquet file, or has no conversations.
+    """
+
+    def __init__(self, path: str, shards: list[Shard], images: ImageFolder | None = None) -> None:
+        if parquet is None:
+            raise UserError(f"{path} needs pyarrow, which is not installed: pip install pyarrow")
+        super().__init__(path, shards, images, _build_index)
+        self.fingerprint = fingerprint(self.fingerprint, [shard.size for shard in shards])  # images are in no index
+        self.blocks = blocks = self._row_groups()
+        self._kept = 2 * blocks.window + 1
+        self._tables: OrderedDict[tuple[int, int], Any] = OrderedDict()
+
+    def _row_groups(self) -> Blocks:
+        shard = np.repeat(np.arange(len(self.shards)), np.diff(self.starts))
+        _, of = np.unique(np.stack([shard, self.rows[:, 0]]), axis=1, return_inverse=True)
+        mean = sum(shard.size for shard in self.shards) / (int(of.max()) + 1)
+        return Blocks(of.reshape(-1).astype(np.int32), window=int(min(64, max(1, KEPT_BYTES // mean))))
+
+    def read(self, index: int) -> dict[str, Any]:
+        """The row at `index`, without empty columns."""
+        row_group, row = self.rows[index, :2].tolist()
+        raw: dict[str, Any] = self._table(self.shard_of(index), row_group).slice(row, 1).to_pylist()[0]
+        return {name: value for name, value in raw.items() if value is not None}
+
+    def _table(self, shard: int, row_group: int) -> Any:
+        key = (shard, row_group)
+        if key not in self._tables:
+            self._tables[key] = retried(lambda: self._load(*key), self.shards[shard].name)
+            while len(self._tables) > self._kept:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+    def _load(self, shard: int, row_group: int) -> Any:
+        with parquet.ParquetFile(self.shards[shard].local()) as file:
+            columns = [name for name in file.schema_arrow.names if name in COLUMNS]
+            return file.read_row_group(row_group, columns=columns, use_threads=False)  # threads do not survive a fork
+
+
+def _build_index(shard: Shard) -> Index:
+    rows = array("q")
+    try:
+        with parquet.ParquetFile(shard.local()) as file:
+            texts = [name for name in file.schema_arrow.names if name in TEXTS]
+            if not texts:
+                raise UserError(
+                    f"{shard.name} has no column 'conversations' or 'messages', but {file.schema_arrow.names}: "
+                    "LLaVA's schema is id, image(s), conversations"
+                )
+            with bar(shard.name, file.metadata.num_rows, "row") as progress:
+                for group in range(file.num_row_groups):
+                    found = file.read_row_group(group, columns=texts, use_threads=False).to_pylist()
+                    for row, raw in enumerate(found):
+                        rows.extend((group, row, zlib.crc32(orjson.dumps(raw)), *measure(raw)))
+                    progress.update(len(found))
+    except ArrowException as error:
+        raise UserError(f"{shard.name} cannot be read as Parquet: {error}") from None
+    if not rows:
+        raise UserError(f"{shard.name} holds no records")
+    return to_index(rows)
