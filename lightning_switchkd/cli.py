@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.callbacks import (
     AnswerPanel,
+    DataHealth,
     DBiLDStatistics,
     ExportStudent,
     GreedyValidation,
@@ -33,13 +34,19 @@ from lightning_switchkd.callbacks.interruption import Interrupted
 from lightning_switchkd.callbacks.run_record import RunRecord, set_aside
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
 from lightning_switchkd.data.datamodule import LLaVADataModule
+from lightning_switchkd.data.repack import repack
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test")
-COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "generate": generate, "evaluate": evaluate}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "export": export,
+    "generate": generate,
+    "evaluate": evaluate,
+    "repack": repack,
+}
 
 CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": ModelCheckpoint,
@@ -47,6 +54,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "lr_monitor": LearningRateMonitor,
     "statistics": DBiLDStatistics,
     "gradients": VisionGradients,
+    "data_health": DataHealth,
     "throughput": Throughput,
     "progress": StepProgressBar,
     "greedy": GreedyValidation,
@@ -64,6 +72,7 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   export      write the student of a checkpoint as a Hugging Face folder
   generate    ask a model folder a question about an image
   evaluate    greedy answers of model folders on LLaVA records: table, plot, example page
+  repack      write a data set in another format: JSON, JSONL, Parquet or tar
 
 Configurations lie in conf/ and are given in this order: base, data, model, trainer, experiment (`make help`).
 """

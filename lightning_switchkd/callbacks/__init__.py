@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from lightning_switchkd.callbacks.answer_panel import AnswerPanel
+from lightning_switchkd.callbacks.data_health import DataHealth
 from lightning_switchkd.callbacks.dbild_statistics import DBiLDStatistics
 from lightning_switchkd.callbacks.export_student import ExportStudent
 from lightning_switchkd.callbacks.greedy_validation import GreedyValidation
@@ -12,6 +13,7 @@ from lightning_switchkd.callbacks.vision_gradients import VisionGradients
 __all__ = [
     "AnswerPanel",
     "DBiLDStatistics",
+    "DataHealth",
     "ExportStudent",
     "GreedyValidation",
     "Interruption",

@@ -112,7 +112,6 @@ class LLaVADataModule(LightningDataModule):
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
             self.hparams[split] = [asdict(one) for one in paths] or None
         self._datasets: dict[str, VisionTextDataset] = {}
-        self._quarantines: dict[str, Quarantine] = {}
 
     @cached_property
     def processor(self) -> LlavaProcessor:
@@ -235,18 +234,20 @@ class LLaVADataModule(LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             num_workers=self.hparams["num_workers"],
             group_window=self.hparams["group_window"],
-            quarantine=self.quarantine(split) if self.hparams["on_error"] == "quarantine" else None,
+            quarantine=self.quarantine,
             position=self._position if train and trainer else None,
         )
 
-    def quarantine(self, split: Split) -> Quarantine:
-        """Where the bad records of a split go."""
-        if split not in self._quarantines:
-            folder = Path(self.trainer.default_root_dir) / "quarantine" / split if self.trainer else None
-            file = folder / f"rank{self.trainer.global_rank}.jsonl" if folder and self.trainer else None
-            limits = self.hparams["max_bad_share"], self.hparams["max_bad_run"]
-            self._quarantines[split] = Quarantine(file, *limits)
-        return self._quarantines[split]
+    @cached_property
+    def quarantine(self) -> Quarantine | None:
+        """Where bad records go; None where the first one stops the run."""
+        if self.hparams["on_error"] == "raise":
+            return None
+        limits, trainer = (self.hparams["max_bad_share"], self.hparams["max_bad_run"]), self.trainer
+        if trainer is None:
+            return Quarantine(None, *limits)
+        folder = Path(trainer.default_root_dir) / "quarantine"
+        return Quarantine(folder, *limits, trainer.global_rank, trainer.world_size)
 
     def _position(self) -> Position:
         """Where the Trainer is (STACK D): a restart finds its place there, not in the loader's state."""

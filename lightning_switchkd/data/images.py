@@ -40,7 +40,7 @@ class ImageFolder:
             RecordError: ``image_missing``, ``image_decode`` or ``image_size``.
             ReadError: the disk or the network fails; the image is not at fault.
         """
-        data = ref.data if ref.data is not None else self._bytes(ref.path)
+        data = self.bytes_of(ref)
         if not data:
             raise RecordError("image_decode", f"image {ref.path!r} is empty: fetch it again")
         try:
@@ -58,11 +58,19 @@ class ImageFolder:
                 "image_decode", f"image {ref.path!r} cannot be decoded: fetch it again. {error}"
             ) from None
 
-    def _bytes(self, name: str) -> bytes:
+    def bytes_of(self, ref: ImageRef) -> bytes:
+        """The image file.
+
+        Raises:
+            RecordError: ``image_missing``.
+            ReadError: the disk or the network fails.
+        """
+        if ref.data is not None:
+            return ref.data
         try:
-            return read_bytes(self._resolve(name))
+            return read_bytes(self._resolve(ref.path))
         except OSError as error:
-            raise RecordError("image_missing", f"image {name!r} cannot be opened: {error}") from None
+            raise RecordError("image_missing", f"image {ref.path!r} cannot be opened: {error}") from None
 
     def _resolve(self, name: str) -> Path:
         if self.root is None:

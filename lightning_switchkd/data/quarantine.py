@@ -63,28 +63,42 @@ class Defect:
 class Quarantine:
     """The bad records that one process met.
 
+    Each process writes them to a file of its own, one JSON object a line. A record that any of the files names already,
+    from before an interruption or from another process in an earlier epoch, is not written again.
+
     Args:
-        file: where they are written, one JSON object a line; None keeps no file. Records that it or a file beside it
-            names already, from before an interruption or from another process, are not written again.
+        folder: where the files are; None keeps none.
         max_share: more than this share of the records read stops the run, once there are enough to judge.
         max_run: so many records in batches without a good one stop the run.
+        rank: this process.
+        world_size: processes.
+
+    Attributes:
+        counts: records in quarantine by code, such that the sum over all processes is the number of them.
     """
 
-    def __init__(self, file: Path | None, max_share: float, max_run: int) -> None:
-        self.file, self.max_share, self.max_run = file, max_share, max_run
-        self.counts: Counter[Code] = Counter()  # of the records that this process wrote down
+    def __init__(self, folder: Path | None, max_share: float, max_run: int, rank: int = 0, world_size: int = 1) -> None:
+        self.folder, self.rank, self.world_size = folder, rank, world_size
+        self.max_share, self.max_run = max_share, max_run
+        self.counts: Counter[Code] = Counter()
         self._known: set[tuple[str, int]] = set()
-        self._read = self._bad = self._run = 0
+        self._read = self._bad = self._run = self._said = 0
+
+    @property
+    def file(self) -> Path | None:
+        """This process's file."""
+        return self.folder / f"rank{self.rank}.jsonl" if self.folder else None
 
     def begin(self) -> None:
         """Looks at what is written down already; called whenever an iteration begins."""
-        if self.file is None:
-            return
-        for written in sorted(self.file.parent.glob("*.jsonl")):
-            lines = list(read_lines(written))
-            self._known |= {(str(line.get("path")), int(line.get("index", -1))) for line in lines}
-            if written == self.file:
-                self.counts = Counter(line["code"] for line in lines)
+        written = sorted(self.folder.glob("rank*.jsonl")) if self.folder else []
+        self.counts = Counter() if written else self.counts
+        for file in written:
+            lines = list(read_lines(file))
+            self._known |= {(line["path"], line["index"]) for line in lines}
+            rank = int(file.stem.removeprefix("rank"))
+            if rank == self.rank or (self.rank == 0 and rank >= self.world_size):  # of a run on more processes
+                self.counts.update(line["code"] for line in lines)
 
     def note(self, read: int, defects: Sequence[Defect], **when: Any) -> None:
         """Takes note of a batch.
@@ -116,8 +130,9 @@ class Quarantine:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**when, **asdict(defect)}, ensure_ascii=False) + "\n")
-        if (said := self.counts.total()) <= SAID:
-            more = f" Further ones are only written to {self.file}." if said == SAID and self.file else ""
+        self._said += 1
+        if self._said <= SAID:
+            more = f" Further ones are only written to {self.file}." if self._said == SAID and self.file else ""
             log.warning(f"Left out: record {defect.index} of {defect.path}: {defect.error} [{defect.code}].{more}")
 
     def _too_many(self, what: str, last: Defect, setting: str) -> UserError:

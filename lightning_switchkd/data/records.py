@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lightning_switchkd.data.images import ImageFolder
+
+T = TypeVar("T")
 
 IMAGE_TOKEN = "<image>"
 """Where an image stands in the text of a user turn."""
@@ -154,9 +156,24 @@ class Record:
         Raises:
             RecordError: one of them is missing or cannot be read.
         """
+        return tuple(self._read(lambda folder, ref: folder.read(ref), count))
+
+    def files(self) -> tuple[bytes, ...]:
+        """Its image files, byte for byte.
+
+        Raises:
+            RecordError: one of them is missing.
+        """
+        return tuple(self._read(lambda folder, ref: folder.bytes_of(ref)))
+
+    def _read(self, read: Callable[[ImageFolder, ImageRef], T], count: int | None = None) -> Iterator[T]:
         if self.place.images is None:
             raise ValueError("these records were opened without their images")
-        return tuple(map(self.place.images.read, self.images[:count]))
+        for ref in self.images[:count]:
+            try:
+                yield read(self.place.images, ref)
+            except RecordError as error:
+                raise error.at(self.place, self.id, self.source) from None
 
 
 def parse_record(raw: Any, place: Place) -> Record:

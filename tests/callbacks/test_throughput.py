@@ -52,7 +52,8 @@ def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytes
     callback = Frozen(peak_tflops=1e-6)
     found = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
     assert found.keys() == KEYS
-    batches = list(tiny.data_module(folder, batch_size=4, seed=1, group_window=1).train_dataloader())[4:8]  # of the last line
+    data = tiny.data_module(folder, batch_size=4, seed=1, group_window=1)
+    batches = list(data.train_dataloader())[4:8]
     lengths = [float(n) for batch in batches for n in batch.attention_mask.sum(1)]
     positions = sum(batch.input_ids.numel() for batch in batches)
     seconds = 2.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from raws import records
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -77,23 +78,6 @@ def make_prompter(processor: LlavaProcessor) -> Callable[..., Prompter]:
         return Prompter(processor.tokenizer, prompt_style(style, system), 4, max_length)
 
     return make
-
-
-def talk(*texts: str) -> list[dict[str, str]]:
-    """Turns by turns."""
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def records(n: int) -> list[dict[str, Any]]:
-    """One third text-only, one third one image, one third two turns."""
-    made: list[dict[str, Any]] = []
-    for i in range(n):
-        if i % 3 == 0:
-            made.append({"id": i, "conversations": talk(f"Hello {i}", f"a cat {i}")})
-        else:
-            turns = talk("<image>\nWhat is it?", f"red {i}", *(["And?", "the image"] if i % 3 == 2 else []))
-            made.append({"id": f"r{i}", "image": f"{i % 2}.png", "conversations": turns})
-    return made
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ The members of a sample follow one another. A scan of the headers finds them; a 
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
 from array import array
@@ -68,7 +69,7 @@ def _build_index(shard: Shard) -> Index:
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as data, bar(shard.name, shard.size) as progress:
             for key, members in groupby(_members(tar), key=_key):
-                sample = sorted(members, key=lambda member: member.name)
+                sample = sorted(members, key=_by_number)
                 records = [member for member in sample if member.name.endswith(".json")]
                 images = [member for member in sample if PurePosixPath(member.name).suffix.lower() in EXTENSIONS]
                 if len(records) != 1:
@@ -89,6 +90,11 @@ def _build_index(shard: Shard) -> Index:
     if not rows:
         raise UserError(f"{shard.name} holds no records")
     return to_index(rows)
+
+
+def _by_number(member: tarfile.TarInfo) -> list[tuple[int, str]]:
+    """Sorts ``key.2.png`` before ``key.10.png``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", member.name)]
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

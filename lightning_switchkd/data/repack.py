@@ -1,0 +1,172 @@
+"""A data set in another format: JSON, JSONL, Parquet or tar. Records and image files stay the same, to the byte."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
+from lightning_switchkd.data.quarantine import read_exclusions
+from lightning_switchkd.data.records import Record, Role, parse_record
+from lightning_switchkd.data.sources import Source, open_source
+from lightning_switchkd.errors import UserError
+
+ROW_GROUP = 100
+"""Rows of a Parquet row group: what is read together."""
+
+_NAMES: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record to be written.
+
+    Attributes:
+        raw: as its source gave it, without images.
+        record: the same, validated.
+        images: name and bytes of each image file.
+    """
+
+    raw: dict[str, Any]
+    record: Record
+    images: list[tuple[str, bytes]]
+
+    def named(self, names: list[str]) -> dict[str, Any]:
+        """The raw record with images by name."""
+        return {**self.raw, **({"image": names[0] if len(names) == 1 else names} if names else {})}
+
+
+def repack(
+    annotations: str,
+    output: str,
+    image_root: str | None = None,
+    exclude: str | None = None,
+    records_per_shard: int = 10_000,
+) -> None:
+    """Write a data set in another format: images go into a .parquet or .tar file, and beside a .json or .jsonl file.
+
+    The order of the records stays, so training sees the same batches. A record that cannot be used stops it, with what
+    is wrong and where; `validate-data` finds all of them and writes a list for ``--exclude``.
+
+    Args:
+        annotations: the data set: a .json, .jsonl, .parquet or .tar file, or a folder or pattern of such files.
+        output: what to write; its ending says the format. Several .parquet or .tar files are numbered.
+        image_root: folder that the records' image paths are relative to.
+        exclude: list of records to leave out.
+        records_per_shard: most records in one .parquet or .tar file.
+    """
+    target = Path(output)
+    if target.suffix not in WRITERS:
+        raise UserError(f"--output {output}: the ending must be one of {', '.join(WRITERS)}")
+    if target.exists():
+        raise UserError(f"--output: there is a {output} already: choose another name, or move it away")
+    source = open_source(annotations, ImageFolder(image_root))
+    excluded = [] if exclude is None else read_exclusions(exclude, source)
+    indices = np.delete(np.arange(len(source)), np.array(excluded, dtype=np.int64)).tolist()
+    rows = iter(tqdm(_rows(source, indices), total=len(indices), desc=f"writing {target.name}", unit="record"))
+    size = records_per_shard if target.suffix in (".parquet", ".tar") else len(indices)
+    shards = -(-len(indices) // size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        number = f"-{shard:05d}-of-{shards:05d}" if shards > 1 else ""
+        path = target.with_name(f"{target.stem}{number}{target.suffix}")
+        partial = path.with_name(f"{path.name}.partial")
+        WRITERS[target.suffix](partial, path, islice(rows, size))
+        partial.replace(path)
+    print(f"{len(indices)} records of {annotations} written to {output}" + (f", {shards} files" if shards > 1 else ""))
+
+
+def _rows(source: Source, indices: list[int]) -> Iterator[Row]:
+    for index in indices:
+        raw = source.read(index)
+        record = parse_record(raw, source.place(index))
+        images = []
+        for number, (ref, data) in enumerate(zip(record.images, record.files(), strict=True)):
+            name = ref.path if Path(ref.path).suffix else f"{index:09d}.{number:02d}{_extension(data)}"
+            images.append((name, data))
+        yield Row({k: v for k, v in raw.items() if k not in ("image", "images")}, record, images)
+
+
+def _extension(data: bytes) -> str:
+    known = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
+    return known.get(data[:4], ".jpg")
+
+
+def _write_json(partial: Path, path: Path, rows: Iterator[Row]) -> None:
+    with partial.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            file.write(("[\n" if number == 0 else ",\n") + _unpacked(row, path))
+        file.write("\n]\n")
+
+
+def _write_lines(partial: Path, path: Path, rows: Iterator[Row]) -> None:
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(_unpacked(row, path) + "\n" for row in rows)
+
+
+def _unpacked(row: Row, path: Path) -> str:
+    """The record as JSON; images that came inside it become files beside `path`, in a folder of its name."""
+    names = []
+    for (name, data), ref in zip(row.images, row.record.images, strict=True):
+        if ref.data is not None:
+            safe = Path(path.stem, Path(name).name)
+            (path.parent / safe).parent.mkdir(parents=True, exist_ok=True)
+            name = str(safe.with_name(f"{row.record.place.index:09d}-{safe.name}"))
+            (path.parent / name).write_bytes(data)
+        names.append(name)
+    return json.dumps(row.named(names), ensure_ascii=False)
+
+
+def _write_tar(partial: Path, path: Path, rows: Iterator[Row]) -> None:
+    with tarfile.open(partial, "w") as tar:
+        for number, row in enumerate(rows):
+            text = json.dumps(row.named([name for name, _ in row.images]), ensure_ascii=False).encode()
+            _add(tar, f"{number:09d}.json", text)
+            for position, (name, data) in enumerate(row.images):
+                suffix = Path(name).suffix.lower()
+                _add(tar, f"{number:09d}.{position}{suffix if suffix in EXTENSIONS else _extension(data)}", data)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, BytesIO(data))
+
+
+def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    turn = pa.struct({"from": pa.string(), "value": pa.string()})
+    columns = {"id": pa.string(), "images": pa.list_(image), "conversations": pa.list_(turn), "source": pa.string()}
+    schema = pa.schema(columns)
+    with parquet.ParquetWriter(partial, schema) as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            found = [
+                {
+                    "id": row.record.id,
+                    "images": [{"bytes": data, "path": name} for name, data in row.images],
+                    "conversations": [{"from": _NAMES[t.role], "value": t.text} for t in row.record.turns],
+                    "source": row.record.source,
+                }
+                for row in group
+            ]
+            writer.write_table(pa.Table.from_pylist(found, schema=schema), row_group_size=ROW_GROUP)
+
+
+WRITERS: dict[str, Callable[[Path, Path, Iterator[Row]], None]] = {
+    ".json": _write_json,
+    ".jsonl": _write_lines,
+    ".parquet": _write_parquet,
+    ".tar": _write_tar,
+}
