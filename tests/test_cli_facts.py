@@ -85,7 +85,7 @@ def test_lists_are_replaced_or_appended(tmp_path: Path, capsys: pytest.CaptureFi
     more = written(tmp_path, f"trainer: {{callbacks+: [{stats}]}}", "more.yaml")
     assert classes(printed(capsys, *BASE, one, other), "callbacks") == ["DeviceStatsMonitor"]
     assert classes(printed(capsys, *BASE, one, more), "callbacks") == ["ModelSummary", "DeviceStatsMonitor"]
-    assert CALLBACKS.keys() - {"interruption"} <= printed(capsys, *BASE, other).keys(), (
+    assert CALLBACKS.keys() - {"interruption", "data_health"} <= printed(capsys, *BASE, other).keys(), (
         "a section each, whatever the list is"
     )
     flag = "--trainer.logger+=lightning.pytorch.loggers.CSVLogger"
