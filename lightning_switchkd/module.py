@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +18,7 @@ from transformers import LlavaProcessor
 from lightning_switchkd import __version__
 from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
+from lightning_switchkd.checkpoints.rewind import rewind
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
@@ -232,6 +234,8 @@ class SwitchKD(L.LightningModule):
         checkpoint["train_means"] = self.train_means.carried()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another student, or of a run with another teacher."""
+        """Refuses a checkpoint of another student or teacher; one from the middle of a step goes back to its start."""
         check_resumable(checkpoint, self.state_dict(), self.teacher_fingerprint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            rewind(checkpoint, self.trainer.accumulate_grad_batches)
         self.train_means.restore(checkpoint.get("train_means", {}), self.global_rank)

@@ -15,23 +15,11 @@ from torch import Tensor
 from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
+from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec
 
 SEED = 1
 """Of the data's order: one for which `test_a_rank_has_a_batch_without_images` holds."""
-
-
-def module(
-    folder: Path,
-    objective: Objective | None = None,
-    cls: type[SwitchKD] = SwitchKD,
-    student: str = "student",
-    **changes: Any,
-) -> SwitchKD:
-    spec = VLMSpec(checkpoint=str(folder / student), dtype="float64")
-    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype="float64")
-    return cls(spec, teacher, objective or SwitchKDObjective(), **{"lr": 1e-2, **changes})
 
 
 def weights(model: SwitchKD) -> dict[str, Tensor]:
@@ -43,7 +31,7 @@ def records_of(folder: Path) -> DataPaths:
 
 
 def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[str, Tensor]:
-    model = module(folder, cls=tiny.PlainSGD)
+    model = tiny.switch_kd(folder, cls=tiny.PlainSGD)
     tiny.trainer(root, **settings).fit(model, datamodule=tiny.data_module(folder, batch_size=batch_size, seed=SEED))
     return weights(model)
 
@@ -69,7 +57,7 @@ def test_ranks_and_accumulation_give_the_same_weights(folder: Path, tmp_path: Pa
 
 
 def weights_of_start(folder: Path) -> dict[str, Tensor]:
-    model = module(folder)
+    model = tiny.switch_kd(folder)
     tiny.trainer(folder, max_steps=0).fit(model, datamodule=tiny.data_module(folder))
     return weights(model)
 
@@ -89,7 +77,7 @@ def checkpointing(root: Path, every: int = 3) -> list[ModelCheckpoint]:
 
 def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 8, "enable_checkpointing": True, "accumulate_grad_batches": 2}
-    straight = module(folder)
+    straight = tiny.switch_kd(folder)
     teacher_before: dict[str, Tensor] = {}
 
     class KeepTeacher(ModelCheckpoint):
@@ -111,7 +99,7 @@ def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: P
     assert held
     assert checkpoint["global_step"] == 3
 
-    resumed = module(folder)
+    resumed = tiny.switch_kd(folder)
     tiny.trainer(tmp_path, **settings).fit(
         resumed, datamodule=tiny.data_module(folder, batch_size=4), ckpt_path=str(tmp_path / "step=3.ckpt")
     )
@@ -121,7 +109,7 @@ def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: P
 
 def test_refuses_another_student_or_teacher(folder: Path, tmp_path: Path) -> None:
     tiny.trainer(tmp_path, callbacks=checkpointing(tmp_path), enable_checkpointing=True, max_steps=3).fit(
-        module(folder), datamodule=tiny.data_module(folder)
+        tiny.switch_kd(folder), datamodule=tiny.data_module(folder)
     )
     path = str(tmp_path / "step=3.ckpt")
     tiny.save_vlm(tmp_path / "student", seed=0, layers=1)
@@ -138,7 +126,7 @@ def test_refuses_another_student_or_teacher(folder: Path, tmp_path: Path) -> Non
 
 
 def test_optimizer_groups_and_schedule(folder: Path, tmp_path: Path) -> None:
-    model = module(folder, SFT(), lr=1e-3, lr_vision=1e-4, weight_decay=0.1, warmup=2, freeze=["projector"])
+    model = tiny.switch_kd(folder, SFT(), lr=1e-3, lr_vision=1e-4, weight_decay=0.1, warmup=2, freeze=["projector"])
     trainer = tiny.trainer(tmp_path, max_steps=4)
     trainer.fit(model, datamodule=tiny.data_module(folder))
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
@@ -155,7 +143,7 @@ def test_optimizer_groups_and_schedule(folder: Path, tmp_path: Path) -> None:
 
 
 def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> None:
-    model = module(folder)
+    model = tiny.switch_kd(folder)
     trainer = tiny.trainer(tmp_path, limit_val_batches=1.0)
     metrics = trainer.validate(model, datamodule=tiny.data_module(folder, batch_size=7), verbose=False)[0]
     again = trainer.test(model, datamodule=tiny.data_module(folder, test=records_of(folder)), verbose=False)[0]
@@ -241,4 +229,4 @@ def test_refuses_a_changing_accumulation(folder: Path, tmp_path: Path) -> None:
 
     callbacks = [GradientAccumulationScheduler({0: 1, 1: 2})]
     with pytest.raises(UserError, match="GradientAccumulationScheduler"):
-        tiny.trainer(tmp_path, callbacks=callbacks).fit(module(folder), datamodule=tiny.data_module(folder))
+        tiny.trainer(tmp_path, callbacks=callbacks).fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder))

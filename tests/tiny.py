@@ -25,6 +25,7 @@ from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.losses.rows import count_supervised
 from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -147,6 +148,19 @@ def write_pair(folder: Path) -> Path:
     save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
     shutil.copytree(folder / "processor", folder / "teacher", dirs_exist_ok=True)
     return folder
+
+
+def switch_kd(
+    folder: Path,
+    objective: Objective | None = None,
+    cls: type[SwitchKD] = SwitchKD,
+    student: str = "student",
+    **changes: Any,
+) -> SwitchKD:
+    """The pair in ``folder``, in float64, to be trained."""
+    spec = VLMSpec(checkpoint=str(folder / student), dtype="float64")
+    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype="float64")
+    return cls(spec, teacher, objective or SwitchKDObjective(), **{"lr": 1e-2, **changes})
 
 
 class PlainSGD(SwitchKD):

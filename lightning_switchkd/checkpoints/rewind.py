@@ -1,0 +1,35 @@
+"""Back to where nothing is halfway, when a checkpoint was written in the middle of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Let a run continue from the beginning of the optimizer step or validation that was under way.
+
+    A checkpoint that an exception or a clock makes Lightning write may lie within an accumulation window. The gradients
+    of the window's first micro-batches are in no file, so these are done again; and a validation is done again as a
+    whole. Checkpoints between two steps stay as they are.
+
+    Args:
+        checkpoint: a loaded Lightning checkpoint, before its loops are restored; changed in place.
+        accumulate: micro-batches of an optimizer step.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+    current, total = training["current"], training["total"]
+    done = current["processed"] - current["processed"] % accumulate
+    in_flight = current["processed"] < current["ready"]
+    if in_flight or (done < current["processed"] and not training["is_last_batch"]):
+        before = total["processed"] - current["processed"]
+        training["current"] = dict.fromkeys(current, done)
+        training["total"] = {**dict.fromkeys(total, before + done), "started": before + done + 1}  # "in a step" to it
+        training["is_last_batch"] = False
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds 1 when it restarts in a step
+    if (met := validation["current"])["completed"] < met["ready"]:
+        everything = validation["total"]["ready"]
+        validation["current"] = dict.fromkeys(met, 0)
+        validation["total"] = {"ready": everything, "started": everything} | dict.fromkeys(
+            ("processed", "completed"), everything - 1
+        )
