@@ -18,7 +18,7 @@ from transformers import LlavaProcessor
 from lightning_switchkd import __version__
 from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
-from lightning_switchkd.checkpoints.rewind import rewind
+from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
@@ -152,6 +152,11 @@ class SwitchKD(L.LightningModule):
             group.update(configured, initial_lr=configured["lr"], lr=configured["lr"] * factor)
 
     # -- steps --------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Lets checkpoints of this epoch continue in it."""
+        if batch_idx == 0:
+            count_running_epoch(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum.

@@ -1,8 +1,10 @@
-"""Back to where nothing is halfway, when a checkpoint was written in the middle of a step."""
+"""Where a checkpoint continues: what Lightning wrote of its place, put so that nothing is lost or done twice."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import lightning as L
 
 
 def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
@@ -33,3 +35,14 @@ def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
         validation["total"] = {"ready": everything, "started": everything} | dict.fromkeys(
             ("processed", "completed"), everything - 1
         )
+
+
+def count_running_epoch(trainer: L.Trainer) -> None:
+    """Says that an epoch has begun, where Lightning forgot to: to be called in its first step.
+
+    After a restart from the checkpoint of an epoch's last step, Lightning 2.6 counts the next epoch only when it is
+    over. Checkpoints written in it would continue with the epoch before, once more.
+    """
+    for tracker in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+        if tracker.ready == tracker.completed:
+            tracker.ready = tracker.started = tracker.completed + 1  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -175,6 +176,7 @@ class BatchStream:
             batch_size=None,
             sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             num_workers=self.num_workers,
+            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_run_alone if self.num_workers else None,
             generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
