@@ -1,11 +1,12 @@
 """Files behind URLs (``https://``, ``s3://``, ``hf://``): each downloaded whole, once a machine, into a bounded folder.
 
-fsspec knows the services. Its file systems do not survive a fork, so each is made where it is used and kept nowhere.
+fsspec knows the services. Its file systems do not survive a fork, so each process makes its own.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,8 @@ class ShardCache:
     def __init__(self, folder: str | None = None, gigabytes: float = 20.0, data_sets: int = 1) -> None:
         self.folder = user_cache() / "shards" if folder is None else Path(folder).expanduser()
         self._locks = self.folder / "locks"
-        self.bytes, self.share = int(gigabytes * 1e9), int(gigabytes * 1e9 / max(1, data_sets))
+        self.bytes = round(gigabytes * 1e9)
+        self.share = self.bytes // max(1, data_sets)
 
     def open(self, shard: RemoteShard) -> BinaryIO:
         """A file of the cache, downloaded where it is not there.
@@ -64,9 +66,8 @@ class ShardCache:
             os.utime(file.fileno())  # used last now
             return file
         except OSError as error:
-            raise UserError(
-                f"{shard.name} cannot be kept in {self.folder}: {error}. Free the disk, or set data.cache_dir"
-            ) from error
+            said = f"{shard.name} cannot be kept in {self.folder}: {error}. Free the disk, or set data.cache_dir"
+            raise UserError(said) from error
 
     def _download(self, shard: RemoteShard, path: Path) -> BinaryIO:
         partial = path.with_name(f"{path.name}.partial")
@@ -133,11 +134,7 @@ class RemoteShard:
         self.key: object = (url, size, version)
 
     def open(self) -> BinaryIO:
-        """The content.
-
-        Raises:
-            ReadError, UserError: as `ShardCache.open`.
-        """
+        """The content; its errors are those of `ShardCache.open`."""
         return self.cache.open(self)
 
 
@@ -151,9 +148,10 @@ def find_remote(pattern: str, suffix: str, cache: ShardCache) -> list[RemoteShar
     """
     if suffix not in (".tar", ".parquet"):
         raise UserError(f"{pattern}: only .tar and .parquet files are read from a URL; download others first")
-    urls = list(expand(pattern))
+    system, urls = _file_system(pattern), list(expand(pattern))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = [one for some in pool.map(lambda url: retried(lambda: _facts(url), url, WAITS), urls) for one in some]
+        facts = pool.map(lambda url: retried(lambda: _facts(system, url), url, WAITS), urls)
+        found = [one for some in facts for one in some]
     if not found:
         raise UserError(f"{pattern} stands for no {suffix} file: check the pattern")
     total, largest = sum(size for _, size, _ in found), max(size for _, size, _ in found)
@@ -163,12 +161,12 @@ def find_remote(pattern: str, suffix: str, cache: ShardCache) -> list[RemoteShar
             f"data.cache_gb is too small for {pattern}: the largest file has {largest / 1e9:.3g} GB, and two must "
             f"fit into {cache.share / 1e9:.3g} GB, its part of the cache: raise it, or cut the data into smaller files"
         )
-    return [RemoteShard(*facts, cache, together) for facts in found]
+    return [RemoteShard(*one, cache, together) for one in found]
 
 
-def _facts(pattern: str) -> list[tuple[str, int, str]]:
+def _facts(system: Any, pattern: str) -> list[tuple[str, int, str]]:
     """URL, size and version of each file of a URL, which may hold ``*``."""
-    system, many = _file_system(pattern), "*" in pattern
+    many = "*" in pattern
     if many and pattern.startswith("http"):
         raise UserError(f"{pattern}: a web server does not list its files: write {{000..012}} for *")
     with _errors_of(pattern):
@@ -212,20 +210,27 @@ def _opened(path: Path) -> BinaryIO | None:
 
 def _file_system(url: str) -> Any:
     """fsspec's file system for a URL, of this process alone."""
-    protocol, options = url.split("://")[0], {}
+    protocol = url.split("://")[0]
     try:
-        import fsspec
-
-        if protocol in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            timeout = ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
-            options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-        elif protocol in ("s3", "s3a"):
-            options = {"config_kwargs": {"connect_timeout": STALLED, "read_timeout": STALLED}}
-        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+        return _new_file_system(protocol, STALLED, os.getpid())
     except (ImportError, ValueError) as error:
         raise UserError(f"{url} cannot be opened: {error}") from None
+
+
+@functools.cache
+def _new_file_system(protocol: str, stalled: float, process: int) -> Any:
+    """Kept for ever, also in a fork: one of the parent's that is freed there waits for a thread that is not there."""
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=stalled, sock_read=stalled)
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # of the environment: its proxies
+    elif protocol in ("s3", "s3a"):
+        options = {"config_kwargs": {"connect_timeout": stalled, "read_timeout": stalled}}
+    return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
 
 
 @contextmanager
