@@ -325,3 +325,22 @@ def test_processes_that_ask_at_once_download_once(server: Server, cache: Path) -
         assert [process.exitcode for process in asking] == [0] * len(shards)
         assert server.gets() == [1] * len(set(shards))
         assert len(kept(cache)) == 1
+
+
+def test_a_process_killed_while_downloading_leaves_nothing_in_the_way(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = open_source(f"{server.url}/{server.shard(0)}", None, ShardCache(str(cache))).shards[0]  # type: ignore[attr-defined]
+    shutil.rmtree(cache)
+    monkeypatch.setattr(remote, "STALLED", 30.0)
+    server.faults = ["stall"]
+    process = multiprocessing.get_context("fork").Process(target=shard.open)
+    process.start()
+    while not list(cache.glob("*.partial")) or server.faults:
+        time.sleep(0.01)
+    process.kill()
+    process.join(10)
+    assert list(cache.glob("*.partial"))
+    with shard.open() as file:
+        assert file.read() == (server.folder / server.shard(0)).read_bytes()
+    assert not list(cache.glob("*.partial"))

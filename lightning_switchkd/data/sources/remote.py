@@ -27,8 +27,6 @@ STALLED = 30.0
 """Seconds without a byte after which a server counts as failed."""
 
 _SUFFIX = ".shard"  # of files that may have to make way: the folder may hold others
-_CHUNK = 4 * 2**20  # bytes asked for at a time
-_AT_ONCE = 16  # files whose size is asked for at a time
 _VERSIONS = ("ETag", "blob_id", "md5Hash", "Content-MD5", "Digest", "Last-Modified", "LastModified", "mtime")
 _PASSING = {408, 425, 429}  # of the HTTP statuses below 500, those that may pass
 
@@ -149,7 +147,7 @@ def find_remote(pattern: str, suffix: str, cache: ShardCache) -> list[RemoteShar
     if suffix not in (".tar", ".parquet"):
         raise UserError(f"{pattern}: only .tar and .parquet files are read from a URL; download others first")
     system, urls = _file_system(pattern), list(expand(pattern))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(16) as pool:
         facts = pool.map(lambda url: retried(lambda: _facts(system, url), url, WAITS), urls)
         found = [one for some in facts for one in some]
     if not found:
@@ -198,7 +196,7 @@ def _fetch(shard: RemoteShard, partial: Path) -> None:
 def _stream(shard: RemoteShard) -> Iterator[bytes]:
     system = _file_system(shard.name)
     with _errors_of(shard.name), system.open(shard.name, "rb", block_size=0, size=shard.size) as stream:  # 0: no blocks
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(4 * 2**20):
             yield chunk
 
 
@@ -210,9 +208,8 @@ def _opened(path: Path) -> BinaryIO | None:
 
 def _file_system(url: str) -> Any:
     """fsspec's file system for a URL, of this process alone."""
-    protocol = url.split("://")[0]
     try:
-        return _new_file_system(protocol, STALLED, os.getpid())
+        return _new_file_system(url.split("://")[0], STALLED, os.getpid())
     except (ImportError, ValueError) as error:
         raise UserError(f"{url} cannot be opened: {error}") from None
 
@@ -244,8 +241,9 @@ def _errors_of(url: str) -> Iterator[None]:
         status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, FileNotFoundError) or status in (404, 410):
             raise UserError(f"there is no file {url} ({cause})") from None
-        if isinstance(cause, PermissionError) or status in (401, 403):
+        name = type(cause).__name__
+        if isinstance(cause, PermissionError) or status in (401, 403) or "Credentials" in name:
             raise UserError(f"{url} may not be read: {cause}. Give this machine access to it") from None
         if isinstance(cause, ImportError | ValueError) or (status and status < 500 and status not in _PASSING):
             raise UserError(f"{url} cannot be read: {cause}") from None
-        raise ConnectionError(f"{type(cause).__name__}: {cause}") from error
+        raise ConnectionError(f"{name}: {cause}") from error
