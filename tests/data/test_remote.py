@@ -274,6 +274,18 @@ def test_a_cache_too_small_is_refused_before_anything_is_downloaded(server: Serv
     assert not server.gets()
 
 
+def test_data_sets_read_side_by_side_share_the_cache(
+    make_data: Callable[..., LLaVADataModule], server: Server, cache: Path
+) -> None:
+    """Each keeps to so few files that those of both fit."""
+    total = sum(file.stat().st_size for file in server.folder.glob("*.tar"))
+    settings = {"cache_dir": str(cache), "cache_gb": 1.5 * total / 1e9, "batch_size": 4}
+    far, near = DataPaths(server.pattern("tar")), DataPaths(str(server.folder / "*.tar"))
+    both, one = (make_data(train=[far, other], **settings).dataset("train").shares() for other in (far, near))
+    assert [[window for _, window in share.blocks] for share in both] == [[2], [2]]
+    assert [share.blocks for share in one] == [(), ()]
+
+
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
