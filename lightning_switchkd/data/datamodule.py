@@ -18,7 +18,7 @@ from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
 from lightning_switchkd.data.quarantine import OnError, Quarantine, probe, read_exclusions
-from lightning_switchkd.data.sources import Mixture, Source, open_source
+from lightning_switchkd.data.sources import Mixture, ShardCache, Source, open_source
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.errors import UserError
 
@@ -33,7 +33,8 @@ class DataPaths:
 
     Attributes:
         annotations: LLaVA records: a .json (array), .jsonl, .parquet or .tar file; or a folder or pattern of .parquet
-            or .tar files (``shards/*.parquet``, ``shards/{000..012}.tar``).
+            or .tar files (``shards/*.parquet``, ``shards/{000..012}.tar``). Of these two also URLs, alike
+            (``https://host/{000..012}.tar``, ``hf://datasets/owner/name/data/*.parquet``, ``s3://bucket/*.tar``).
         image_root: folder that the records' image paths are relative to; not needed where images come with the records.
         weight: how often an epoch takes each record, on average: 0.5 takes every second one, and the others next time.
     """
@@ -80,6 +81,8 @@ class LLaVADataModule(LightningDataModule):
         upright: turn images as their EXIF data say (LLaVA's own code does not).
         square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
         pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
+        cache_dir: folder for downloaded files of data behind URLs; None is the user's cache folder.
+        cache_gb: most gigabytes they take up there; where not all fit, records are shuffled within as many as do.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class LLaVADataModule(LightningDataModule):
         upright: bool = True,
         square_pad: bool = False,
         pad_to_multiple_of: int = 8,
+        cache_dir: str | None = None,
+        cache_gb: float = 20.0,
     ) -> None:
         super().__init__()
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
@@ -176,12 +181,14 @@ class LLaVADataModule(LightningDataModule):
         if not self._paths[split]:
             raise UserError(f"data.{split} is not set: give data.{split}.annotations and data.{split}.image_root")
         sources: list[Source] = []
+        remote = sum("://" in paths.annotations for paths in self._paths[split])
+        cache = ShardCache(self.hparams["cache_dir"], self.hparams["cache_gb"], remote)
         for paths in self._paths[split]:
             if paths.image_root is not None and not Path(paths.image_root).is_dir():
                 raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
             try:
                 images = ImageFolder(paths.image_root, self.hparams["upright"])
-                sources.append(open_source(paths.annotations, images))
+                sources.append(open_source(paths.annotations, images, cache))
             except UserError as error:
                 raise UserError(f"data.{split}.annotations: {error}") from None
         weights = [paths.weight for paths in self._paths[split]]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import Pixels
-from lightning_switchkd.data.order import Indices, Share
+from lightning_switchkd.data.order import Blocks, Indices, Share
 from lightning_switchkd.data.prompts import Prompter
 from lightning_switchkd.data.records import Record, RecordError
 from lightning_switchkd.data.sources import Mixture, Source, read_record
@@ -54,8 +54,8 @@ class VisionTextDataset(Dataset[Sample]):
         for part, weight, end in zip(parts, weights, ends, strict=True):
             begin = end - len(part)
             mine = records[slice(*np.searchsorted(records, [begin, end]))]
-            blocks = part.blocks
-            shares.append(Share(mine, weight, *(() if blocks is None else (blocks.of[mine - begin], blocks.window))))
+            blocks = tuple(Blocks(of[mine - begin], window) for of, window in part.blocks)
+            shares.append(Share(mine, weight, blocks))
         return shares
 
     @cached_property

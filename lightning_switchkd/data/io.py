@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,14 +29,19 @@ class ReadError(UserError):
     """Data that is there could not be read, though it was tried several times."""
 
 
-def retried(read: Callable[[], T], what: str) -> T:
+def retried(read: Callable[[], T], what: str, waits: Sequence[float] = WAITS) -> T:
     """What `read` gives; it is tried again where it fails for a reason that may pass.
+
+    Args:
+        read: reads.
+        what: it reads, for messages.
+        waits: seconds before each further attempt.
 
     Raises:
         ReadError: it failed every time.
         OSError: it failed for a reason that stays, such as a missing file.
     """
-    for wait in (*WAITS, None):
+    for wait in (*waits, None):
         try:
             return read()
         except OSError as error:
@@ -44,7 +49,7 @@ def retried(read: Callable[[], T], what: str) -> T:
                 raise
             if wait is None:
                 raise ReadError(
-                    f"{what} cannot be read, tried {len(WAITS) + 1} times: {error}. The data is not at fault: look at "
+                    f"{what} cannot be read, tried {len(waits) + 1} times: {error}. The data is not at fault: look at "
                     "the disk or the network, then continue the run"
                 ) from error
             time.sleep(wait)

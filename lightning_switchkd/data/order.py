@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,18 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+class Blocks(NamedTuple):
+    """The blocks that a source reads as a whole, such as files behind a URL, or a Parquet file's row groups.
+
+    Attributes:
+        of: ``[n]`` int32, the block of each record.
+        window: blocks that are shuffled together, because a reader keeps as many.
+    """
+
+    of: NDArray[np.int32]
+    window: int
+
+
 @dataclass(frozen=True)
 class Share:
     """What an epoch takes of one source.
@@ -34,14 +47,12 @@ class Share:
         records: ``[n]`` the records that may be taken.
         weight: how often each of them is taken in an epoch, on average. An epoch takes ``round(weight · n)``, and goes
             on where the one before it stopped: no record comes twice before all have come once.
-        blocks: ``[n]`` the block each of them lies in, where these are read as a whole; None: any order will do.
-        window: blocks that are shuffled together.
+        blocks: what is read as a whole, the largest first, each of the smaller within one of the larger.
     """
 
     records: Indices
     weight: float = 1.0
-    blocks: NDArray[np.int32] | None = None
-    window: int = 1
+    blocks: tuple[Blocks, ...] = ()
 
     @property
     def taken(self) -> int:
@@ -50,9 +61,8 @@ class Share:
 
     def steps_together(self, step: int) -> float:
         """Optimizer steps of `step` records that one window of blocks fills, at least 1."""
-        if self.blocks is None:
-            return float("inf")
-        return max(1, len(self.records) / len(np.unique(self.blocks)) * self.window // step)
+        windows = (len(self.records) / len(np.unique(of)) * window for of, window in self.blocks)
+        return min((max(1, records // step) for records in windows), default=float("inf"))
 
     def walk(self, seed: int, epoch: int) -> Indices:
         """``[taken]`` the records of an epoch: pass after pass over all of them, each pass in another order."""
@@ -63,12 +73,13 @@ class Share:
 
     def _shuffled(self, key: NDArray[np.uint64]) -> Indices:
         scrambled = splitmix64(self.records.astype(np.uint64) ^ key)
-        if self.blocks is None:
-            return self.records[np.argsort(scrambled, kind="stable")]
-        names, positions = np.unique(self.blocks, return_inverse=True)
-        places = np.empty(len(names), dtype=np.int64)
-        places[np.argsort(splitmix64(names.astype(np.uint64) ^ key), kind="stable")] = np.arange(len(names))
-        return self.records[np.lexsort((scrambled, places[positions] // self.window))]
+        window = np.zeros(len(self.records), dtype=np.int64)
+        for of, together in self.blocks:
+            names, first, positions = np.unique(of, return_index=True, return_inverse=True)
+            places = np.empty(len(names), dtype=np.int64)
+            places[np.lexsort((splitmix64(names.astype(np.uint64) ^ key), window[first]))] = np.arange(len(names))
+            window = places[positions] // together
+        return self.records[np.lexsort((scrambled, window))]
 
 
 def _key(seed: int, epoch: int) -> NDArray[np.uint64]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lightning_switchkd.data.order import epoch_order
 from lightning_switchkd.data.records import Code, RecordError
+from lightning_switchkd.data.sources.shards import full_name
 from lightning_switchkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def read_exclusions(path: str, source: Source) -> list[int]:
         name, index = line.get("path"), line.get("index")
         if not isinstance(name, str) or not isinstance(index, int):
             raise UserError(f"data.exclude: {path}: a line must have path and index, not {line}")
-        if (span := starts.get(str(Path(name).resolve()))) is None:
+        if (span := starts.get(full_name(name))) is None:
             continue
         if not 0 <= index < len(span):
             raise UserError(f"data.exclude: {path} names record {index} of {name}, which has {len(span)}: make it anew")

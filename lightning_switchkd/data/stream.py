@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -145,6 +146,10 @@ class BatchStream:
             "batch_size x processes": self.batch_size * self.world_size,
             "accumulate_grad_batches": self.accumulate,
             "group_window": self.group_window,
+            "files read together (data.cache_gb)": [
+                [together, len(np.unique(of))] for share in self._shares for of, together in share.blocks
+            ]
+            or None,
             "excluded records": fingerprint(self._dataset.excluded),
         }
 

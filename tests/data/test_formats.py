@@ -132,8 +132,8 @@ def test_parquet_with_one_image_column_and_conversations_as_text(tmp_path: Path)
     assert [record.id for record in found] == ["7", "8", "9"]
     assert [[ref.data for ref in record.images] for record in found] == [[b"png"], [b"png"], []]
     assert [record.answer for record in found] == ["0", "1", "2"]
-    assert source.blocks is not None
-    assert source.blocks.of.tolist() == [0, 0, 1]
+    (row_groups,) = source.blocks
+    assert row_groups.of.tolist() == [0, 0, 1]
 
 
 def test_parquet_with_paths_and_chat_messages(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.data.order import Share, padded_batches, rank_slice, splitmix64, whole_batches
+from lightning_switchkd.data.order import Blocks, Share, padded_batches, rank_slice, splitmix64, whole_batches
 from lightning_switchkd.data.order import epoch_order as order_of_shares
 
 sizes = st.integers(1, 300)
@@ -76,3 +76,20 @@ def test_a_step_takes_the_same_records_however_it_is_split(batch_size: int, worl
         batches = range(step * accumulate, (step + 1) * accumulate)
         taken = [rank_slice(order, b, batch_size, rank, world) for b in batches for rank in range(world)]
         assert np.concatenate(taken).tolist() == order[8 * step : 8 * step + 8].tolist()
+
+
+def test_small_blocks_come_within_large_ones() -> None:
+    """Eight files of five row groups: two files at a time, and in them five row groups at a time."""
+    n = 800
+    files, row_groups = (
+        Blocks((np.arange(n) // 100).astype(np.int32), 2),
+        Blocks((np.arange(n) // 20).astype(np.int32), 5),
+    )
+    share = Share(np.arange(n), blocks=(files, row_groups))
+    order = share.walk(0, 0)
+    assert sorted(order) == list(range(n))
+    assert [len(set(order[i : i + 200] // 100)) for i in range(0, n, 200)] == [2] * 4
+    assert [len(set(order[i : i + 100] // 20)) for i in range(0, n, 100)] == [5] * 8
+    assert share.steps_together(8) == 12
+    alone = Share(np.arange(n), blocks=(row_groups,)).walk(0, 0)
+    assert len(set(alone[:200] // 100)) > 2

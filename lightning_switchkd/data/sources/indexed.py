@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.io import pread
+from lightning_switchkd.data.order import Blocks
 from lightning_switchkd.data.records import Place
 from lightning_switchkd.data.sources.index import CRC, IMAGES, OF_IMAGE, TEXT, Index, cached_index, fingerprint
 from lightning_switchkd.data.sources.shards import Shard, data_set_name
 
 _OPEN = 32  # files that a process keeps open
-
-
-class Blocks(NamedTuple):
-    """The blocks that a source reads as a whole, such as a Parquet file's row groups.
-
-    Attributes:
-        of: ``[n]`` int32, the block of each record.
-        window: blocks that are shuffled together, because a reader keeps as many.
-    """
-
-    of: NDArray[np.int32]
-    window: int
 
 
 class IndexedFiles(ABC):
@@ -42,21 +29,21 @@ class IndexedFiles(ABC):
         rows: ``[r, 5]`` their indices, one after the other; a record may have rows for its images after its own.
         first: ``[n + 1]`` the row of each record, and the end.
         starts: number of the first record of each file, and the end.
-        blocks: what has to be read together; None where any order costs the same.
+        blocks: what has to be read together, the largest first; none where any order costs the same.
     """
 
     def __init__(
-        self, path: str, shards: list[Shard], images: ImageFolder | None, build: Callable[[Shard], Index]
+        self, path: str, shards: Sequence[Shard], images: ImageFolder | None, build: Callable[[Shard], Index]
     ) -> None:
         self.path, self.shards, self._images = path, shards, images
         indices = [cached_index(shard, lambda shard=shard: build(shard)) for shard in shards]  # type: ignore[misc]
         self.rows: Index = np.concatenate(indices) if len(indices) > 1 else indices[0]
         self.first = np.append(np.flatnonzero(self.rows[:, IMAGES] != OF_IMAGE), len(self.rows))
         self.starts: list[int] = np.searchsorted(self.first, np.cumsum([0, *map(len, indices)])).tolist()
-        self.blocks: Blocks | None = None
+        self.blocks: tuple[Blocks, ...] = ()
         self.fingerprint = fingerprint(self.rows[:, 1 : CRC + 1])
         self._group = data_set_name(path) if shards[1:] else ""
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -81,18 +68,27 @@ class IndexedFiles(ABC):
         """The number of the record's file."""
         return bisect_right(self.starts, index) - 1
 
+    def _files_together(self) -> tuple[Blocks, ...]:
+        """Whole files as blocks, where not all of them can be at hand."""
+        if (together := self.shards[0].together) is None:
+            return ()
+        return (Blocks(np.repeat(np.arange(len(self.shards), dtype=np.int32), np.diff(self.starts)), together),)
+
     def bytes_of(self, shard: int, offset: int, length: int) -> bytes:
         """A part of a file. Read by place, not mapped, so that no page of it is charged to this process."""
+        if self.shards[shard].folder is None:  # kept open, a file that had to make way would still fill the disk
+            with self.shards[shard].open() as file:
+                return pread(file.fileno(), length, offset)
         if shard not in self._open:
-            self._open[shard] = os.open(self.shards[shard].local(), os.O_RDONLY)
+            self._open[shard] = self.shards[shard].open()
             if len(self._open) > _OPEN:
-                os.close(self._open.popitem(last=False)[1])
+                self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
-        return pread(self._open[shard], length, offset)
+        return pread(self._open[shard].fileno(), length, offset)
 
     def __reduce__(self) -> tuple[type[IndexedFiles], tuple[Any, ...]]:
         return type(self), (self.path, self.shards, self._images)
 
     def __del__(self) -> None:
         for file in getattr(self, "_open", {}).values():
-            os.close(file)
+            file.close()

@@ -11,7 +11,7 @@ import mmap
 import re
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class JsonSource(IndexedFiles):
         UserError: a file is empty, no list of objects, or broken; the message names line and byte.
     """
 
-    def __init__(self, path: str, shards: list[Shard], images: ImageFolder | None = None) -> None:
+    def __init__(self, path: str, shards: Sequence[Shard], images: ImageFolder | None = None) -> None:
         super().__init__(path, shards, images, _build_index)
 
     def read(self, index: int) -> Any:
@@ -68,11 +68,11 @@ class JsonSource(IndexedFiles):
 
 
 def _build_index(shard: Shard) -> Index:
-    rows, path = array("q"), shard.local()
+    rows, path = array("q"), Path(shard.name)
     if shard.size == 0:
         raise UserError(f"{path} is empty: it must hold a list of records")
     with (
-        path.open("rb") as file,
+        shard.open() as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         bar(path, len(data)) as progress,
     ):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_switchkd.data.order import Blocks
 from lightning_switchkd.data.records import Place
 from lightning_switchkd.data.sources.index import Index, fingerprint
-from lightning_switchkd.data.sources.indexed import Blocks
 
 if TYPE_CHECKING:
     from lightning_switchkd.data.sources import Source
@@ -26,7 +26,7 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
         self.sources, self.weights = tuple(sources), tuple(weights)
-        self.blocks: Blocks | None = None  # its sources have them
+        self.blocks: tuple[Blocks, ...] = ()  # its sources have them
         self.path = " + ".join(source.path for source in sources)
         self.fingerprint = fingerprint([source.fingerprint for source in sources], self.weights)
         self.starts: list[int] = np.cumsum([0, *map(len, sources)]).tolist()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import orjson
 
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.io import retried
+from lightning_switchkd.data.order import Blocks
 from lightning_switchkd.data.records import measure
 from lightning_switchkd.data.sources.index import Index, bar, fingerprint, to_index
-from lightning_switchkd.data.sources.indexed import Blocks, IndexedFiles
+from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
 from lightning_switchkd.errors import UserError
 
@@ -46,13 +48,14 @@ class ParquetSource(IndexedFiles):
         UserError: a file is no Parquet file, or has no conversations.
     """
 
-    def __init__(self, path: str, shards: list[Shard], images: ImageFolder | None = None) -> None:
+    def __init__(self, path: str, shards: Sequence[Shard], images: ImageFolder | None = None) -> None:
         if parquet is None:
             raise UserError(f"{path} needs pyarrow, which is not installed: pip install pyarrow")
         super().__init__(path, shards, images, _build_index)
         self.fingerprint = fingerprint(self.fingerprint, [shard.size for shard in shards])  # images are in no index
-        self.blocks = blocks = self._row_groups()
-        self._kept = 2 * blocks.window + 1
+        row_groups = self._row_groups()
+        self.blocks = (*self._files_together(), row_groups)
+        self._kept = 2 * row_groups.window + 1
         self._tables: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def _row_groups(self) -> Blocks:
@@ -77,7 +80,7 @@ class ParquetSource(IndexedFiles):
         return self._tables[key]
 
     def _load(self, shard: int, row_group: int) -> Any:
-        with parquet.ParquetFile(self.shards[shard].local()) as file:
+        with self.shards[shard].open() as data, parquet.ParquetFile(data) as file:
             columns = [name for name in file.schema_arrow.names if name in COLUMNS]
             return file.read_row_group(row_group, columns=columns, use_threads=False)  # threads do not survive a fork
 
@@ -85,7 +88,7 @@ class ParquetSource(IndexedFiles):
 def _build_index(shard: Shard) -> Index:
     rows = array("q")
     try:
-        with parquet.ParquetFile(shard.local()) as file:
+        with shard.open() as data, parquet.ParquetFile(data) as file:
             texts = [name for name in file.schema_arrow.names if name in TEXTS]
             if not texts:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""The files that a data set is cut into: found by folder, pattern or URL; each opened as a local file."""
+"""The files that a data set is cut into: found by folder or pattern; each opened by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from lightning_switchkd.errors import UserError
 
@@ -23,6 +23,7 @@ class Shard(Protocol):
         size: bytes.
         key: equal as long as the content is: what an index of it depends on.
         folder: where it lies; None where it is remote.
+        together: how many files like it are read at a time, where not all can be at hand; None: any number.
     """
 
     name: str
@@ -30,25 +31,33 @@ class Shard(Protocol):
     size: int
     key: object
     folder: Path | None
+    together: int | None
 
-    def local(self) -> Path:
-        """A local file of the same content."""
+    def open(self) -> BinaryIO:
+        """The content, by place. It stays readable as long as it is open."""
         ...
 
 
 class LocalShard:
     """A file on disk."""
 
+    together: int | None = None
+
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         stat = self._path.stat()
         self.name, self.size = str(path), stat.st_size
         self.folder: Path | None = self._path.parent
-        self.full_name = str(self._path.resolve())
+        self.full_name = full_name(self._path)
         self.key: object = (self.full_name, stat.st_size, stat.st_mtime_ns)
 
-    def local(self) -> Path:
-        return self._path
+    def open(self) -> BinaryIO:
+        return self._path.open("rb", buffering=0)
+
+
+def full_name(name: str | Path) -> str:
+    """The name of a file from wherever it is named; a URL is one."""
+    return str(name) if "://" in str(name) else str(Path(name).resolve())
 
 
 def expand(pattern: str) -> Iterator[str]:

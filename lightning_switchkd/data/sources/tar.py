@@ -9,7 +9,7 @@ import re
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -37,8 +37,9 @@ class TarSource(IndexedFiles):
         UserError: a file is no uncompressed tar file, or has a sample without a record.
     """
 
-    def __init__(self, path: str, shards: list[Shard], images: ImageFolder | None = None) -> None:
+    def __init__(self, path: str, shards: Sequence[Shard], images: ImageFolder | None = None) -> None:
         super().__init__(path, shards, images, _build_index)
+        self.blocks = self._files_together()
 
     def read(self, index: int) -> Any:
         """The record at `index`, the bytes of its images with it.
@@ -65,9 +66,12 @@ class TarSource(IndexedFiles):
 
 def _build_index(shard: Shard) -> Index:
     rows = array("q")
-    path = shard.local()
     try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as data, bar(shard.name, shard.size) as progress:
+        with (
+            shard.open() as data,
+            tarfile.open(fileobj=data, mode="r:") as tar,
+            bar(shard.name, shard.size) as progress,
+        ):
             for key, members in groupby(_members(tar), key=_key):
                 sample = sorted(members, key=_by_number)
                 records = [member for member in sample if member.name.endswith(".json")]
