@@ -30,12 +30,12 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train study test test-all lint tensorboard clean
+.PHONY: help setup data teacher train validate-data study test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14 | sed 's/^/  /'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@echo
 	@for kind in experiment data model trainer with; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
@@ -80,6 +80,10 @@ train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, st
 ifneq ($(EMBEDDED_DATA),)
 	$(EVALUATE) --models.student=$(RUN)/student --run $(RUN) --output $(RUN)/report
 endif
+
+validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## read every record: reports/data/DATA/report.md, and a list of those to leave out
+	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
+	  $(WITH:%=--config conf/with/%.yaml) --output reports/data/$(DATA) $(ARGS)
 
 # -- a comparison from one start: runs that are finished are kept ------------------------------------------------------
 

@@ -35,12 +35,14 @@ from lightning_switchkd.callbacks.run_record import RunRecord, set_aside
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.repack import repack
+from lightning_switchkd.data.validate import validate_data
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test")
+VALIDATE_DATA = "validate-data"
+LIGHTNING_COMMANDS = ("fit", "validate", "test", VALIDATE_DATA)
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "generate": generate,
@@ -66,13 +68,14 @@ CALLBACKS: dict[str, type[Callback]] = {
 USAGE = """\
 usage: python -m lightning_switchkd COMMAND [--help] [options]
 
-  fit         train: --config FILE ... [--trainer.max_steps=10 --model.lr=1e-4 --ckpt_path=FILE ...]
-  validate    loss terms and token accuracy on the validation data
-  test        the same on the test data
-  export      write the student of a checkpoint as a Hugging Face folder
-  generate    ask a model folder a question about an image
-  evaluate    greedy answers of model folders on LLaVA records: table, plot, example page
-  repack      write a data set in another format: JSON, JSONL, Parquet or tar
+  fit            train: --config FILE ... [--trainer.max_steps=10 --model.lr=1e-4 --ckpt_path=FILE ...]
+  validate       loss terms and token accuracy on the validation data
+  test           the same on the test data
+  export         write the student of a checkpoint as a Hugging Face folder
+  generate       ask a model folder a question about an image
+  evaluate       greedy answers of model folders on LLaVA records: table, plot, example page
+  validate-data  read every record of the data: a report, and a list of those to leave out
+  repack         write a data set in another format: JSON, JSONL, Parquet or tar
 
 Configurations lie in conf/ and are given in this order: base, data, model, trainer, experiment (`make help`).
 """
@@ -116,18 +119,42 @@ def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate or test, as LightningCLI does it."""
+    """fit, validate or test, as LightningCLI does it; or the data of a `fit` looked at."""
+    only_data = arguments[0] == VALIDATE_DATA
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _typehints.discard_init_args_on_class_path_change = _forget_init_args
-    SwitchKDCLI(
+    (ValidateDataCLI if only_data else SwitchKDCLI)(
         SwitchKD,
         LLaVADataModule,
-        args=arguments,
+        args=arguments[only_data:],
+        run=not only_data,
         parser_kwargs={"parser_mode": "omegaconf+"},
         auto_configure_optimizers=False,
         save_config_callback=RunRecord,
         save_config_kwargs={"save_to_log_dir": False},
     )
+
+
+class ValidateDataCLI(SwitchKDCLI):
+    """Takes what `fit` takes, and builds the data alone."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds its own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--output", default="reports/data", help="folder of the report and the list")
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
+
+    def _parse_ckpt_path(self) -> None:
+        """There is no checkpoint."""
+
+    def instantiate_classes(self) -> None:
+        """Reads everything; the exit status is 1 where something is to be mended."""
+        config, trainer = self.config, self.config.trainer
+        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        data = LLaVADataModule(**config.data.as_dict())
+        geometry = trainer.accumulate_grad_batches, max(1, devices) * trainer.num_nodes
+        if not validate_data(data, Path(config.output), config.workers, *geometry):
+            sys.exit(1)
 
 
 NOISE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,6 +164,11 @@ class LLaVADataModule(LightningDataModule):
                 image_processors.append(teacher.image_processor)
         return tuple(Pixels(image_processor) for image_processor in image_processors)
 
+    @property
+    def splits(self) -> list[Split]:
+        """Those that are set."""
+        return [split for split in SPLITS if self._paths[split]]
+
     def dataset(self, split: Split) -> VisionTextDataset:
         """The samples of a split by index.
 
@@ -197,9 +202,8 @@ class LLaVADataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Index the annotations and look at some images, in one process a node; the others find the index."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
-        for split in SPLITS:
-            if self._paths[split]:
-                self._open(split)
+        for split in self.splits:
+            self._open(split)
         if fitting and self._paths["train"]:
             probe(self.dataset("train"), self.hparams["seed"], self.hparams["probe"])
 
@@ -211,21 +215,39 @@ class LLaVADataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchStream:
         """Shuffled, in whole optimizer steps, continuing where the Trainer is."""
-        return self._stream("train")
+        if (trainer := self.trainer) is None:
+            return self.stream("train")
+        return self.stream("train", trainer.accumulate_grad_batches, trainer.world_size, self._position)
 
     def val_dataloader(self) -> BatchStream | list[Batch]:
         """In order; no batches where there is no validation set."""
-        return self._stream("val") if self._paths["val"] else []
+        return self._held_out("val") if self._paths["val"] else []
 
     def test_dataloader(self) -> BatchStream:
         """In order."""
-        return self._stream("test")
+        return self._held_out("test")
 
-    def _stream(self, split: Split) -> BatchStream:
-        train, trainer = split == "train", self.trainer
-        tokenizer = self.processor.tokenizer
+    def _held_out(self, split: Split) -> BatchStream:
+        return self.stream(split, world_size=self.trainer.world_size if self.trainer else 1)
+
+    def stream(
+        self,
+        split: Split,
+        accumulate: int = 1,
+        world_size: int = 1,
+        position: Callable[[], Position] | None = None,
+    ) -> BatchStream:
+        """The batches of a split for this process, or as a Trainer of the given geometry would have them.
+
+        Args:
+            split: "train" is shuffled and cut to whole optimizer steps, the others come in order, padded.
+            accumulate: micro-batches of an optimizer step.
+            world_size: processes.
+            position: where an iteration begins; None is the epoch of `BatchStream.set_epoch`.
+        """
+        train = split == "train"
         collate = Collator(
-            pad_id=tokenizer.pad_token_id,
+            pad_id=self.processor.tokenizer.pad_token_id,
             image_id=self.processor.image_token_id,
             blanks=tuple(pixels.blank() for pixels in self.pixels),
             pad_to_multiple_of=self.hparams["pad_to_multiple_of"],
@@ -236,13 +258,13 @@ class LLaVADataModule(LightningDataModule):
             self.hparams["batch_size"] if train else self.hparams["val_batch_size"] or self.hparams["batch_size"],
             train=train,
             seed=self.hparams["seed"],
-            accumulate=trainer.accumulate_grad_batches if train and trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            accumulate=accumulate,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=world_size,
             num_workers=self.hparams["num_workers"],
             group_window=self.hparams["group_window"],
             quarantine=self.quarantine,
-            position=self._position if train and trainer else None,
+            position=position,
         )
 
     @cached_property

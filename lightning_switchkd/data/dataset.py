@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.order import Blocks, Indices, Share
-from lightning_switchkd.data.prompts import Prompter
+from lightning_switchkd.data.prompts import Encoded, Prompter
 from lightning_switchkd.data.records import Record, RecordError
 from lightning_switchkd.data.sources import Mixture, Source, read_record
 
@@ -74,8 +74,8 @@ class VisionTextDataset(Dataset[Sample]):
         """
         return read_record(self.source, index)
 
-    def __getitem__(self, index: int) -> Sample:
-        """The record, tokenised and with pixels.
+    def read(self, index: int) -> tuple[Record, Encoded, tuple[Image, ...]]:
+        """The record, tokenised, and those of its images that are left then.
 
         Raises:
             RecordError: it cannot be used; the message names the record, its file and how to mend it.
@@ -83,15 +83,19 @@ class VisionTextDataset(Dataset[Sample]):
         record = self.record(index)
         try:
             encoded = self.prompter.encode(record)
-            pixels = self._pixels(record, encoded.images)
+            return record, encoded, record.pictures(encoded.images)
         except RecordError as error:
             raise error.at(record.place, record.id, record.source) from None
-        input_ids, labels = torch.tensor(encoded.input_ids), torch.tensor(encoded.labels)
-        return Sample(input_ids, labels, pixels, index, record.id)
 
-    def _pixels(self, record: Record, count: int) -> tuple[Tensor, ...]:
-        images = record.pictures(count)
-        return tuple(
+    def __getitem__(self, index: int) -> Sample:
+        """The record, tokenised and with pixels.
+
+        Raises:
+            RecordError: as `read` does.
+        """
+        record, encoded, images = self.read(index)
+        pixels = tuple(
             torch.stack([view(image) for image in images]) if images else torch.empty(0, 3, *view.size)
             for view in self.pixels
         )
+        return Sample(torch.tensor(encoded.input_ids), torch.tensor(encoded.labels), pixels, index, record.id)

@@ -101,11 +101,13 @@ class Encoded:
         input_ids: every image stands as its run of `<image>` ids.
         labels: as long, unshifted, `IGNORE` except on answers and their end of turn.
         images: how many of the record's images, from the first, are still there after truncation.
+        whole: nothing was cut off.
     """
 
     input_ids: list[int]
     labels: list[int]
     images: int
+    whole: bool = True
 
 
 class Prompter:
@@ -143,9 +145,11 @@ class Prompter:
         """
         input_ids: list[int] = []
         labels: list[int] = []
+        whole = True
         for exchange in self._exchanges(record):
             ids, exchange_labels = self._tokenize(part for turn in exchange for part in self._turn(turn, record))
             if len(input_ids) + len(ids) > self.max_length:
+                whole = False
                 break
             input_ids += ids
             labels += exchange_labels
@@ -155,7 +159,7 @@ class Prompter:
                 f"the first question and answer make {len(ids)} tokens, more than max_length {self.max_length}: "
                 "raise max_length or shorten the record",
             )
-        return Encoded(input_ids, labels, input_ids.count(self.control[IMAGE_TOKEN]) // self.image_tokens)
+        return Encoded(input_ids, labels, input_ids.count(self.control[IMAGE_TOKEN]) // self.image_tokens, whole)
 
     def encode_question(self, record: Record) -> list[int]:
         """The ids that ask for the last answer: everything up to and with the assistant's header.

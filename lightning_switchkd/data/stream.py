@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.data.collate import Collator, Sample
@@ -30,6 +25,7 @@ from lightning_switchkd.data.order import (
 from lightning_switchkd.data.quarantine import Defect, Quarantine
 from lightning_switchkd.data.records import RecordError
 from lightning_switchkd.data.sources.index import fingerprint
+from lightning_switchkd.data.workers import read_ahead
 from lightning_switchkd.errors import UserError
 
 
@@ -129,7 +125,7 @@ class BatchStream:
         window: list[Batch] = []
         if self.quarantine is not None:
             self.quarantine.begin()
-        for batch, done in zip(self._batches(self._order(epoch), start, stop), range(start + 1, stop + 1), strict=True):
+        for batch, done in zip(self._batches(self.order(epoch), start, stop), range(start + 1, stop + 1), strict=True):
             if self.quarantine is not None:
                 self.quarantine.note(self.batch_size, batch.defects, epoch=epoch, batch=done - 1)
             window.append(batch)
@@ -166,7 +162,8 @@ class BatchStream:
                     f"records of {self._dataset.source.path} would come in another order: set it back"
                 )
 
-    def _order(self, epoch: int) -> Indices:
+    def order(self, epoch: int) -> Indices:
+        """``[n]`` the records of an epoch, all ranks' micro-batches one after the other; -1 is a padding record."""
         batch = self.batch_size * self.world_size
         if not self.train:
             return padded_batches(self._dataset.records, batch)
@@ -176,21 +173,14 @@ class BatchStream:
         return group_by_length(order, self._dataset.lengths, step, int(min(windows)), self.seed, epoch)
 
     def _batches(self, order: Indices, start: int, stop: int) -> Iterator[Batch]:
-        loader = DataLoader(
+        loader = read_ahead(
             _MicroBatches(self._dataset, self._collate, strict=self.quarantine is None),
-            batch_size=None,
-            sampler=(rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
-            num_workers=self.num_workers,
-            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_obey_the_run_alone if self.num_workers else None,
-            generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
+            (rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
+            self.num_workers,
         )
         asked = time.perf_counter()
         for batch in loader:
             self._waited += time.perf_counter() - asked
-            if isinstance(batch, UserError):
-                raise batch
             yield batch
             asked = time.perf_counter()
 
@@ -214,20 +204,6 @@ class _MicroBatches(Dataset[Batch | UserError]):
             except UserError as error:
                 return error
         return replace(self.collate(samples or [self.collate.null()]), defects=tuple(defects))
-
-
-def _obey_the_run_alone(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process of a run; who reads for it waits to be told by it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a scheduler's signal ends the worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_run_says_so, daemon=True).start()
-
-
-def _end_when_the_run_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def _with_window(batches: list[Batch]) -> Iterator[Batch]:

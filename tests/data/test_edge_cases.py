@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from PIL import Image
-from raws import records, talk
+from raws import BROKEN, break_images, records, talk
 from transformers import PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch
@@ -282,33 +281,6 @@ def test_case_08_images_of_every_kind(make_data: MakeData, write: Write, tmp_pat
     assert np.abs(np.subtract(colour("turned.jpg", slice(-8, None)), [0, 0, 255])).max() < 12
     for name in ("line.png", "three.png", "moving.gif", "named.jpg"):
         assert colour(name) == [255, 0, 0], name
-
-
-BROKEN: dict[str, str] = {
-    "missing.png": "image_missing",
-    "../escape.png": "image_missing",
-    "zero.jpg": "image_decode",
-    "page.jpg": "image_decode",
-    "cut.jpg": "image_decode",
-    "cut.png": "image_decode",
-    "bomb.png": "image_size",
-    "folder": "image_missing",
-}
-"""Eight ways in which an image file is none, and the code of each."""
-
-
-def break_images(folder: Path) -> None:
-    """Writes the files of `BROKEN` below a folder."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    noise.save(folder.parent / "escape.png")
-    (folder / "zero.jpg").write_bytes(b"")
-    (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404 Not Found</html>")
-    for kind in ("jpg", "png"):
-        whole = BytesIO()
-        noise.save(whole, {"jpg": "JPEG", "png": "PNG"}[kind])
-        (folder / f"cut.{kind}").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    (folder / "folder").mkdir()
 
 
 def test_case_09_files_that_are_no_images(make_data: MakeData, write: Write, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""The command `validate-data`: what it finds, says and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from command import fit_arguments
+from PIL import Image
+from raws import BROKEN, break_images, talk
+
+from lightning_switchkd.batch import IGNORE
+from lightning_switchkd.cli import main
+from lightning_switchkd.data.datamodule import DataPaths
+from lightning_switchkd.data.validate import validate_data
+
+OTHER_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
+    "nobody": ({"conversations": []}, "schema"),
+    "gpt first": ({"conversations": talk("a", "b")[::-1]}, "roles"),
+    "two for one": ({"image": "good.png", "conversations": talk("<image><image>", "a")}, "image_count"),
+    "silent": ({"conversations": talk("q", " ")}, "empty_answer"),
+    "long": ({"conversations": talk("why? " * 500, "a")}, "no_supervision"),
+}
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> Path:
+    """100 good records, one in three without an image, and one with every defect there is."""
+    root = tmp_path / "images"
+    root.mkdir()
+    break_images(root)
+    for name in ("good.png", "held_out.png"):
+        Image.new("RGB", (20, 24), "red").save(root / name)
+    raws: list[Any] = [
+        {
+            "id": f"good{i}",
+            "source": "mixed",
+            "conversations": talk(f"{i}?", "a cat " * (1 + i % 9), "And?", "dog " * (1 + i)),
+        }
+        | ({"image": "good.png"} if i % 3 else {})
+        for i in range(100)
+    ]
+    raws += [{"id": name, "image": name, "source": "web", "conversations": talk("<image>", "a")} for name in BROKEN]
+    raws += [{"id": name, **raw} for name, (raw, _) in OTHER_DEFECTS.items()]
+    lines = [json.dumps(raw) for raw in raws]
+    lines.insert(50, '{"id": "torn", "conversations": [')
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    held_out = [
+        {"id": i, "image": f"{name}.png", "conversations": talk("q", "a")}
+        for i, name in enumerate(("good", "held_out"))
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(held_out))
+    return tmp_path
+
+
+def arguments(folder: Path, broken: Path, *more: str) -> list[str]:
+    """As the Makefile calls it, beside `fit`."""
+    fit = fit_arguments(folder, broken / "run")[1:]
+    flags = [flag for flag in fit if "data.test" not in flag and "data.train" not in flag and "data.val" not in flag]
+    return [
+        "validate-data",
+        *flags,
+        f"--data.train={{annotations: {broken / 'train.jsonl'}, image_root: {broken / 'images'}}}",
+        f"--data.val={{annotations: {broken / 'val.json'}, image_root: {broken / 'images'}}}",
+        "--data.test=null",
+        f"--output={broken / 'report'}",
+        "--data.max_length=150",
+        *more,
+    ]
+
+
+def test_finds_everything_and_leaves_a_list_that_training_takes(
+    folder: Path, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(folder, broken, "--trainer.accumulate_grad_batches=2"))
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "train: 100 of 114 records can be used: image_decode 4, image_missing 3" in said
+    assert "val: 2 of 2 records can be used" in said
+    codes = Counter([*BROKEN.values(), *(code for _, code in OTHER_DEFECTS.values()), "bad_json"])
+    report = broken / "report"
+    numbers = json.loads((report / "report.json").read_text())
+    assert numbers["train"]["codes"] == codes
+    assert numbers["train"]["worst sources"]["web"] == {"records": 8, "bad": 8}
+    assert numbers["train"]["text only"] == 34
+    assert numbers["train"]["cut by max_length"] > 0
+    assert numbers["train"]["records in a step"] == 16
+    assert numbers["val"]["images also in train"] == 1
+    lines = [json.loads(line) for line in (report / "exclude.jsonl").read_text().splitlines()]
+    assert Counter(line["code"] for line in lines) == codes
+    page = (report / "report.md").read_text()
+    for words in (
+        "**100 can be used (87.7%)**",
+        "`image_size` | 1 |",
+        "record 50 (id None)",
+        "404 Not Found",
+        "| web | 8 | 8 |",
+    ):
+        assert words in page
+    with Image.open(report / "lengths.png") as picture:
+        assert min(picture.size) > 300
+
+    main(arguments(folder, broken, f"--data.exclude={report / 'exclude.jsonl'}", f"--output={broken / 'second'}"))
+    assert "train: 100 of 100 records can be used\n" in capsys.readouterr().out
+    assert "14 excluded before" in (broken / "second" / "report.md").read_text()
+    assert not (broken / "second" / "exclude.jsonl").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_numbers_are_those_of_the_batches_to_come(folder: Path, broken: Path, workers: int) -> None:
+    paths = DataPaths(str(broken / "train.jsonl"), str(broken / "images"))
+    more = DataPaths(str(folder / "records.json"), str(folder / "images"), weight=0.5)
+    data = tiny.data_module(folder, train=[paths, more], val=None, max_length=150, batch_size=4, max_bad_share=1.0)
+    assert not validate_data(data, broken / "report", workers, accumulate=2)
+    numbers = json.loads((broken / "report" / "report.json").read_text())["train"]
+    stream = data.stream("train", accumulate=2)
+    batches = list(stream)
+    padded = np.array([batch.attention_mask.numel() for batch in batches]).sum()
+    real = sum(int(batch.attention_mask.sum()) for batch in batches if batch.sample_index[0] >= 0)
+    nulls = sum(batch.attention_mask.numel() for batch in batches if batch.sample_index[0] < 0)
+    assert numbers["padding"] == pytest.approx(1 - real / (padded - nulls))
+    assert numbers["padding"] < numbers["padding of random batches"]
+    assert numbers["steps in an epoch"] == len(batches) // 2 == (114 + 24) // 8
+    dataset = data.dataset("train")
+    good = [i for i in range(len(dataset)) if i not in {line["index"] for line in excluded(broken)}]
+    samples = [dataset[i] for i in good]
+    assert numbers["tokens"] == sum(len(sample.input_ids) for sample in samples)
+    assert numbers["supervised tokens"] == sum(int((sample.labels != IGNORE).sum()) for sample in samples)
+
+
+def excluded(broken: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (broken / "report" / "exclude.jsonl").read_text().splitlines()]
+
+
+def test_mistakes_are_said_in_a_paragraph(folder: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, words in (
+        (["--data.train.image_root=nowhere"], "there is no folder nowhere"),
+        (["--data.train=null", "--data.val=null"], "there is no data to look at"),
+        (["--data.train.weight=0"], "must be more than 0"),
+        (["--data.exclude=nowhere.jsonl"], "there is no file nowhere.jsonl"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments(folder, broken, *flags))
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not (broken / "report").exists()
