@@ -99,7 +99,7 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
         "**100 can be used (87.7%)**",
         "`image_size` | 1 |",
         "record 50 (id None)",
-        "404 Not Found",
+        "DOCTYPE",
         "| web | 8 | 8 |",
     ):
         assert words in page
