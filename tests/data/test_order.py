@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.data.order import Blocks, Share, padded_batches, rank_slice, splitmix64, whole_batches
+from lightning_switchkd.data.order import (
+    Blocks,
+    Share,
+    group_by_length,
+    padded_batches,
+    rank_slice,
+    splitmix64,
+    whole_batches,
+)
 from lightning_switchkd.data.order import epoch_order as order_of_shares
 
 sizes = st.integers(1, 300)
@@ -93,3 +103,48 @@ def test_small_blocks_come_within_large_ones() -> None:
     assert share.steps_together(8) == 12
     alone = Share(np.arange(n), blocks=(row_groups,)).walk(0, 0)
     assert len(set(alone[:200] // 100)) > 2
+
+
+@given(n=st.integers(1, 40), weight=st.sampled_from([0.1, 0.5, 1.0, 1.7, 3.0]), seed=st.integers(0, 9))
+def test_no_record_comes_again_before_all_have_come(n: int, weight: float, seed: int) -> None:
+    share = Share(np.arange(n) + 100, weight)
+    walked = np.concatenate([share.walk(seed, epoch) for epoch in range(8)])
+    assert len(walked) == 8 * share.taken
+    for start in range(0, len(walked) - n + 1, n):
+        assert sorted(walked[start : start + n]) == list(range(100, 100 + n))
+
+
+def test_shares_are_mixed_evenly() -> None:
+    shares = [Share(np.arange(300)), Share(np.arange(300, 1200), weight=1 / 3)]
+    order = order_of_shares(0, 0, shares)
+    assert len(order) == len(set(order)) == 600
+    of_first = [(order[start : start + 100] < 300).mean() for start in range(0, 600, 100)]
+    assert min(of_first) > 0.35
+    assert max(of_first) < 0.65
+
+
+@given(
+    steps=st.integers(1, 30),
+    step=st.integers(1, 6),
+    window=st.integers(1, 8),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 3),
+)
+def test_grouping_moves_no_record_out_of_its_window(steps: int, step: int, window: int, seed: int, epoch: int) -> None:
+    n = steps * step
+    order = epoch_order(seed, epoch, n)
+    lengths = splitmix64(np.arange(n, dtype=np.uint64)).astype(np.int64) % 50
+    grouped = group_by_length(order, lengths, step, window, seed, epoch)
+    for start in range(0, n, step * window):
+        inside = grouped[start : start + step * window]
+        assert sorted(inside) == sorted(order[start : start + step * window])
+        ranges = sorted((min(s), max(s)) for s in lengths[inside].reshape(-1, step).tolist())
+        assert window == 1 or all(a[1] <= b[0] for a, b in pairwise(ranges)), "like lengths share a step"
+
+
+def test_records_without_images_share_steps() -> None:
+    """A record without an image lies below all that have one, whatever its length."""
+    lengths = np.where(np.arange(640) % 5 == 0, np.arange(640), np.arange(640) + 2048)
+    grouped = group_by_length(epoch_order(0, 0, 640), lengths, 8, 40, 0, 0)
+    mixed = [len({int(i) % 5 == 0 for i in step}) for step in grouped.reshape(-1, 8)]
+    assert mixed.count(2) <= 2, "at most one step a window has both"
