@@ -98,7 +98,7 @@ def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path:
     sample = data.dataset("val")[0]
     assert inputs["input_ids"][0].tolist() == sample.input_ids.tolist()
     assert processor.tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
-    torch.testing.assert_close(inputs["pixel_values"], sample.pixels[0])
+    torch.testing.assert_close(inputs["pixel_values"], torch.stack(sample.pixels[0]))
     with torch.no_grad():
         assert torch.isfinite(model(**inputs).logits).all()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
 from lightning_switchkd.data.order import NULL
@@ -21,15 +23,15 @@ class Sample:
     Attributes:
         input_ids: ``[T]`` int64.
         labels: ``[T]`` int64, unshifted.
-        pixels: ``[m, 3, H, W]`` float32 for each image processor (the student's; the teacher's where it has its own);
-            m is 0 for a text-only record.
+        pixels: for each image processor (the student's; the teacher's where it has its own), ``[3, H, W]`` float32 of
+            each image.
         index: position of the record in its source.
         record_id: the record's own id.
     """
 
     input_ids: Tensor
     labels: Tensor
-    pixels: tuple[Tensor, ...]
+    pixels: tuple[tuple[Tensor, ...], ...]
     index: int
     record_id: str
 
@@ -55,7 +57,7 @@ class Collator:
         return Sample(
             input_ids=torch.tensor([self.pad_id]),
             labels=torch.tensor([IGNORE]),
-            pixels=tuple(blank.new_empty(0, *blank.shape) for blank in self.blanks),
+            pixels=((),) * len(self.blanks),
             index=NULL,
             record_id="",
         )
@@ -74,8 +76,8 @@ class Collator:
             image=int(images.sum()),
         )
         rows = torch.arange(len(samples)).repeat_interleave(images)  # [M]
-        pixels = [torch.cat(view) for view in zip(*(sample.pixels for sample in samples), strict=True)]
-        views = [view if len(view) else blank[None] for view, blank in zip(pixels, self.blanks, strict=True)]
+        pixels = [list(chain(*view)) for view in zip(*(sample.pixels for sample in samples), strict=True)]
+        views = [_stack(view or [blank]) for view, blank in zip(pixels, self.blanks, strict=True)]
         return Batch(
             input_ids=input_ids,
             attention_mask=mask,
@@ -92,3 +94,12 @@ class Collator:
     def _pad(self, rows: Sequence[Tensor], value: int) -> Tensor:
         padded = pad_sequence(list(rows), batch_first=True, padding_value=value)
         return torch.nn.functional.pad(padded, (0, -padded.shape[1] % self.pad_to_multiple_of), value=value)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """``[M, 3, H, W]``; in a worker, where the run will read it: it is not copied on its way there."""
+    if get_worker_info() is None:
+        return torch.stack(images)
+    size = len(images) * images[0].numel()
+    out = torch.empty(0).set_(torch.UntypedStorage._new_shared(size * images[0].element_size()), 0, (size,), (1,))
+    return torch.stack(images, out=out.view(len(images), *images[0].shape))

@@ -94,8 +94,5 @@ class VisionTextDataset(Dataset[Sample]):
             RecordError: as `read` does.
         """
         record, encoded, images = self.read(index)
-        pixels = tuple(
-            torch.stack([view(image) for image in images]) if images else torch.empty(0, 3, *view.size)
-            for view in self.pixels
-        )
+        pixels = tuple(tuple(view(image) for image in images) for view in self.pixels)
         return Sample(torch.tensor(encoded.input_ids), torch.tensor(encoded.labels), pixels, index, record.id)

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def same(a: Sample, b: Sample) -> bool:
     return all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
         for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(Sample) if f.name != "pixels")
-    ) and all(map(torch.equal, a.pixels, b.pixels))
+    ) and all(torch.equal(x, y) for x, y in zip(chain(*a.pixels), chain(*b.pixels), strict=True))
 
 
 @pytest.mark.parametrize("name", [*(f"again.{f}" for f in FORMATS), "many/part.tar", "many/part.parquet"])

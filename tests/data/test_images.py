@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import padding_to_square
@@ -161,3 +162,53 @@ def test_square_padding_is_llavas() -> None:
 
 def test_the_blank_image_has_the_size_of_all() -> None:
     assert torch.equal(Pixels(PLAIN).blank(), torch.zeros(3, 8, 8))
+
+
+class Counting(CLIPImageProcessorPil):
+    """CLIP's processor; says how often it was asked."""
+
+    asked = 0
+
+    def _preprocess(self, images: Any, **settings: Any) -> Any:
+        self.asked += 1
+        return super()._preprocess(images, **settings)
+
+
+class Vignette(Counting):
+    """Does something of its own."""
+
+    def _preprocess(self, images: Any, **settings: Any) -> Any:
+        made = super()._preprocess(images, **settings)
+        return made.__class__(
+            {"pixel_values": made["pixel_values"] * torch.linspace(0, 1, made["pixel_values"].shape[-1])}
+        )
+
+
+CLIP = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        CLIPImageProcessorPil(**CLIP),
+        Counting(**CLIP, resample=2, image_mean=[0.1, 0.5, 0.9], image_std=[0.3, 1.0, 2.0]),
+        Counting(size={"shortest_edge": 60}, crop_size={"height": 56, "width": 52}),
+        SiglipImageProcessorPil(size={"height": 48, "width": 40}),
+        SiglipImageProcessorPil(size={"height": 48, "width": 48}, do_normalize=False),
+        padding_to_square(CLIPImageProcessorPil(**CLIP)),
+        Vignette(**CLIP),
+        CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 56, "width": 56}),
+    ],
+    ids=["clip", "bilinear", "larger", "siglip", "bare", "square", "own", "small"],
+)
+def test_pixels_are_the_processors_to_the_bit(processor: Any) -> None:
+    pixels = Pixels(processor)
+    before = getattr(processor, "asked", None)
+    random = np.random.default_rng(1)
+    for shape in ((480, 640), (333, 500), (500, 333), (56, 56), (57, 99), (7, 300), (1, 9), (1000, 57)):
+        image = Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        ours = pixels(image)
+        if before is not None and not isinstance(processor, Vignette):
+            assert processor.asked == before, "not asked again"
+        assert torch.equal(ours, processor(image, return_tensors="pt").pixel_values[0])
+        before = getattr(processor, "asked", None)
