@@ -179,9 +179,11 @@ class Vignette(Counting):
 
     def _preprocess(self, images: Any, **settings: Any) -> Any:
         made = super()._preprocess(images, **settings)
-        return made.__class__(
-            {"pixel_values": made["pixel_values"] * torch.linspace(0, 1, made["pixel_values"].shape[-1])}
+        width = made["pixel_values"][0].shape[-1]
+        made["pixel_values"] = torch.stack([torch.as_tensor(one) for one in made["pixel_values"]]) * torch.linspace(
+            0, 1, width
         )
+        return made
 
 
 CLIP = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
