@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lightning_switchkd.data.sources.shards import Shard
 from lightning_switchkd.errors import UserError
 
-_VERSION = 2  # of what an index holds
+_VERSION = 3  # of what an index holds
 
 Index: TypeAlias = NDArray[np.int64]
 """``[n, 5]``, a row a record: where it is (two numbers, the format's own), CRC-32, bytes of text, number of images."""
