@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command import ROOT
 
 ROWS = (
@@ -18,6 +19,7 @@ ROWS = (
 )
 
 
+@pytest.mark.slow
 def test_the_data_benchmark_fills_its_table(tmp_path: Path) -> None:
     arguments = ["--records", "1200", "--workers", "2", "--folder", str(tmp_path)]
     done = subprocess.run(

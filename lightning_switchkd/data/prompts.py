@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from string import Template
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from lightning_switchkd.batch import IGNORE
 from lightning_switchkd.data.records import IMAGE_TOKEN, Record, RecordError, Role, Turn
 from lightning_switchkd.errors import UserError
 
-_Part: TypeAlias = tuple[str | int, bool]  # a text still to encode, or a token id; and whether it is learnt
+_Part: TypeAlias = tuple[str | list[int], bool]  # a text still to encode, or token ids; and whether they are learnt
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class Prompter:
         input_ids: list[int] = []
         labels: list[int] = []
         whole = True
-        for exchange in self._exchanges(record):
-            ids, exchange_labels = self._tokenize(part for turn in exchange for part in self._turn(turn, record))
+        exchanges = [[part for turn in turns for part in self._turn(turn, record)] for turns in self._exchanges(record)]
+        for ids, exchange_labels in self._tokenize(exchanges):
             if len(input_ids) + len(ids) > self.max_length:
                 whole = False
                 break
@@ -169,7 +169,7 @@ class Prompter:
         """
         turns = [turn for exchange in self._exchanges(record) for turn in exchange][:-1]
         header = self._control_text(self.style.headers["assistant"])
-        ids, _ = self._tokenize([*(part for turn in turns for part in self._turn(turn, record)), *header])
+        ((ids, _),) = self._tokenize([[*(part for turn in turns for part in self._turn(turn, record)), *header]])
         if len(ids) > self.max_length:
             raise RecordError(
                 "too_long", f"the question makes {len(ids)} tokens, more than max_length {self.max_length}"
@@ -208,30 +208,40 @@ class Prompter:
     def _question(self, text: str) -> Iterator[_Part]:
         for position, piece in enumerate(text.split(IMAGE_TOKEN)):
             if position > 0:
-                yield from [(self.control[IMAGE_TOKEN], False)] * self.image_tokens
+                yield [self.control[IMAGE_TOKEN]] * self.image_tokens, False
             if not self.style.images_only:
                 yield piece, False
 
     def _control_text(self, text: str, learnt: bool = False) -> Iterator[_Part]:
         """A text of the style, in which control tokens are control tokens."""
         for piece in self._split.split(text):
-            yield self.control.get(piece, piece), learnt
+            yield [self.control[piece]] if piece in self.control else piece, learnt
 
-    def _tokenize(self, parts: Iterable[_Part]) -> tuple[list[int], list[int]]:
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for (is_text, learnt), run in groupby(parts, key=lambda part: (isinstance(part[0], str), part[1])):
-            values = [value for value, _ in run]
-            ids = self._encode_text("".join(map(str, values))) if is_text else list(map(int, values))
-            input_ids += ids
-            labels += ids if learnt else [IGNORE] * len(ids)
-        return input_ids, labels
+    def _tokenize(self, exchanges: Sequence[Sequence[_Part]]) -> list[tuple[list[int], list[int]]]:
+        """Ids and labels of each exchange; neighbouring texts are one to the tokenizer, which is asked once for all."""
+        runs = [
+            [("".join(run) if is_text else list(chain(*run)), learnt) for is_text, learnt, run in _runs(parts)]
+            for parts in exchanges
+        ]
+        texts = [run for exchange in runs for run, _ in exchange if isinstance(run, str) and run]
+        settings = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        encoded = iter(self.tokenizer(texts, verbose=False, **settings)["input_ids"] if texts else ())
+        found = []
+        for exchange in runs:
+            input_ids: list[int] = []
+            labels: list[int] = []
+            for run, learnt in exchange:
+                ids = run if isinstance(run, list) else next(encoded) if run else []
+                input_ids += ids
+                labels += ids if learnt else [IGNORE] * len(ids)
+            found.append((input_ids, labels))
+        return found
 
-    def _encode_text(self, text: str) -> list[int]:
-        if not text:
-            return []
-        encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return list(encoding["input_ids"])
+
+def _runs(parts: Sequence[_Part]) -> Iterator[tuple[bool, bool, list[Any]]]:
+    """Neighbours of one kind: whether they are texts, whether they are learnt, and what they are."""
+    for (is_text, learnt), run in groupby(parts, key=lambda part: (isinstance(part[0], str), part[1])):
+        yield is_text, learnt, [value for value, _ in run]
 
 
 def _check_caption(record: Record) -> None:
