@@ -150,9 +150,10 @@ class ValidateDataCLI(SwitchKDCLI):
     def instantiate_classes(self) -> None:
         """Reads everything; the exit status is 1 where something is to be mended."""
         config, trainer = self.config, self.config.trainer
-        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+        devices = int(devices) if str(devices).isdecimal() else None  # flags give text; "auto" and -1 ask the machine
         data = LLaVADataModule(**config.data.as_dict())
-        geometry = trainer.accumulate_grad_batches, max(1, devices) * trainer.num_nodes
+        geometry = trainer.accumulate_grad_batches, devices * trainer.num_nodes if devices else None
         if not validate_data(data, Path(config.output), config.workers, *geometry):
             sys.exit(1)
 

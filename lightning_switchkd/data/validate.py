@@ -19,7 +19,7 @@ from lightning_switchkd.batch import IGNORE
 from lightning_switchkd.data.datamodule import LLaVADataModule, Split
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import Indices
-from lightning_switchkd.data.quarantine import Defect, said_counts
+from lightning_switchkd.data.quarantine import Defect, read_lines, said_counts
 from lightning_switchkd.data.records import Code, RecordError
 from lightning_switchkd.data.validation_report import write_report
 from lightning_switchkd.data.workers import read_ahead
@@ -138,31 +138,38 @@ def _key(what: str | bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest())
 
 
-def validate_data(data: LLaVADataModule, output: Path, workers: int, accumulate: int = 1, world_size: int = 1) -> bool:
+def validate_data(
+    data: LLaVADataModule, output: Path, workers: int, accumulate: int = 1, world_size: int | None = 1
+) -> bool:
     """Reads every record of every split that is set, writes a report, and says whether all can be used.
 
     Args:
         data: opens the splits.
-        output: folder of ``report.md``, ``report.json``, ``lengths.png`` and ``exclude.jsonl``.
+        output: folder of ``report.md``, ``report.json``, ``lengths.png`` and ``exclude.jsonl``. The list names what
+            ``data.exclude`` names as well, so that it may take that file's place.
         workers: processes that read; 0 reads here.
         accumulate: micro-batches of an optimizer step, to say how many steps an epoch takes.
-        world_size: processes that train, for the same.
+        world_size: processes that train, for the same; None, where nobody knows, counts as one.
 
     Raises:
         UserError: no split is set, or the data cannot be read at all.
     """
     if not (splits := data.splits):
         raise UserError("there is no data to look at: give data.train.annotations and data.train.image_root")
-    stream = data.stream("train", accumulate, world_size) if "train" in splits else None
+    for split in splits:  # a wrong path is said before any of them is read
+        data.dataset(split)
+    stream = data.stream("train", accumulate, world_size or 1) if "train" in splits else None
     output.mkdir(parents=True, exist_ok=True)
     partial = output / "exclude.jsonl.partial"
-    partial.unlink(missing_ok=True)
+    before = data.hparams["exclude"]
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(Path(before))] if before else []
+    partial.write_text("".join(lines), encoding="utf-8")
     found = [look_at(data, split, workers, partial) for split in splits]
     partial.replace(output / "exclude.jsonl")
-    numbers = write_report(output, found, stream, data.hparams)
-    for split, of_split in numbers.items():
+    numbers = write_report(output, found, stream, data.hparams, guessed=world_size is None)
+    for name, of_split in numbers.items():
         codes = f": {said_counts(of_split['codes'])}" if of_split["bad"] else ""
-        print(f"{split}: {of_split['usable']} of {of_split['records']} records can be used{codes}")
+        print(f"{name}: {of_split['usable']} of {of_split['records']} records can be used{codes}")
     print(f"The report is in {output / 'report.md'}.")
     return not any(findings.codes for findings in found)
 

@@ -35,7 +35,7 @@ WORST = 10  # data sets listed
 
 
 def write_report(
-    folder: Path, found: Sequence[Findings], stream: BatchStream | None, settings: Mapping[str, Any]
+    folder: Path, found: Sequence[Findings], stream: BatchStream | None, settings: Mapping[str, Any], guessed: bool
 ) -> dict[str, Any]:
     """Writes ``report.md``, ``report.json`` and ``lengths.png``; returns the numbers.
 
@@ -44,11 +44,13 @@ def write_report(
         found: the splits.
         stream: of the training split, in the geometry of training.
         settings: of the data module.
+        guessed: nobody knows how many processes will train; the stream is that of one.
     """
     numbers: dict[str, Any] = {findings.split: _numbers(findings) for findings in found}
     for findings in found:
         if findings.split == "train" and stream is not None:
             numbers["train"] |= _batches(findings, stream, settings["pad_to_multiple_of"])
+            numbers["train"]["processes"] = "unknown, counted as 1" if guessed else stream.world_size
         elif "train" in numbers:
             of_train = np.unique(np.frombuffer(found[0].pictures, np.uint64))
             mine = np.unique(np.frombuffer(findings.pictures, np.uint64))
@@ -79,7 +81,8 @@ def _numbers(findings: Findings) -> dict[str, Any]:
         "tokens": int(tokens.sum()),
         "supervised tokens": findings.supervised,
         "tokens of a record": {
-            name: int(np.percentile(tokens, q)) for name, q in (("median", 50), ("95 %", 95), ("longest", 100))
+            name: int(np.percentile(tokens, q))
+            for name, q in (("shortest", 0), ("median", 50), ("95 %", 95), ("99 %", 99), ("longest", 100))
         }
         if len(good)
         else {},
@@ -98,6 +101,8 @@ def _batches(findings: Findings, stream: BatchStream, multiple: int) -> dict[str
     return {
         "steps in an epoch": len(stream) // stream.accumulate,
         "records in a step": size * stream.world_size * stream.accumulate,
+        "records in a batch": size,
+        "batches accumulated": stream.accumulate,
         "padding": padding_share(order, findings.tokens, size, multiple),
         "padding of random batches": padding_share(shuffled, findings.tokens, size, multiple),
     }
@@ -122,7 +127,7 @@ def padding_share(order: Indices, tokens: NDArray[np.int32], batch_size: int, mu
 
 
 def _section(findings: Findings, numbers: Mapping[str, Any], folder: Path) -> list[str]:
-    usable = numbers["usable"] / max(1, numbers["records"])
+    usable, good = numbers["usable"] / max(1, numbers["records"]), max(1, numbers["usable"])
     excluded = f", {numbers['excluded before']:,} excluded before" if numbers["excluded before"] else ""
     lines = [
         f"# {findings.split}: {numbers['files']}",
@@ -130,19 +135,22 @@ def _section(findings: Findings, numbers: Mapping[str, Any], folder: Path) -> li
         f"{numbers['records']:,} records looked at{excluded}; **{numbers['usable']:,} can be used ({usable:.1%})**, "
         f"{numbers['bad']:,} cannot.",
         "",
-        f"- {numbers['text only']:,} are text only, {numbers['several images']:,} have several images.",
-        f"- {numbers['tokens']:,} tokens, {numbers['supervised tokens']:,} of them supervised. A record has "
-        + ", ".join(f"{value:,} ({name})" for name, value in numbers["tokens of a record"].items())
-        + f"; `max_length` cuts {numbers['cut by max_length']:,} short.",
+        f"- {numbers['text only']:,} ({numbers['text only'] / good:.1%}) are text only, {numbers['several images']:,} "
+        f"({numbers['several images'] / good:.1%}) have several images.",
+        f"- {numbers['tokens']:,} tokens, {numbers['supervised tokens']:,} of them supervised; `max_length` cuts "
+        f"{numbers['cut by max_length']:,} records short.",
         f"- {numbers['ids used more than once']:,} ids are used more than once.",
     ]
+    if lengths := numbers["tokens of a record"]:
+        lines.append("- Tokens of a record: " + ", ".join(f"{value:,} ({name})" for name, value in lengths.items()))
     if "images also in train" in numbers:
         lines.append(f"- {numbers['images also in train']:,} of its images are in train as well.")
     if "steps in an epoch" in numbers:
         lines.append(
             f"- An epoch takes {numbers['steps in an epoch']:,} optimizer steps of {numbers['records in a step']} "
-            f"records; {numbers['padding']:.1%} of the tokens are padding ({numbers['padding of random batches']:.1%} "
-            "in random batches)."
+            f"records (batch_size {numbers['records in a batch']} x accumulated {numbers['batches accumulated']} x "
+            f"processes {numbers['processes']}); {numbers['padding']:.1%} of the tokens are padding "
+            f"({numbers['padding of random batches']:.1%} in random batches)."
         )
     if numbers["bad"]:
         lines += ["", "| code | records | what to do |", "|---|---|---|"]

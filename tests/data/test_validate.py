@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from raws import BROKEN, break_images, talk
 from lightning_switchkd.batch import IGNORE
 from lightning_switchkd.cli import main
 from lightning_switchkd.data.datamodule import DataPaths
-from lightning_switchkd.data.validate import validate_data
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.io import ReadError
+from lightning_switchkd.data.validate import Findings, validate_data
 
 OTHER_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
     "nobody": ({"conversations": []}, "schema"),
@@ -30,7 +33,7 @@ OTHER_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture
 def broken(folder: Path, tmp_path: Path) -> Path:
-    """100 good records, one in three without an image, and one with every defect there is."""
+    """100 good records, one in three without an image, and 14 bad ones, of every code that training data can have."""
     root = tmp_path / "images"
     root.mkdir()
     break_images(root)
@@ -109,7 +112,82 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
     main(arguments(folder, broken, f"--data.exclude={report / 'exclude.jsonl'}", f"--output={broken / 'second'}"))
     assert "train: 100 of 100 records can be used\n" in capsys.readouterr().out
     assert "14 excluded before" in (broken / "second" / "report.md").read_text()
-    assert not (broken / "second" / "exclude.jsonl").read_text()
+    assert (broken / "second" / "exclude.jsonl").read_text() == (report / "exclude.jsonl").read_text()
+
+
+def test_a_list_is_kept_where_the_next_one_takes_its_place(folder: Path, broken: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(folder, broken))
+    exclude = broken / "report" / "exclude.jsonl"
+    first = exclude.read_text()
+    (broken / "images" / "held_out.png").unlink()
+    with pytest.raises(SystemExit):
+        main(arguments(folder, broken, f"--data.exclude={exclude}"))
+    assert exclude.read_text().startswith(first)
+    assert [line["code"] for line in excluded(broken)[len(first.splitlines()) :]] == ["image_missing"]
+    main(arguments(folder, broken, f"--data.exclude={exclude}"))
+    assert len(excluded(broken)) == 15
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"), [("2", "processes 2)"), ("[0, 1]", "processes 2)"), ("-1", "processes unknown, counted as 1)")]
+)
+def test_says_what_a_step_is_made_of(folder: Path, broken: Path, devices: str, said: str) -> None:
+    flags = (f"--trainer.devices={devices}", "--trainer.accumulate_grad_batches=3", "--workers=0")
+    with pytest.raises(SystemExit):
+        main(arguments(folder, broken, *flags))
+    records = 8 * 3 * (2 if "2" in said else 1)
+    page = (broken / "report" / "report.md").read_text()
+    assert f"{114 // records} optimizer steps of {records} records (batch_size 8 x accumulated 3 x {said}" in page
+
+
+def test_data_without_images_and_data_without_a_good_record(folder: Path, tmp_path: Path) -> None:
+    for name, answer in (("good", "a"), ("bad", " ")):
+        raws = [json.dumps({"id": i, "conversations": talk("q", answer)}) for i in range(16)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(raws))
+        data = tiny.data_module(folder, train=DataPaths(str(tmp_path / f"{name}.jsonl")), val=None)
+        assert validate_data(data, tmp_path / name, workers=0) is (name == "good")
+    assert "16 (100.0%) are text only" in (tmp_path / "good" / "report.md").read_text()
+    page = (tmp_path / "bad" / "report.md").read_text()
+    assert "**0 can be used (0.0%)**" in page
+    assert "Tokens of a record" not in page
+
+
+def test_a_failing_disk_is_no_bad_record(
+    folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise ReadError("the disk is gone")
+
+    monkeypatch.setattr(ImageFolder, "bytes_of", fail)  # the workers are forked: theirs as well
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(folder, broken, "--workers=2"))
+    assert stop.value.code == 2
+    assert "error: the disk is gone" in capsys.readouterr().err
+    assert not (broken / "report" / "report.md").exists()
+    assert not (broken / "report" / "exclude.jsonl").exists()
+
+
+def test_ctrl_c_ends_it_and_its_workers(
+    folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers: list[Any] = []
+
+    def press(*_: Any) -> None:
+        workers.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Findings, "add", press)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(folder, broken, "--workers=2"))
+    assert stop.value.code == 130
+    assert "Interrupted." in capsys.readouterr().err
+    del stop  # with its traceback, which holds the loader: a process that exits lets go of it
+    assert len(workers) == 2
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers)
+    assert not (broken / "report" / "exclude.jsonl").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -142,6 +220,7 @@ def test_mistakes_are_said_in_a_paragraph(folder: Path, broken: Path, capsys: py
     for flags, words in (
         (["--data.train.image_root=nowhere"], "there is no folder nowhere"),
         (["--data.train=null", "--data.val=null"], "there is no data to look at"),
+        (["--data.val.annotations=nowhere.json"], "data.val.annotations"),
         (["--data.train.weight=0"], "must be more than 0"),
         (["--data.exclude=nowhere.jsonl"], "there is no file nowhere.jsonl"),
     ):
