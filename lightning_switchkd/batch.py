@@ -44,12 +44,13 @@ class Counts:
 
 @dataclass  # not frozen: Lightning casts and copies batches field by field
 class Batch:
-    """One micro-batch, right-padded.
+    """One micro-batch: B rows of one record each, right-padded; or packed, one row of B records one after the other.
 
     Attributes:
-        input_ids: ``[B, T]`` int64. Every image stands as one ``<image>`` id per image feature.
-        attention_mask: ``[B, T]`` int64, 1 on real tokens; made from lengths, never from the pad id.
-        labels: ``[B, T]`` int64, **unshifted**; ``IGNORE`` where nothing is learnt.
+        input_ids: ``[B, T]`` int64, packed ``[1, T]``. Every image stands as one ``<image>`` id per image feature.
+        attention_mask: ``[B, T]`` int64, 1 on real tokens; made from lengths, never from the pad id. None where packed.
+        labels: ``[B, T]`` int64, packed ``[1, T]``, **unshifted**; ``IGNORE`` where nothing is learnt, and on the first
+            token of a packed record.
         pixel_values: ``[M, 3, H, W]`` float32 in placeholder order. Never empty: a batch without images carries one
             blank image (``image_row`` -1) so that every rank runs the same parts (STACK B).
         image_row: ``[M]`` int64, the record an image belongs to; -1 for the blank one, which always comes last.
@@ -58,13 +59,14 @@ class Batch:
         window: units in the whole accumulation window of this rank.
         window_start: True for the first micro-batch of its window.
         window_end: True for the last micro-batch of its window (the optimizer steps after it).
+        position_ids: ``[1, T]`` int64 only where packed, from 0 in each record; it tells kernels where one ends.
         pixel_values_teacher: ``[M, 3, H', W']`` only where the teacher's image processor differs.
         record_ids: the records' own ids, for messages.
         defects: records that should be here and are not.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     labels: Tensor
     pixel_values: Tensor
     image_row: Tensor
@@ -73,6 +75,7 @@ class Batch:
     window: Counts
     window_start: bool = True
     window_end: bool = True
+    position_ids: Tensor | None = None
     pixel_values_teacher: Tensor | None = None
     record_ids: tuple[str, ...] = ()
     defects: tuple[Defect, ...] = ()
@@ -91,4 +94,19 @@ class Batch:
         return self._map(lambda t: t.pin_memory())
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        return self.sample_index.shape[0]
+
+    @property
+    def record_of(self) -> Tensor:
+        """``[B * T]`` int64, packed ``[T]``: the record (its place in the batch) that each position belongs to."""
+        if self.position_ids is not None:
+            return (self.position_ids[0] == 0).cumsum(0) - 1
+        rows, columns = self.input_ids.shape
+        return torch.arange(rows, device=self.input_ids.device).repeat_interleave(columns)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[B]`` int64: real tokens of each record."""
+        if self.attention_mask is not None:
+            return self.attention_mask.sum(1)
+        return torch.zeros_like(self.sample_index).index_add_(0, self.record_of, torch.ones_like(self.input_ids[0]))

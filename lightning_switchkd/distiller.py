@@ -61,7 +61,7 @@ class Distiller(nn.Module):
         return Rows(
             hidden={side: states.flatten(0, 1)[positions] for side, states in self.pathways(batch, features).items()},
             targets=targets,
-            visual=has_image[positions // batch.labels.shape[1]],
+            visual=has_image[batch.record_of[positions]],
             vocabulary=self.vocabulary,
         )
 

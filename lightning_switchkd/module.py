@@ -26,7 +26,7 @@ from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
 from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
-from lightning_switchkd.vlm.compat import check_data, check_pair, same_encoder
+from lightning_switchkd.vlm.compat import check_data, check_packing, check_pair, same_encoder
 from lightning_switchkd.vlm.seams import Part
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,8 @@ class SwitchKD(L.LightningModule):
             if teacher_tokenizer is None:
                 log.warning("The teacher's folder holds no tokenizer: that both share one vocabulary is not checked.")
         check_pair(student, teacher, self.objective.needs, tokenizer, teacher_tokenizer)
+        if data.hparams["packing"]:
+            check_packing(student, teacher)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
         self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer)).train()
         self.train_means = Means(self.objective.terms)

@@ -23,13 +23,13 @@ def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Ten
 
     Args:
         student: the model that learns.
-        batch: token ids ``[B, T]``.
+        batch: token ids ``[B, T]``, packed ``[1, T]``.
         student_features: V^S(x_v) ``[M, P, H_v]``, computed once for this pathway and the switch.
 
     Returns:
         Hidden states ``[B, T, H_S]``.
     """
-    return student.decode(batch.input_ids, batch.attention_mask, student.project(student_features))
+    return student.decode(batch.input_ids, batch.attention_mask, student.project(student_features), batch.position_ids)
 
 
 def teacher_pathway(teacher: VLM, batch: Batch) -> Tensor:
@@ -40,7 +40,7 @@ def teacher_pathway(teacher: VLM, batch: Batch) -> Tensor:
     pixel_values = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
     with torch.no_grad():
         image_embeds = teacher.project(teacher.encode_image(pixel_values))
-        return teacher.decode(batch.input_ids, batch.attention_mask, image_embeds)
+        return teacher.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
 
 
 def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Tensor:
@@ -48,4 +48,4 @@ def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Tens
 
     Differentiated *through* the frozen teacher: its weights need no gradient, its activations keep their graph.
     """
-    return teacher.decode(batch.input_ids, batch.attention_mask, teacher.project(student_features))
+    return teacher.decode(batch.input_ids, batch.attention_mask, teacher.project(student_features), batch.position_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,9 +11,11 @@ import torch
 
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses import dbild
 from lightning_switchkd.losses.head import sum_rows
 from lightning_switchkd.objectives import SFT, ForwardKL, Objective, SwitchKDObjective
+from lightning_switchkd.vlm.compat import check_packing
 from lightning_switchkd.vlm.seams import PARTS
 
 PAIR = [("clip", "qwen2", True), ("clip", "llama", False), ("siglip", "qwen2", False), ("siglip", "llama", True)]
@@ -130,6 +133,55 @@ def test_no_image_or_no_answer_is_finite(batch: Batch) -> None:
             assert torch.isfinite(parameter.grad).all()
     if batch.counts.visual_token == 0:
         assert terms.sums["vsd"] == 0
+
+
+def packed_and_padded(folder: Path) -> list[tuple[Batch, Batch]]:
+    """The same records in both layouts: several lengths, with images and without."""
+    streams = [tiny.data_module(folder, packing=packing, seed=1).stream("train") for packing in (True, False)]
+    pairs = list(zip(*streams, strict=True))
+    assert all(packed.sample_index.tolist() == padded.sample_index.tolist() for packed, padded in pairs)
+    assert any(len(set(packed.lengths.tolist())) > 1 for packed, _ in pairs)
+    return pairs
+
+
+def losses_and_gradients(model: Distiller, batch: Batch) -> dict[str, torch.Tensor]:
+    """Every term's sum, and every gradient."""
+    model.zero_grad()
+    terms = model(batch, batch.counts.tensor(), 0)
+    terms.loss.backward()
+    gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
+    return {**terms.sums, **gradients}
+
+
+def test_packed_records_train_like_padded_ones(folder: Path) -> None:
+    """On a kernel that masks tokens of other records, which a run is refused: it does the same, only slower."""
+    model = distiller(SwitchKDObjective())
+    for packed, padded in packed_and_padded(folder):
+        assert packed.counts == padded.counts
+        found, expected = losses_and_gradients(model, packed), losses_and_gradients(model, padded)
+        assert found.keys() == expected.keys()
+        scale = max(float(value.abs().max()) for value in expected.values())
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12 * scale, msg=name)
+
+
+def test_packing_is_refused_where_it_would_only_cost(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"student's attention \(sdpa\) .* model\.student\.attn_implementation"):
+        tiny.trainer(tmp_path).fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder, packing=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: flex attention trains on no CPU")
+def test_packed_records_train_on_a_kernel_of_variable_length(folder: Path) -> None:
+    flex = {"attn_implementation": "flex_attention", "heads": 1}
+    pair = tiny.vlm(**flex), tiny.vlm(seed=1, width=32, lm="llama", tied=False, **flex)
+    check_packing(*pair)
+    model = Distiller(*pair, SwitchKDObjective(), vocabulary=len(tiny.tokenizer())).cuda()
+    for packed, padded in packed_and_padded(folder):
+        found, expected = (losses_and_gradients(model, batch.to("cuda")) for batch in (packed, padded))
+        scale = max(float(value.abs().max()) for value in expected.values())
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
 def test_lambda_warmup() -> None:

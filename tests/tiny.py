@@ -50,7 +50,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def spec(
-    tower: str = "clip", lm: str = "qwen2", tied: bool = True, width: int = 16, layers: int = 2, **changes: Any
+    tower: str = "clip",
+    lm: str = "qwen2",
+    tied: bool = True,
+    width: int = 16,
+    layers: int = 2,
+    heads: int = 2,
+    **changes: Any,
 ) -> VLMSpec:
     """A tiny model from parts with random weights."""
     vision = {
@@ -58,7 +64,7 @@ def spec(
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 3,
-        "num_attention_heads": 2,
+        "num_attention_heads": heads,
         "image_size": IMAGE_SIZE,
         "patch_size": PATCH,
     }
@@ -67,7 +73,7 @@ def spec(
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
-        "num_attention_heads": 2,
+        "num_attention_heads": heads,
         "num_key_value_heads": 1,
         "tie_word_embeddings": tied,
         "initializer_range": 0.3,

@@ -69,7 +69,7 @@ class Throughput(L.Callback):
             self._restart(pl_module.device)
 
     def _counted(self, batch: Batch, trainer: L.Trainer) -> Tensor:
-        lengths = batch.attention_mask.sum(1, dtype=torch.float64)  # [B]
+        lengths = batch.lengths.double()  # [B]
         stream: Any = trainer.train_dataloader
         numbers = [len(batch), batch.counts.token, 0, batch.input_ids.numel(), 0, batch.counts.image, stream.waited()]
         counted = torch.tensor(numbers, dtype=torch.float64).to(lengths.device, non_blocking=True)

@@ -1,10 +1,11 @@
-"""Samples -> Batch: right padding, the blank image, the counts."""
+"""Samples -> Batch: right padding or packing, the blank image, the counts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +46,14 @@ class Collator:
         image_id: the id of `<image>`.
         blanks: ``[3, H, W]`` for each image processor: stands in where a batch has no image.
         pad_to_multiple_of: lengths are rounded up to it: fewer shapes for kernels and compilers.
+        packing: records share one row, without padding.
     """
 
     pad_id: int
     image_id: int
     blanks: tuple[Tensor, ...]
     pad_to_multiple_of: int = 8
+    packing: bool = False
 
     def null(self) -> Sample:
         """A padding record: one token, no label, no image."""
@@ -64,24 +67,19 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch, its own window: whoever accumulates sets `window` (stream)."""
-        input_ids = self._pad([sample.input_ids for sample in samples], self.pad_id)  # [B, T]
-        labels = self._pad([sample.labels for sample in samples], IGNORE)  # [B, T]
-        mask = self._pad([torch.ones_like(sample.input_ids) for sample in samples], 0)  # [B, T]
         images = torch.tensor([len(sample.pixels[0]) for sample in samples])  # [B]
-        supervised = count_supervised(labels)  # [B]
+        supervised = torch.cat([count_supervised(sample.labels[None]) for sample in samples])  # [B]
         counts = Counts(
             token=int(supervised.sum()),
             visual_token=int(supervised[images > 0].sum()),
-            image_token=int(((input_ids == self.image_id) & (mask == 1)).sum()),
+            image_token=sum(int((sample.input_ids == self.image_id).sum()) for sample in samples),
             image=int(images.sum()),
         )
         rows = torch.arange(len(samples)).repeat_interleave(images)  # [M]
         pixels = [list(chain(*view)) for view in zip(*(sample.pixels for sample in samples), strict=True)]
         views = [_stack(view or [blank]) for view, blank in zip(pixels, self.blanks, strict=True)]
         return Batch(
-            input_ids=input_ids,
-            attention_mask=mask,
-            labels=labels,
+            **(self._packed(samples) if self.packing else self._padded(samples)),
             pixel_values=views[0],
             image_row=rows if len(rows) else torch.tensor([NULL]),
             sample_index=torch.tensor([sample.index for sample in samples]),
@@ -90,6 +88,24 @@ class Collator:
             pixel_values_teacher=views[1] if len(views) > 1 else None,
             record_ids=tuple(sample.record_id for sample in samples),
         )
+
+    def _padded(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """``[B, T]``."""
+        return {
+            "input_ids": self._pad([sample.input_ids for sample in samples], self.pad_id),
+            "attention_mask": self._pad([torch.ones_like(sample.input_ids) for sample in samples], 0),
+            "labels": self._pad([sample.labels for sample in samples], IGNORE),
+        }
+
+    def _packed(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """``[1, T]``; the first token of a record is nobody's next."""
+        position_ids = torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])
+        return {
+            "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
+            "attention_mask": None,
+            "labels": torch.cat([sample.labels for sample in samples]).masked_fill(position_ids == 0, IGNORE)[None],
+            "position_ids": position_ids[None],
+        }
 
     def _pad(self, rows: Sequence[Tensor], value: int) -> Tensor:
         padded = pad_sequence(list(rows), batch_first=True, padding_value=value)

@@ -81,6 +81,8 @@ class LLaVADataModule(LightningDataModule):
         upright: turn images as their EXIF data say (LLaVA's own code does not).
         square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
         pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
+        packing: put the records of a micro-batch into one row, one after the other, without padding; both models need
+            an attention kernel of variable length (``attn_implementation`` flash_attention_2 or flex_attention).
         cache_dir: folder for downloaded files of data behind URLs; None is the user's cache folder.
         cache_gb: most gigabytes they take up there; where not all fit, records are shuffled within as many as do.
     """
@@ -108,6 +110,7 @@ class LLaVADataModule(LightningDataModule):
         upright: bool = True,
         square_pad: bool = False,
         pad_to_multiple_of: int = 8,
+        packing: bool = False,
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
     ) -> None:
@@ -251,6 +254,7 @@ class LLaVADataModule(LightningDataModule):
             image_id=self.processor.image_token_id,
             blanks=tuple(pixels.blank() for pixels in self.pixels),
             pad_to_multiple_of=self.hparams["pad_to_multiple_of"],
+            packing=self.hparams["packing"],
         )
         return BatchStream(
             self.dataset(split),

@@ -49,7 +49,7 @@ def write_report(
     numbers: dict[str, Any] = {findings.split: _numbers(findings) for findings in found}
     for findings in found:
         if findings.split == "train" and stream is not None:
-            numbers["train"] |= _batches(findings, stream, settings["pad_to_multiple_of"])
+            numbers["train"] |= _batches(findings, stream, settings)
             numbers["train"]["processes"] = "unknown, counted as 1" if guessed else stream.world_size
         elif "train" in numbers:
             of_train = np.unique(np.frombuffer(found[0].pictures, np.uint64))
@@ -93,18 +93,21 @@ def _numbers(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _batches(findings: Findings, stream: BatchStream, multiple: int) -> dict[str, Any]:
+def _batches(findings: Findings, stream: BatchStream, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What an epoch takes: bad records drop out of their batches."""
     order = stream.order(0)
     size = stream.batch_size
     shuffled = np.random.default_rng(0).permutation(order)
+    padding = {
+        name: 0.0 if settings["packing"] else padding_share(o, findings.tokens, size, settings["pad_to_multiple_of"])
+        for name, o in (("padding", order), ("padding of random batches", shuffled))
+    }
     return {
         "steps in an epoch": len(stream) // stream.accumulate,
         "records in a step": size * stream.world_size * stream.accumulate,
         "records in a batch": size,
         "batches accumulated": stream.accumulate,
-        "padding": padding_share(order, findings.tokens, size, multiple),
-        "padding of random batches": padding_share(shuffled, findings.tokens, size, multiple),
+        **padding,
     }
 
 

@@ -20,6 +20,28 @@ FEATURE_SPACE_MENDING = {
 }
 
 
+PACKING_KERNELS = ("flash_attention", "flex_attention")
+"""Beginnings of the names of attention kernels that cost nothing between packed records."""
+
+
+def check_packing(student: VLM, teacher: VLM | None) -> None:
+    """Packed records need attention kernels of variable length.
+
+    Raises:
+        UserError: a model's kernel is none; the message names the model and the setting.
+    """
+    for name, model in {"student": student, "teacher": teacher}.items():
+        if model is not None and not model.attention.startswith(PACKING_KERNELS):
+            raise UserError(
+                f"data.packing puts the records of a micro-batch into one row, but the {name}'s attention "
+                f"({model.attention}) computes every pair of tokens in that row and then masks those of different "
+                "records: the row would cost about as many times the padded batch's attention as it holds records. "
+                f"Set model.{name}.attn_implementation to a kernel of variable length (flash_attention_2, on a GPU "
+                "and in 16-bit values; or flex_attention), or leave data.packing off: data.group_window already keeps "
+                "padding to a few percent."
+            )
+
+
 def check_data(student: VLM, tokenizer: PreTrainedTokenizerBase, image_tokens: int) -> None:
     """The student must read the ids and images that the processor makes.
 

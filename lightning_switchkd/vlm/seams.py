@@ -77,8 +77,17 @@ class VLM(nn.Module, ABC):
         """Vision features ``[M, P, H_v]`` -> image embeddings of the language model's width ``[M, P, H]``."""
 
     @abstractmethod
-    def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
-        """Token ids ``[B, T]`` with image embeddings in their places -> final hidden states ``[B, T, H]``."""
+    def decode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_embeds: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids ``[B, T]`` with image embeddings in their places -> final hidden states ``[B, T, H]``.
+
+        Where records are packed (no mask), `position_ids` restart at each: no token sees another record's.
+        """
 
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
@@ -89,6 +98,11 @@ class VLM(nn.Module, ABC):
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
     ) -> Tensor:
         """Greedy continuation ``[B, <= max_new_tokens]`` of left-padded prompts; after a stop id come only stop ids."""
+
+    @property
+    @abstractmethod
+    def attention(self) -> str:
+        """The attention kernel of the language model, by its name in transformers."""
 
     @property
     @abstractmethod
@@ -201,10 +215,20 @@ class Llava(VLM):
         # A blank image stays over at the end and is scattered nowhere: its path is run, at weight 0.
         return cast(Tensor, embeds.masked_scatter(is_image[..., None], image_embeds.to(embeds.dtype)))
 
-    def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
-        embeds = self._embed(input_ids, image_embeds)
-        lm = self.model.model.language_model
-        return cast(Tensor, lm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state)
+    def decode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_embeds: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        out = self.model.model.language_model(
+            inputs_embeds=self._embed(input_ids, image_embeds),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        )
+        return cast(Tensor, out.last_hidden_state)
 
     def head(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.model.lm_head(hidden))
@@ -221,6 +245,10 @@ class Llava(VLM):
             pad_token_id=stop_ids[0],
         )
         return cast(Tensor, generated)
+
+    @property
+    def attention(self) -> str:
+        return str(self.model.model.language_model.config._attn_implementation)
 
     @property
     def head_size(self) -> int:

@@ -35,6 +35,23 @@ def test_a_batch_by_hand() -> None:
     assert batch.pixel_values.dtype == torch.float32
 
 
+def test_a_packed_batch_by_hand() -> None:
+    collate = Collator(pad_id=PAD, image_id=IMAGE, blanks=(torch.zeros(3, 4, 4),), packing=True)
+    records = [sample([7, 0, 0], 3, index=4), collate.null(), sample([1, 9, 9, 5, 6], 2, images=1, index=3)]
+    batch = collate(records)
+    assert batch.input_ids.tolist() == [[7, 0, 0, PAD, 1, 9, 9, 5, 6]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
+    assert batch.labels.tolist() == [[-100, 0, 0, -100, -100, -100, -100, 5, 6]], "no record predicts the next one"
+    assert batch.attention_mask is None
+    assert (len(batch), batch.image_row.tolist(), batch.sample_index.tolist()) == (3, [2], [4, -1, 3])
+    assert batch.record_of.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    padded = COLLATE(records)
+    assert batch.lengths.tolist() == padded.lengths.tolist() == [3, 1, 5]
+    assert batch.counts == padded.counts == Counts(token=4, visual_token=2, image_token=2, image=1)
+    assert padded.record_of.tolist() == [row for row in range(3) for _ in range(8)]
+
+
 def test_images_keep_their_order() -> None:
     batch = COLLATE([sample([1], 0), sample([9, 9, 1, 1], 1, images=2, index=1), sample([9, 1], 1, images=1, index=2)])
     assert batch.image_row.tolist() == [1, 1, 2]

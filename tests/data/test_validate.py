@@ -205,6 +205,9 @@ def test_numbers_are_those_of_the_batches_to_come(folder: Path, broken: Path, wo
     assert numbers["padding"] == pytest.approx(1 - real / (padded - nulls))
     assert numbers["padding"] < numbers["padding of random batches"]
     assert numbers["steps in an epoch"] == len(batches) // 2 == (114 + 24) // 8
+    packed = tiny.data_module(folder, train=paths, val=None, packing=True, max_bad_share=1.0)
+    assert not validate_data(packed, broken / "packed", workers)
+    assert json.loads((broken / "packed" / "report.json").read_text())["train"]["padding"] == 0.0
     dataset = data.dataset("train")
     good = [i for i in range(len(dataset)) if i not in {line["index"] for line in excluded(broken)}]
     samples = [dataset[i] for i in good]
