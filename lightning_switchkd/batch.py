@@ -6,8 +6,9 @@ B records, T tokens, V vocabulary, H width, P features per image, N supervised t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,16 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
         return self._map(lambda t: t.pin_memory())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # From a worker to its run, ids go by value: as shared memory each tensor costs a file descriptor's journey.
+        return {
+            name: value.numpy() if isinstance(value, Tensor) and value.dtype == torch.int64 and value.is_cpu else value
+            for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update((k, torch.from_numpy(v) if isinstance(v, np.ndarray) else v) for k, v in state.items())
 
     def __len__(self) -> int:
         return self.sample_index.shape[0]

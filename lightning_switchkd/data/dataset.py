@@ -95,4 +95,5 @@ class VisionTextDataset(Dataset[Sample]):
         """
         record, encoded, images = self.read(index)
         pixels = tuple(tuple(view(image) for image in images) for view in self.pixels)
-        return Sample(torch.tensor(encoded.input_ids), torch.tensor(encoded.labels), pixels, index, record.id)
+        input_ids, labels = (torch.from_numpy(np.array(ids)) for ids in (encoded.input_ids, encoded.labels))
+        return Sample(input_ids, labels, pixels, index, record.id)

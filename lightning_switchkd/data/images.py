@@ -96,6 +96,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.int64)
         image = Image.fromarray((np.clip(grey, 0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "RGB" and not image.has_transparency_data:
+        image.load()
+        return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

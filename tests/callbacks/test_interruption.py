@@ -54,12 +54,12 @@ def assert_equal_rows(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) 
 
 
 MOMENTS = [
-    ("on_train_batch_start", 2, signal.SIGINT),
+    pytest.param("on_train_batch_start", 2, signal.SIGINT, marks=pytest.mark.slow),
     ("on_train_batch_end", 3, signal.SIGTERM),  # a validation is due
     ("on_validation_batch_end", 3, signal.SIGINT),
-    ("on_train_batch_end", 6, signal.SIGINT),  # the end of an epoch
+    pytest.param("on_train_batch_end", 6, signal.SIGINT, marks=pytest.mark.slow),  # the end of an epoch
     ("on_train_batch_end", 4, signal.SIGTERM),  # a checkpoint and a log line are due
-    ("on_train_batch_start", 7, signal.SIGTERM),
+    pytest.param("on_train_batch_start", 7, signal.SIGTERM, marks=pytest.mark.slow),
 ]
 
 
@@ -140,6 +140,7 @@ def rank(rank: int, folder: Path, root: Path) -> None:
 NO_SIGNAL = signalled("on_train_batch_start", -1)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_continue(folder: Path, tmp_path: Path) -> None:
     tiny.on_two_ranks(rank, folder, tmp_path, seconds=300)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

@@ -104,6 +104,7 @@ def rank(rank: int, folder: Path, root: Path) -> None:
         torch.save(found, root / "two.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_add_up(folder: Path, tmp_path: Path) -> None:
     """The same records a step: as many tokens for each supervised one, and the same padding where lengths allow."""
     import torch
