@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_switchkd.batch import Batch
-from lightning_switchkd.losses.head import Heads, Rows, Side
+from lightning_switchkd.losses.head import LOGITS_GIB, Heads, Rows, Side
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.pathways import student_pathway, switch_pathway, teacher_pathway
@@ -24,14 +24,23 @@ class Distiller(nn.Module):
         teacher: the model it learns from; None for objectives that need none.
         objective: cross-entropy plus terms.
         vocabulary: real token ids that both models share; terms compare logits on these only.
+        logits_gib: most memory for logits at a time.
     """
 
-    def __init__(self, student: VLM, teacher: VLM | None, objective: Objective, vocabulary: int) -> None:
+    def __init__(
+        self,
+        student: VLM,
+        teacher: VLM | None,
+        objective: Objective,
+        vocabulary: int,
+        logits_gib: float = LOGITS_GIB,
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher = None if teacher is None else Frozen(teacher)
         self.objective = objective
         self.vocabulary = vocabulary
+        self.logits_gib = logits_gib
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 
@@ -44,7 +53,8 @@ class Distiller(nn.Module):
             step: optimizer steps taken so far.
         """
         features = self.features(batch)
-        terms = cast(Terms, self.objective(self.rows(batch, features), self.heads(), totals, step))
+        rows = self.rows(batch, features)
+        terms = cast(Terms, self.objective(rows, self.heads(), totals, step, self.logits_gib))
         return replace(terms, features=features)
 
     def features(self, batch: Batch) -> dict[Side, Tensor]:
@@ -79,7 +89,8 @@ class Distiller(nn.Module):
         """Each pathway's output head; the switch pathway ends in the teacher's."""
         if self.teacher is None:
             return {"student": self.student.head}
-        return {"student": self.student.head, "teacher": self.teacher.vlm.head, "switch": self.teacher.vlm.head}
+        teacher = self.teacher.vlm.head
+        return {"student": self.student.head, "teacher": teacher, "switch": teacher}
 
     @property
     def frozen_teacher(self) -> VLM:

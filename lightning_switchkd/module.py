@@ -22,6 +22,7 @@ from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.losses.head import LOGITS_GIB
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
@@ -48,6 +49,8 @@ class SwitchKD(L.LightningModule):
         betas: AdamW's running averages.
         warmup: part of all steps (below 1) or number of steps (from 1) over which the learning rate rises.
         lr_end: part of the learning rate that is left at the end of the cosine.
+        logits_gib: most memory, in GiB, that logits take up at a time: as many rows go through the heads together as
+            fit in. More is not faster once a chunk has a few hundred rows.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class SwitchKD(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.03,
         lr_end: float = 0.0,
+        logits_gib: float = LOGITS_GIB,
     ) -> None:
         super().__init__()
         self.student_spec = student
@@ -80,6 +84,9 @@ class SwitchKD(L.LightningModule):
         self.betas = betas
         self.warmup = warmup
         self.lr_end = lr_end
+        if not logits_gib > 0:
+            raise UserError(f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0 (default 1).")
+        self.logits_gib = logits_gib
         self._distiller: Distiller | None = None
         self._switch_looked_at = False
         self._totals: Tensor | None = None
@@ -127,7 +134,7 @@ class SwitchKD(L.LightningModule):
         if data.hparams["packing"]:
             check_packing(student, teacher)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
-        self._distiller = Distiller(student, teacher, self.objective, vocabulary=len(tokenizer)).train()
+        self._distiller = Distiller(student, teacher, self.objective, len(tokenizer), self.logits_gib).train()
         self.train_means = Means(self.objective.terms)
         self.held_out_means = Means([*self.objective.terms, "correct"])
 

@@ -60,7 +60,7 @@ def touched(model: Distiller) -> dict[str, bool]:
 def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
     model = distiller(copy.deepcopy(objective), tower)
     rows = model.rows(tiny.batch(), model.features(tiny.batch()))
-    sum_rows(rows, model.heads(), {term: model.objective.terms[term]})[0][term].backward()
+    sum_rows(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     behind = set(model.student.parameters()) - {p for part in PARTS for p in model.student.part_parameters(part)}

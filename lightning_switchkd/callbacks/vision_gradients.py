@@ -31,8 +31,8 @@ class VisionGradients(L.Callback):
 
     Args:
         split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs
-            one more backward through the language models per term in that step (with three terms about as much as two
-            steps); 0 never does.
+            one more pass through the heads and backward through the language models per term in that step (with three
+            terms about as much as two steps); 0 never does.
     """
 
     def __init__(self, split_every_n_steps: int = 0) -> None:
@@ -68,14 +68,21 @@ class VisionGradients(L.Callback):
         if not distiller.training or not features or not torch.is_grad_enabled():
             return
         assert self._trainer is not None
-        if self._split_due(self._trainer.global_step):
-            for name, share in terms.shares.items():
-                gradients = torch.autograd.grad(share, list(features.values()), retain_graph=True, allow_unused=True)
-                squares = sum((g.double().square().sum() for g in gradients if g is not None), share.new_zeros(()))
-                self._terms.update({name: squares}, {name: 0})
+        for name, share in terms.shares.items():
+            gradients = torch.autograd.grad(share, list(features.values()), retain_graph=True, allow_unused=True)
+            squares = sum((g.double().square().sum() for g in gradients if g is not None), share.new_zeros(()))
+            self._terms.update({name: squares}, {name: 0})
+        distiller.objective.separate = False
         self._first, self._sides = {}, list(features)
         for side, tensor in features.items():
             tensor.register_hook(partial(self._see, side))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Has the terms made one by one where their split is due."""
+        assert isinstance(pl_module, SwitchKD)
+        pl_module.objective.separate = self._split_due(trainer.global_step)
 
     def _split_due(self, step: int) -> bool:
         return self.split_every_n_steps > 0 and step % self.split_every_n_steps == 0

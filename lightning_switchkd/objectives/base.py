@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from typing import ClassVar, Literal, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_switchkd.batch import Counts
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.head import Chunk, Heads, Rows, Side, Statistics, sum_rows
+from lightning_switchkd.losses.head import LOGITS_GIB, Chunk, Heads, Rows, Side, Statistics, sum_rows
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
@@ -52,7 +50,7 @@ class CrossEntropy(RowTerm):
     """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
 
     def forward(self, rows: Chunk) -> Tensor:
-        return F.cross_entropy(rows.whole("student"), rows.targets, reduction="none")
+        return rows.log_normaliser("student") - rows.at("student", rows.targets[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -60,25 +58,22 @@ class Terms:
     """What one micro-batch contributes.
 
     Attributes:
-        shares: scalars by term, weight · (sum over local units / units in the whole optimizer step), to be
-            differentiated.
+        loss: scalar to be differentiated, Σ weight · (sum over local units / units in the whole optimizer step); added
+            up over ranks and accumulated micro-batches it is the loss of the step.
         sums: detached sums over this micro-batch's units, by term; ``correct`` counts right top-1 tokens in validation.
         units: what each of ``sums`` is counted by.
         statistics: what the terms tell of their rows, by term, while the objective is ``observed``.
+        shares: each term's part of the loss, to be differentiated alone, while the objective is ``separate``.
         features: V^S(x_v) ``[M, P, H_v]`` as each pathway reads it: the gradient here is what that pathway sends into
             the vision encoder.
     """
 
-    shares: dict[str, Tensor]
+    loss: Tensor
     sums: dict[str, Tensor]
     units: dict[str, str]
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
     features: dict[Side, Tensor] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> Tensor:
-        """Scalar; added up over ranks and accumulated micro-batches it is the loss of the step."""
-        return torch.stack(list(self.shares.values())).sum()
 
     def counts(self, counts: Counts) -> dict[str, int]:
         """How many units of a micro-batch each of ``sums`` is over."""
@@ -95,6 +90,7 @@ class Objective(nn.Module):
 
     Attributes:
         observed: whether ``Terms.statistics`` is filled; a callback that reads them sets it.
+        separate: whether ``Terms.shares`` is filled, at the cost of the heads once more for each term.
     """
 
     def __init__(
@@ -107,7 +103,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({"ce": CrossEntropy(), **(terms or {})})
         self.weights = dict(weights or {})
         self.warmup_steps = warmup_steps
-        self.observed = False
+        self.observed = self.separate = False
         for name, weight in self.weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(
@@ -134,7 +130,7 @@ class Objective(nn.Module):
             return 1.0
         return self.weights[name] * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
 
-    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int) -> Terms:
+    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int, logits_gib: float = LOGITS_GIB) -> Terms:
         """Evaluates every term on this micro-batch.
 
         Args:
@@ -142,14 +138,18 @@ class Objective(nn.Module):
             heads: their output heads.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far, for the weights' schedule.
+            logits_gib: most memory for logits at a time.
         """
         terms = self._terms()
-        sums, statistics = sum_rows(rows, heads, terms, top1=not self.training, observe=self.observed)
-        units: dict[str, str] = {name: terms[name].unit if name in terms else "token" for name in sums}
-        shares = {
-            name: self.weight(name, step)
-            * sums[name]
-            / totals[UNITS.index(units[name])].clamp(min=1).to(sums[name].dtype)
-            for name in terms
+        units: dict[str, str] = {**{name: term.unit for name, term in terms.items()}, "correct": "token"}
+        weights = {
+            name: self.weight(name, step) / totals[UNITS.index(units[name])].clamp(min=1).double() for name in terms
         }
-        return Terms(shares, {name: value.detach() for name, value in sums.items()}, units, statistics)
+        found = sum_rows(
+            rows, heads, terms, weights, logits_gib=logits_gib, top1=not self.training, observe=self.observed
+        )
+        shares = {
+            name: sum_rows(rows, heads, {name: term}, weights, logits_gib=logits_gib).loss
+            for name, term in (terms.items() if self.separate else ())
+        }
+        return Terms(found.loss, found.sums, {name: units[name] for name in found.sums}, found.statistics, shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -44,16 +45,18 @@ def step_cost(distiller: Distiller) -> StepCost:
     trains = {part: any(p.requires_grad for p in student.part_parameters(part)) for part in PARTS}
     reaches_projector = trains["vision"]  # whether a gradient has to pass through a part to what lies before it
     reaches_lm = reaches_projector or trains["projector"] or trains["lm"]  # its embeddings train with it
-    passes: list[tuple[VLM, Part, float]] = [
+    passes: list[tuple[VLM, Part | Literal["head"], float]] = [
         (student, "vision", 1 + 2 * trains["vision"]),
         (student, "projector", 1 + reaches_projector + trains["projector"]),
         (student, "lm", 1 + reaches_lm + trains["lm"]),
+        (student, "head", 1 + reaches_lm + trains["lm"]),
     ]
     if Need.TEACHER in needs:
         teacher = distiller.frozen_teacher
-        passes += [(teacher, "vision", 1), (teacher, "projector", 1), (teacher, "lm", 1)]
-        if Need.SWITCH in needs:
-            passes += [(teacher, "projector", 1 + reaches_projector), (teacher, "lm", 1 + reaches_projector)]
+        passes += [(teacher, "vision", 1), (teacher, "projector", 1), (teacher, "lm", 1), (teacher, "head", 1)]
+        if Need.SWITCH in needs:  # few of its logits have a gradient: the way back through the head costs nothing
+            back = 1 + reaches_projector
+            passes += [(teacher, "projector", back), (teacher, "lm", back), (teacher, "head", 1)]
     cost = dict.fromkeys(("token", "pair", "image", "row"), 0.0)
     for vlm, part, times in passes:
         for unit, operations in _forward(vlm, part).items():
@@ -62,7 +65,7 @@ def step_cost(distiller: Distiller) -> StepCost:
     return StepCost(cost["token"], cost["pair"], cost["image"], cost["row"])
 
 
-def _forward(vlm: VLM, part: Part) -> dict[str, float]:
+def _forward(vlm: VLM, part: Part | Literal["head"]) -> dict[str, float]:
     """Operations of one forward through a part, by unit."""
     config = vlm.model.config
     if part == "vision":
@@ -75,13 +78,14 @@ def _forward(vlm: VLM, part: Part) -> dict[str, float]:
         return {"image": stem + blocks + 4.0 * layers * positions**2 * vision.hidden_size}
     if part == "projector":
         return {"image": 2.0 * vlm.feature_space.tokens * sum(p.weight.numel() for p in _matmuls(vlm.parts()[part]))}
+    body, head = vlm.parts()["lm"]
+    if part == "head":
+        return {"row": 2.0 * sum(p.weight.numel() for p in _matmuls([head]))}
     text = config.text_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    body, head = vlm.parts()["lm"]
     return {
         "token": 2.0 * sum(p.weight.numel() for p in _matmuls([body])),
         "pair": 4.0 * text.num_hidden_layers * text.num_attention_heads * head_dim,
-        "row": 2.0 * sum(p.weight.numel() for p in _matmuls([head])),
     }
 
 

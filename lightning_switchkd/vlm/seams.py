@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.head import Head
 
 Part = Literal["vision", "projector", "lm"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "lm")
@@ -89,8 +90,9 @@ class VLM(nn.Module, ABC):
         Where records are packed (no mask), `position_ids` restart at each: no token sees another record's.
         """
 
+    @property
     @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self) -> Head:
         """Hidden states ``[..., H]`` -> logits ``[..., V]`` over the whole head, padding columns included."""
 
     @abstractmethod
@@ -230,8 +232,9 @@ class Llava(VLM):
         )
         return cast(Tensor, out.last_hidden_state)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self.model.lm_head(hidden))
+    @property
+    def head(self) -> Head:
+        return Head(self.model.lm_head.weight, self.model.lm_head.bias)
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
