@@ -85,7 +85,9 @@ class SwitchKD(L.LightningModule):
         self.warmup = warmup
         self.lr_end = lr_end
         if not logits_gib > 0:
-            raise UserError(f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0 (default 1).")
+            raise UserError(
+                f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0 (default {LOGITS_GIB})."
+            )
         self.logits_gib = logits_gib
         self._distiller: Distiller | None = None
         self._switch_looked_at = False

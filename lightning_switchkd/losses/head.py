@@ -22,7 +22,7 @@ Side = Literal["student", "teacher", "switch"]
 Statistics = dict[str, Tensor]
 """What a term can tell of its rows beside the loss: name -> ``[n]``, one value per row."""
 
-LOGITS_GIB = 1.0
+LOGITS_GIB = 0.5
 """Memory that the logits of a chunk take up by default."""
 
 
@@ -44,7 +44,18 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[..., H]`` -> logits ``[..., V]``, padding columns included."""
-        logits = F.linear(hidden, self.weight, self.bias)
+        return self._shaped(F.linear(hidden, self.weight, self.bias))
+
+    def exactly(self, hidden: Tensor) -> Tensor:
+        """The same of hidden states ``[n, H]`` in at least float32: on a GPU also where the product is of 16 bits."""
+        hidden = hidden.to(self.weight.dtype)
+        if not hidden.is_cuda or self.weight.element_size() > 2:
+            logits = F.linear(hidden, self.weight, self.bias)
+            return self._shaped(logits if logits.dtype == torch.float64 else logits.float())
+        logits = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
+        return self._shaped(logits if self.bias is None else logits.add_(self.bias))
+
+    def _shaped(self, logits: Tensor) -> Tensor:
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -131,9 +142,7 @@ class Chunk:
     def logits(self, side: Side) -> Tensor:
         """``[n, V]`` logits of the whole head, at least float32; a gradient passes through :meth:`all` and the like."""
         if side not in self._logits:
-            head = self.heads[side]
-            logits = head(self.rows.hidden[side].to(head.weight.dtype))
-            self._logits[side] = logits if logits.dtype == torch.float64 else logits.float()
+            self._logits[side] = self.heads[side].exactly(self.rows.hidden[side])
         return self._logits[side]
 
     def all(self, side: Side) -> Tensor:
@@ -152,7 +161,7 @@ class Chunk:
     def log_normaliser(self, side: Side) -> Tensor:
         """``[n]`` log Σ exp of all the head's logits, padding columns included."""
         if side not in self.read_normaliser:
-            parts = [part.logsumexp(-1) for part in _pieces(self.logits(side))]
+            parts = [_log_sum_exp(part) for part in _pieces(self.logits(side))]
             self.read_normaliser[side] = self._leaf(side, torch.cat(parts))
         return self.read_normaliser[side]
 
@@ -375,6 +384,12 @@ def _observed(term: Term, chunk: Chunk) -> Statistics:
 
 def _joined(parts: list[Statistics]) -> Statistics:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """`torch.logsumexp` in half of its passes; a row has a finite logit."""
+    highest = logits.amax(-1, keepdim=True)
+    return (logits - highest).exp_().sum(-1).log_().add_(highest[:, 0])
 
 
 def _pieces(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -23,6 +23,9 @@ WINDOW = 256
 SMALLEST_K = 3
 """Below it there is at most one pair of logits."""
 
+BLOCK = 64
+"""Entries that are looked at together in the search for the largest."""
+
 TOLERANCE = 1e-6
 """What counts as equal, relative to the whole: rounding must not move a cut from one machine to the next."""
 
@@ -189,13 +192,32 @@ def _candidates(logits: Tensor, window: int | None) -> tuple[Tensor, Tensor, Ten
 
     At the window's edge any of the equal ones may be taken.
     """
-    finite, vocabulary = _finite(logits), logits.shape[-1]
+    vocabulary = logits.shape[-1]
     if window is None or window >= vocabulary:
-        ids = torch.arange(vocabulary, device=logits.device).expand_as(finite)
+        ids = torch.arange(vocabulary, device=logits.device).expand_as(logits)
     else:  # top-k breaks ties as it likes: ids go back to ascending order, then a stable sort decides
-        ids = finite.topk(window, dim=-1, sorted=False).indices.sort(dim=-1).values
-    values, order = finite.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+        ids = _largest(logits, window).sort(dim=-1).values
+        if bool((logits.gather(-1, ids).nan_to_num(math.inf) == math.inf).any()):  # they take others' places
+            ids = _largest(_finite(logits), window).sort(dim=-1).values
+    values, order = _finite(logits.gather(-1, ids)).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(-1, order), values.isfinite().sum(dim=-1)
+
+
+def _largest(logits: Tensor, window: int) -> Tensor:
+    """Ids ``[N, W]`` of the largest logits, in any order.
+
+    Top-k reads a row several times: it is asked for the blocks that reach highest, and then for the entries of these.
+    A block that holds one of the W largest is among the W highest, up to ties.
+    """
+    rows, blocks = len(logits), logits.shape[-1] // BLOCK
+    if blocks < 4 * window:
+        return logits.topk(window, dim=-1, sorted=False).indices
+    whole = logits[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK))
+    highest = whole.amax(-1).topk(window, dim=-1, sorted=False).indices  # [N, W]
+    ids = (highest[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
+    rest = torch.arange(blocks * BLOCK, logits.shape[-1], device=logits.device).expand(rows, -1)
+    ids = torch.cat([ids, rest], -1)
+    return ids.gather(-1, logits.gather(-1, ids).topk(window, dim=-1, sorted=False).indices)
 
 
 def _knee(heights: Tensor, count: Tensor) -> Tensor:
