@@ -30,7 +30,7 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train validate-data study test test-all lint tensorboard clean
+.PHONY: help setup data teacher train fill-cache validate-data study test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -84,6 +84,10 @@ endif
 validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## read every record: reports/data/DATA/report.md, and a list of those to leave out
 	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
 	  $(WITH:%=--config conf/with/%.yaml) --output reports/data/$(DATA) $(ARGS)
+
+fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once for all runs (WITH=teacher_cache)
+	$(CMD) fill-cache $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
+	  $(WITH:%=--config conf/with/%.yaml) $(ARGS)
 
 # -- a comparison from one start: runs that are finished are kept ------------------------------------------------------
 

@@ -20,28 +20,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.pair import batch, random_pair
+from benchmarks.pair import RandomPair, batch
 from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.evaluation.metrics import Means
-from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.objectives import SwitchKDObjective
-
-
-class Random(SwitchKD):
-    """A random pair in place of loaded models; one process, no data module."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__(student=None, teacher=None, objective=SwitchKDObjective())  # type: ignore[arg-type]
-        self.vocabulary = vocabulary
-
-    def configure_model(self) -> None:
-        """Builds both models."""
-        torch.manual_seed(0)
-        student, teacher = random_pair(self.vocabulary)
-        self._distiller = Distiller(student, teacher, self.objective, self.vocabulary).train()
-        self.train_means = Means(self.objective.terms)
-        self.teacher_fingerprint = None
 
 
 class EverySecondGradients(VisionGradients):
@@ -104,7 +84,7 @@ def measure(vocabulary: int, steps: int, split: bool) -> tuple[float, float, flo
         callbacks=[clock, *looking, ClockEnd(clock)],
     )
     loader = DataLoader([batch(vocabulary)] * (2 * steps + 2), batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(Random(vocabulary), train_dataloaders=loader)
+    trainer.fit(RandomPair(vocabulary), train_dataloaders=loader)
     plain, seen = clock.seconds[2::2], clock.seconds[3::2]
     ratio = statistics.median(b / a for a, b in zip(plain, seen, strict=True))
     return statistics.median(plain), statistics.median(seen), ratio

@@ -10,6 +10,10 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -56,3 +60,19 @@ def batch(vocabulary: int) -> Batch:
     pixels = torch.randn(RECORDS, 3, IMAGE, IMAGE, generator=generator)
     order = torch.arange(RECORDS)
     return Batch(ids, torch.ones_like(ids), labels, pixels, order, order, counts, counts)
+
+
+class RandomPair(SwitchKD):
+    """A random pair in place of loaded models; one process, no data module."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__(student=None, teacher=None, objective=SwitchKDObjective())  # type: ignore[arg-type]
+        self.vocabulary = vocabulary
+
+    def configure_model(self) -> None:
+        """Builds both models."""
+        torch.manual_seed(0)
+        student, teacher = random_pair(self.vocabulary)
+        self._distiller = Distiller(student, teacher, self.objective, self.vocabulary).train()
+        self.train_means = Means(self.objective.terms)
+        self.teacher_fingerprint = None

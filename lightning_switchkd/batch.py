@@ -5,11 +5,13 @@ B records, T tokens, V vocabulary, H width, P features per image, N supervised t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -114,6 +116,40 @@ class Batch:
             return (self.position_ids[0] == 0).cumsum(0) - 1
         rows, columns = self.input_ids.shape
         return torch.arange(rows, device=self.input_ids.device).repeat_interleave(columns)
+
+    @property
+    def supervised_rows(self) -> Tensor:
+        """``[B]`` int64: how many positions of each record have a supervised next token."""
+        following = F.pad(self.labels[:, 1:], (0, 1), value=IGNORE).flatten() != IGNORE
+        return torch.zeros_like(self.sample_index).index_add_(0, self.record_of, following.long())
+
+    def only(self, records: Sequence[int]) -> Batch:
+        """A batch of some of the records, in their order; a blank image where none of them has one."""
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[list(records)] = True
+        chosen = chosen.to(self.input_ids.device)
+        rows = chosen if self.position_ids is None else chosen[self.record_of]
+        image = (self.image_row >= 0) & chosen[self.image_row]
+        if not bool(image.any()):
+            image = torch.arange(len(image), device=image.device) == len(image) - 1
+        place = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # in the new batch
+        owner = torch.where(self.image_row >= 0, place[self.image_row], -1)[image]
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows] if self.position_ids is None else x[:, rows]
+
+        return replace(
+            self,
+            input_ids=cast(Tensor, part(self.input_ids)),
+            attention_mask=part(self.attention_mask),
+            labels=cast(Tensor, part(self.labels)),
+            position_ids=part(self.position_ids),
+            pixel_values=self.pixel_values[image],
+            pixel_values_teacher=None if self.pixel_values_teacher is None else self.pixel_values_teacher[image],
+            image_row=owner,
+            sample_index=self.sample_index[chosen],
+            record_ids=tuple(self.record_ids[i] for i in sorted(records)) if self.record_ids else (),
+        )
 
     @property
     def lengths(self) -> Tensor:

@@ -40,9 +40,10 @@ from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives.base import Need
 
-VALIDATE_DATA = "validate-data"
-LIGHTNING_COMMANDS = ("fit", "validate", "test", VALIDATE_DATA)
+VALIDATE_DATA, FILL_CACHE = "validate-data", "fill-cache"
+LIGHTNING_COMMANDS = ("fit", "validate", "test", VALIDATE_DATA, FILL_CACHE)
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "generate": generate,
@@ -75,6 +76,7 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   generate       ask a model folder a question about an image
   evaluate       greedy answers of model folders on LLaVA records: table, plot, example page
   validate-data  read every record of the data: a report, and a list of those to leave out
+  fill-cache     write the teacher's hidden rows of all records to model.teacher_cache, for the runs to come
   repack         write a data set in another format: JSON, JSONL, Parquet or tar
 
 Configurations lie in conf/ and are given in this order: base, data, model, trainer, experiment (`make help`).
@@ -119,18 +121,18 @@ def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate or test, as LightningCLI does it; or the data of a `fit` looked at."""
-    only_data = arguments[0] == VALIDATE_DATA
+    """fit, validate or test, as LightningCLI does it; or the data of a `fit` looked at, or its teacher run ahead."""
+    own = {VALIDATE_DATA: ValidateDataCLI, FILL_CACHE: FillCacheCLI}.get(arguments[0])
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _typehints.discard_init_args_on_class_path_change = _forget_init_args
-    (ValidateDataCLI if only_data else SwitchKDCLI)(
+    (own or SwitchKDCLI)(
         SwitchKD,
         LLaVADataModule,
-        args=arguments[only_data:],
-        run=not only_data,
+        args=arguments[1:] if own else arguments,
+        run=own is None,
         parser_kwargs={"parser_mode": "omegaconf+"},
         auto_configure_optimizers=False,
-        save_config_callback=RunRecord,
+        save_config_callback=None if own else RunRecord,
         save_config_kwargs={"save_to_log_dir": False},
     )
 
@@ -156,6 +158,23 @@ class ValidateDataCLI(SwitchKDCLI):
         geometry = trainer.accumulate_grad_batches, devices * trainer.num_nodes if devices else None
         if not validate_data(data, Path(config.output), config.workers, *geometry):
             sys.exit(1)
+
+
+class FillCacheCLI(SwitchKDCLI):
+    """Takes what `fit` takes, and runs the teacher alone, once over all records."""
+
+    def _parse_ckpt_path(self) -> None:
+        """There is no checkpoint."""
+
+    def instantiate_classes(self) -> None:
+        """Fills the cache."""
+        super().instantiate_classes()
+        if self.model.teacher_cache is None or Need.TEACHER not in self.model.objective.needs:
+            raise UserError(
+                "fill-cache writes what an objective reads of its teacher to model.teacher_cache, but one of the two "
+                "is missing. Set --model.teacher_cache.folder (WITH=teacher_cache), and an objective with a teacher."
+            )
+        self.trainer.predict(self.model, self.datamodule, return_predictions=False)
 
 
 NOISE = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_switchkd.batch import Batch
+from lightning_switchkd.cache import RecordCache
 from lightning_switchkd.losses.head import LOGITS_GIB, Heads, Rows, Side
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.objectives.base import Need, Objective, Terms
@@ -44,16 +45,17 @@ class Distiller(nn.Module):
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 
-    def forward(self, batch: Batch, totals: Tensor, step: int) -> Terms:
+    def forward(self, batch: Batch, totals: Tensor, step: int, cache: RecordCache | None = None) -> Terms:
         """Runs the pathways that the objective needs and evaluates it.
 
         Args:
             batch: one micro-batch.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far.
+            cache: the teacher's rows of the records it holds, in place of its pathway.
         """
         features = self.features(batch)
-        rows = self.rows(batch, features)
+        rows = self.rows(batch, features, cache)
         terms = cast(Terms, self.objective(rows, self.heads(), totals, step, self.logits_gib))
         return replace(terms, features=features)
 
@@ -63,23 +65,33 @@ class Distiller(nn.Module):
         sides: tuple[Side, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
         return {side: features.view_as(features) for side in sides}
 
-    def rows(self, batch: Batch, features: dict[Side, Tensor]) -> Rows:
+    def rows(self, batch: Batch, features: dict[Side, Tensor], cache: RecordCache | None = None) -> Rows:
         """Runs the pathways and keeps their supervised rows."""
         positions, targets = supervised(batch.labels)
+        hidden: dict[Side, Tensor] = {
+            side: states.flatten(0, 1)[positions]
+            for side, states in self.pathways(batch, features, cache is None).items()
+        }
+        if cache is not None and Need.TEACHER in self.objective.needs:
+            hidden["teacher"] = cache.rows(batch, self.teacher_rows)
         has_image = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
         has_image[batch.image_row[batch.image_row >= 0]] = True
         return Rows(
-            hidden={side: states.flatten(0, 1)[positions] for side, states in self.pathways(batch, features).items()},
+            hidden=hidden,
             targets=targets,
             visual=has_image[batch.record_of[positions]],
             vocabulary=self.vocabulary,
         )
 
-    def pathways(self, batch: Batch, features: dict[Side, Tensor]) -> dict[Side, Tensor]:
-        """Final hidden states ``[B, T, H]`` of every pathway that the objective needs."""
+    def teacher_rows(self, batch: Batch) -> Tensor:
+        """The teacher pathway's supervised rows ``[N, H]``."""
+        return teacher_pathway(self.frozen_teacher, batch).flatten(0, 1)[supervised(batch.labels)[0]]
+
+    def pathways(self, batch: Batch, features: dict[Side, Tensor], teacher: bool = True) -> dict[Side, Tensor]:
+        """Final hidden states ``[B, T, H]`` of every pathway the objective needs; without the teacher's if so asked."""
         needs = self.objective.needs
         hidden: dict[Side, Tensor] = {"student": student_pathway(self.student, batch, features["student"])}
-        if Need.TEACHER in needs:
+        if teacher and Need.TEACHER in needs:
             hidden["teacher"] = teacher_pathway(self.frozen_teacher, batch)
         if Need.SWITCH in needs:
             hidden["switch"] = switch_pathway(self.frozen_teacher, batch, features["switch"])

@@ -9,7 +9,9 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,8 +19,11 @@ from transformers import LlavaProcessor
 
 from lightning_switchkd import __version__
 from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.cache import RecordCache, TeacherCache
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
 from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
+from lightning_switchkd.data.datamodule import SPLITS, Split
+from lightning_switchkd.data.dataset import supervised_rows
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
@@ -49,6 +54,7 @@ class SwitchKD(L.LightningModule):
         betas: AdamW's running averages.
         warmup: part of all steps (below 1) or number of steps (from 1) over which the learning rate rises.
         lr_end: part of the learning rate that is left at the end of the cosine.
+        teacher_cache: where the teacher's hidden rows are kept for later epochs and runs; None computes them each time.
         logits_gib: most memory, in GiB, that logits take up at a time: as many rows go through the heads together as
             fit in. More is not faster once a chunk has a few hundred rows.
     """
@@ -67,6 +73,7 @@ class SwitchKD(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.03,
         lr_end: float = 0.0,
+        teacher_cache: TeacherCache | None = None,
         logits_gib: float = LOGITS_GIB,
     ) -> None:
         super().__init__()
@@ -89,6 +96,8 @@ class SwitchKD(L.LightningModule):
                 f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0 (default {LOGITS_GIB})."
             )
         self.logits_gib = logits_gib
+        self.teacher_cache = teacher_cache
+        self._caches: dict[str, RecordCache] = {}
         self._distiller: Distiller | None = None
         self._switch_looked_at = False
         self._totals: Tensor | None = None
@@ -151,6 +160,37 @@ class SwitchKD(L.LightningModule):
         schedule = LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.lr_end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def cached(self, split: Split) -> RecordCache | None:
+        """The teacher's rows of a split, where they are kept; the first call opens them and says how large they grow.
+
+        Raises:
+            UserError: they were made by another teacher or of other data settings, or the strategy shards the teacher.
+        """
+        if self.teacher_cache is None or self.teacher_fingerprint is None:
+            return None
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        dataset = data.dataset(split)
+        if (source := dataset.source.fingerprint) not in self._caches:
+            if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+                raise UserError(
+                    "model.teacher_cache lets a process leave the teacher out where it has its rows, but the shards of "
+                    "a teacher need all processes. Set model.teacher_cache to null, or use TRAINER=ddp."
+                )
+            teacher, head = self.distiller.frozen_teacher, self.distiller.frozen_teacher.head
+            key = {
+                "model.teacher": self.teacher_fingerprint,
+                "model.teacher.dtype": str(teacher.head.weight.dtype),
+                "model.teacher.attn_implementation": teacher.attention,
+                "model.teacher.feature_layer": str(teacher.feature_space),
+                "trainer.precision": str(self.trainer.precision),
+                **data.prompt_record(),
+            }
+            size = source, len(dataset), head.weight.shape[1], head.dtype
+            cache = self.teacher_cache.open(key, *size, self.trainer.world_size)
+            rank_zero_info(cache.announcement(supervised_rows(dataset)))
+            self._caches[source] = cache
+        return self._caches[source]
+
     def on_train_start(self) -> None:
         """After a restart the configured hyperparameters hold, not those that the checkpoint's optimizer brought."""
         if not self._configured:
@@ -176,7 +216,7 @@ class SwitchKD(L.LightningModule):
         """
         if batch.window_start or self._totals is None:
             self._totals = self._over_ranks(batch.window)
-        terms = self.distiller(batch, self._totals, self.global_step)
+        terms = self.distiller(batch, self._totals, self.global_step, self.cached("train"))
         self.train_means.update(terms.sums, terms.counts(batch.counts))
         if batch.window_end and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log("train", self.train_means.collect(), batch)
@@ -187,12 +227,19 @@ class SwitchKD(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds up every term and the right top-1 tokens on held-out data."""
-        terms = self.distiller(batch, self._over_ranks(batch.counts), self.global_step)
+        split: Split = "test" if self.trainer.testing else "val"
+        terms = self.distiller(batch, self._over_ranks(batch.counts), self.global_step, self.cached(split))
         self.held_out_means.update(terms.sums, terms.counts(batch.counts))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same on the test data."""
         self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Fills the teacher cache (``fill-cache``)."""
+        cache = self.cached(SPLITS[dataloader_idx])
+        assert cache is not None
+        cache.rows(batch, self.distiller.teacher_rows)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/loss/*`` and ``val/accuracy`` (share of supervised tokens whose top-1 is right)."""

@@ -19,6 +19,7 @@ from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
 from lightning_switchkd.data.quarantine import OnError, Quarantine, probe, read_exclusions
 from lightning_switchkd.data.sources import Mixture, ShardCache, Source, open_source
+from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.errors import UserError
 
@@ -136,6 +137,17 @@ class LLaVADataModule(LightningDataModule):
             **{name: self.hparams[name] for name in ("processor", "prompt_style", "system", "square_pad")},
         }
 
+    def prompt_record(self) -> dict[str, Any]:
+        """What the ids and pixels of a record depend on, besides the record: plain values by name of their setting."""
+        names = ("prompt_style", "system", "max_length", "upright", "square_pad")
+        tokenizer, seen = self.processor.tokenizer, self.pixels[-1].image_processor  # the teacher's, where it has one
+        return {
+            **{f"data.{name}": self.hparams[name] for name in names},
+            "tokenizer (data.processor)": fingerprint(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token),
+            "image processor (data.teacher_processor)": fingerprint(sorted(seen.to_dict().items(), key=repr)),
+            "image tokens": self.image_tokens,
+        }
+
     @cached_property
     def image_tokens(self) -> int:
         """How many `<image>` ids stand for one image."""
@@ -230,6 +242,11 @@ class LLaVADataModule(LightningDataModule):
         """In order."""
         return self._held_out("test")
 
+    def predict_dataloader(self) -> list[BatchStream]:
+        """Every record of training and validation, in order: what the teacher cache is filled with."""
+        world_size = self.trainer.world_size if self.trainer else 1
+        return [self.stream(split, world_size=world_size, in_order=True) for split in self.splits if split != "test"]
+
     def _held_out(self, split: Split) -> BatchStream:
         return self.stream(split, world_size=self.trainer.world_size if self.trainer else 1)
 
@@ -239,6 +256,7 @@ class LLaVADataModule(LightningDataModule):
         accumulate: int = 1,
         world_size: int = 1,
         position: Callable[[], Position] | None = None,
+        in_order: bool = False,
     ) -> BatchStream:
         """The batches of a split for this process, or as a Trainer of the given geometry would have them.
 
@@ -247,8 +265,9 @@ class LLaVADataModule(LightningDataModule):
             accumulate: micro-batches of an optimizer step.
             world_size: processes.
             position: where an iteration begins; None is the epoch of `BatchStream.set_epoch`.
+            in_order: the training set comes in order, too, with its last records.
         """
-        train = split == "train"
+        train = split == "train" and not in_order
         collate = Collator(
             pad_id=self.processor.tokenizer.pad_token_id,
             image_id=self.processor.image_token_id,

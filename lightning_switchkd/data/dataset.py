@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from lightning_switchkd.batch import IGNORE
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.order import Blocks, Indices, Share
@@ -20,6 +21,18 @@ from lightning_switchkd.data.sources import Mixture, Source, read_record
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
+
+
+def supervised_rows(dataset: VisionTextDataset, look_at: int = 128) -> float:
+    """About how many supervised tokens a record has: the mean of some, evenly spaced."""
+    found = []
+    for index in dataset.records[:: max(1, len(dataset.records) // look_at)].tolist():
+        try:
+            labels = dataset.prompter.encode(dataset.record(index)).labels
+            found.append(sum(label != IGNORE for label in labels[1:]))
+        except RecordError:  # it will be left out, and said so, when its turn comes
+            continue
+    return sum(found) / max(1, len(found))
 
 
 class VisionTextDataset(Dataset[Sample]):

@@ -63,13 +63,19 @@ class Head:
         """dz/d(Wh + b), where the logits are z."""
         return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap).square())
 
-    def cast(self) -> Head:
-        """The head in the dtype that autocast, or else its weight, asks for."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it multiplies in: autocast's, or else its weight's."""
         device = self.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         if dtype == torch.float16 or self.weight.dtype == torch.float64:
-            dtype = torch.promote_types(self.weight.dtype, torch.float32)  # float16: the loss scale comes too late here
-        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+            return torch.promote_types(self.weight.dtype, torch.float32)  # float16: the loss scale comes too late here
+        return dtype
+
+    def cast(self) -> Head:
+        """The head in that dtype."""
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        return replace(self, weight=self.weight.to(self.dtype), bias=bias)
 
 
 Heads = Mapping[Side, Head]

@@ -209,15 +209,16 @@ def _largest(logits: Tensor, window: int) -> Tensor:
     Top-k reads a row several times: it is asked for the blocks that reach highest, and then for the entries of these.
     A block that holds one of the W largest is among the W highest, up to ties.
     """
-    rows, blocks = len(logits), logits.shape[-1] // BLOCK
+    blocks = logits.shape[-1] // BLOCK
     if blocks < 4 * window:
         return logits.topk(window, dim=-1, sorted=False).indices
-    whole = logits[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK))
-    highest = whole.amax(-1).topk(window, dim=-1, sorted=False).indices  # [N, W]
-    ids = (highest[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
-    rest = torch.arange(blocks * BLOCK, logits.shape[-1], device=logits.device).expand(rows, -1)
-    ids = torch.cat([ids, rest], -1)
-    return ids.gather(-1, logits.gather(-1, ids).topk(window, dim=-1, sorted=False).indices)
+    split = logits[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK))
+    highest = split.amax(-1).topk(window, dim=-1, sorted=False).indices  # [N, W]
+    inside = split.gather(1, highest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, W · BLOCK]
+    rest = logits[:, blocks * BLOCK :]
+    found = torch.cat([inside, rest], -1).topk(window, dim=-1, sorted=False).indices
+    place = highest.gather(-1, (found // BLOCK).clamp(max=window - 1)) * BLOCK + found % BLOCK
+    return torch.where(found < inside.shape[-1], place, found - inside.shape[-1] + blocks * BLOCK)
 
 
 def _knee(heights: Tensor, count: Tensor) -> Tensor:

@@ -1,0 +1,178 @@
+"""The teacher cache: the same training with it and without, whoever filled it, and nothing taken from a wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from command import fit_arguments
+from torch import Tensor
+
+from lightning_switchkd.batch import Batch
+from lightning_switchkd.cache import ENTRY, KEY, RecordCache, TeacherCache
+from lightning_switchkd.cli import main
+from lightning_switchkd.data.datamodule import LLaVADataModule
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.vlm.seams import VLM
+
+WIDTH = 24
+"""Of the teacher of :func:`tiny.write_pair`."""
+
+
+class Watched(SwitchKD):
+    """Notes how many records the teacher pathway sees, and the losses."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen, self.losses = 0, []
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        compute = self.distiller.teacher_rows
+
+        def counted(batch: Batch) -> Tensor:
+            self.seen += len(batch)
+            return compute(batch)
+
+        self.distiller.teacher_rows = counted  # type: ignore[method-assign]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+def fit(folder: Path, root: Path, cache: TeacherCache | None, steps: int = 12, **data: Any) -> Watched:
+    """Twelve steps are two epochs of the tiny data."""
+    model = tiny.switch_kd(folder, cls=Watched, teacher_cache=cache)
+    tiny.trainer(root, max_steps=steps, limit_val_batches=2, val_check_interval=3).fit(
+        model, datamodule=tiny.data_module(folder, seed=1, **data)
+    )
+    return model
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_trains_the_same_with_it_and_runs_the_teacher_once(folder: Path, tmp_path: Path, workers: int) -> None:
+    plain = fit(folder, tmp_path, None)
+    cache = TeacherCache(str(tmp_path / "cache"))
+    cold, warm = (fit(folder, tmp_path, cache, num_workers=workers) for _ in range(2))
+    assert (cold.seen, warm.seen) == (48, 0), "validation reads the same records here"
+    for run in (cold, warm):
+        assert run.losses == pytest.approx(plain.losses, rel=1e-12)
+        for name, tensor in plain.state_dict().items():
+            torch.testing.assert_close(run.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_no_more_than_it_may_take(folder: Path, tmp_path: Path) -> None:
+    """A part of the records: the teacher runs on the others alone."""
+    plain, cache = fit(folder, tmp_path, None), TeacherCache(str(tmp_path / "cache"), max_gb=3e-5)
+    cold, warm = (fit(folder, tmp_path, cache) for _ in range(2))
+    size = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.rows"))
+    assert 2e4 < size <= 3e4
+    assert 0 < warm.seen < cold.seen
+    assert warm.losses == pytest.approx(plain.losses, rel=1e-12)
+
+
+def made(data: LLaVADataModule, teacher: VLM, cache: RecordCache, split: str = "train") -> list[Tensor]:
+    """The rows of all batches; a row says which token it belongs to."""
+
+    def compute(batch: Batch) -> Tensor:
+        rows = batch.sample_index[batch.record_of].repeat_interleave(1)
+        following = batch.labels.flatten().roll(-1)
+        keep = (following != -100) & (batch.record_of.roll(-1) == batch.record_of)
+        return torch.stack([rows, following], -1)[keep].double().repeat(1, WIDTH // 2)
+
+    return [cache.rows(batch, compute) for batch in data.stream("train")]
+
+
+@pytest.fixture
+def filled(folder: Path, tmp_path: Path) -> tuple[LLaVADataModule, Path, list[Tensor]]:
+    data = tiny.data_module(folder, seed=1)
+    return data, tmp_path, made(data, None, opened(tmp_path))  # type: ignore[arg-type]
+
+
+def opened(folder: Path, room: int = 10**6) -> RecordCache:
+    return RecordCache(folder, 48, WIDTH, torch.float64, room)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_parts_of_a_batch(filled: Any, tmp_path: Path, folder: Path, packing: bool) -> None:
+    """Some records are here and some are not, in either layout: every row comes to its place."""
+    _, _, wanted = filled
+    data, part = tiny.data_module(folder, seed=1, packing=packing), tmp_path / "part"
+    part.mkdir()
+    made(data, None, opened(part, room=9000))  # type: ignore[arg-type]
+    cache = opened(part)
+    assert 0 < len(cache) < 48
+    for ours, theirs in zip(made(data, None, cache), wanted, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(ours, theirs)
+    assert len(cache) == 48
+    assert len(opened(part)) == 48
+
+
+def test_damage_is_seen_and_mended(filled: Any, caplog: pytest.LogCaptureFixture) -> None:
+    data, folder, wanted = filled
+    (rows,) = folder.glob("*.rows")
+    content = bytearray(rows.read_bytes())
+    content[1000] ^= 1
+    rows.write_bytes(content[:-8])  # a bit has turned over, and the last record was cut short by a crash
+    (index,) = folder.glob("*.index")
+    index.write_bytes(index.read_bytes()[:-3])  # so was the last line
+    cache = opened(folder)
+    assert len(cache) == 47
+    for ours, theirs in zip(made(data, None, cache), wanted, strict=True):
+        assert torch.equal(ours, theirs)
+    assert caplog.text.count("is damaged") == 1
+    assert len(opened(folder)) == 48
+
+
+def test_several_processes_fill_one(filled: Any) -> None:
+    data, folder, wanted = filled
+    first, second = opened(folder), opened(folder)
+    entries = sum(file.stat().st_size for file in folder.glob("*.index")) // ENTRY.itemsize
+    assert entries == 48, "no record twice"
+    for cache in (first, second):
+        for ours, theirs in zip(made(data, None, cache), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_another_key_is_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
+    cache = TeacherCache(str(tmp_path / "cache"))
+    fit(folder, tmp_path, cache, steps=1)
+    key = json.loads((tmp_path / "cache" / KEY).read_text())
+    assert key["trainer.precision"] == "32-true"
+    for field, value in key.items():
+        (tmp_path / "cache" / KEY).write_text(json.dumps({**key, field: "another"}))
+        with pytest.raises(UserError, match="filled with another ") as refused:
+            fit(folder, tmp_path, cache, steps=1)
+        assert f"filled with another {field}: 'another' there, {value!r} here" in str(refused.value)
+    (tmp_path / "cache" / KEY).write_text(json.dumps(key))
+    with pytest.raises(UserError, match=r"another data\.max_length: "):
+        fit(folder, tmp_path, cache, steps=1, max_length=100)
+    (tmp_path / "cache" / KEY).write_text("{")
+    with pytest.raises(UserError, match="remove the folder"):
+        fit(folder, tmp_path, cache, steps=1)
+    with pytest.raises(UserError, match="needs some room"):
+        TeacherCache("anywhere", max_gb=0)
+
+
+def test_the_command_fills_it(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    arguments = fit_arguments(folder, tmp_path / "run", f"--model.teacher_cache.folder={tmp_path / 'cache'}")
+    main(["fill-cache", *arguments[1:]])
+    assert "holds 0 of 48 records. All of them take about" in caplog.text
+    (data,) = (file for file in (tmp_path / "cache").iterdir() if file.is_dir())
+    assert len(RecordCache(data, 48, WIDTH, torch.float32, 0)) == 48
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    main([*arguments, "--trainer.max_steps=2", "--panel.records=0"])
+    assert "holds 48 of 48 records" in caplog.text
+    with pytest.raises(SystemExit):
+        main(["fill-cache", *fit_arguments(folder, tmp_path / "run")[1:]])
+    assert "--model.teacher_cache.folder" in capsys.readouterr().err
