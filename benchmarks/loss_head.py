@@ -316,12 +316,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--rounds", type=int, default=3, help="timings; the median counts")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the CPU, and a GPU where there is one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(Size(**json.loads(arguments.child)), arguments.rounds)))
         return
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    both = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for device in (arguments.device,) if arguments.device else both:
         print(f"\n## {torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}")
         differences_table(arguments.rows, arguments.rounds, device)
         for dtype in ("float32", "bfloat16"):

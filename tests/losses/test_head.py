@@ -91,7 +91,7 @@ def in_chunks(given: Problem, objective: Objective, chunk: int | None = None) ->
     row = sum(len(weight) * max(4, weight.element_size()) for weight in weights)
     gib = 1.0 if chunk is None else (chunk + 0.5) * row / 2**30
     assert chunk is None or rows_at_a_time(rows, heads, gib) == chunk
-    loss = objective(rows, heads, torch.tensor([7, 5, 3, 2]), 0, gib).loss
+    loss = objective(rows, heads, torch.tensor([7, 5, 3, 2], device=rows.targets.device), 0, gib).loss
     return loss.detach(), gradients(3 * loss, given)
 
 
@@ -232,6 +232,50 @@ def test_nothing_is_nan(objective: Objective, size: float, dtype: torch.dtype) -
     loss, found = in_chunks(given, objective, 4)
     assert loss.isfinite()
     assert all(g.isfinite().all() for g in found)
+
+
+def on_gpu(given: Problem) -> Problem:
+    """The same rows and heads there."""
+
+    def moved(x: Any) -> Any:
+        return x if x is None else x.detach().cuda().requires_grad_(x.requires_grad)
+
+    rows = replace(
+        given.rows,
+        hidden={side: moved(states) for side, states in given.rows.hidden.items()},
+        targets=given.rows.targets.cuda(),
+        visual=given.rows.visual.cuda(),
+    )
+    student, teacher = (
+        replace(head, weight=moved(head.weight), bias=moved(head.bias))
+        for head in (given.heads["student"], given.heads["teacher"])
+    )
+    return Problem(rows, {"student": student, "teacher": teacher, "switch": teacher})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=range(len(OBJECTIVES)))
+def test_equals_the_plain_way_on_a_gpu(objective: Objective) -> None:
+    given = on_gpu(problem(40, 9000, bias=True, softcap=9.0))
+    assert_same(in_chunks(given, objective, 7), plainly(given, objective), 1e-10)
+    half = on_gpu(problem(64, 9000, dtype=torch.bfloat16, widths=(96, 128), size=0.1))
+    exact = on_gpu(problem(64, 9000, dtype=torch.bfloat16, widths=(96, 128), size=0.1))
+    exact = Problem(
+        replace(
+            exact.rows,
+            hidden={s: h.detach().double().requires_grad_(h.requires_grad) for s, h in exact.rows.hidden.items()},
+        ),
+        {
+            s: replace(h, weight=h.weight.detach().double().requires_grad_(s == "student"))
+            for s, h in exact.heads.items()
+        },
+    )
+    (loss, found), (wanted, directions) = in_chunks(half, objective, 17), plainly(exact, objective)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-3)
+    for ours, theirs in zip(found, directions, strict=True):
+        if theirs.any():
+            assert F.cosine_similarity(ours.double().flatten(), theirs.flatten(), dim=0) > 0.999
 
 
 def test_autocast_multiplies_in_its_dtype() -> None:
