@@ -46,7 +46,7 @@ class Size:
         student: width of the student.
         teacher: width of the teacher.
         window: of Kneedle.
-        gib: memory for logits; None is the default.
+        gib: memory for logits; None is the device's default.
         dtype: of hidden rows and heads.
         device: "cpu" or "cuda".
     """
@@ -57,13 +57,18 @@ class Size:
     student: int = 896
     teacher: int = 2048
     window: int | None = 256
-    gib: float = LOGITS_GIB
+    gib: float | None = None
     dtype: str = "float32"
     device: str = "cpu"
 
     def select(self) -> Selection:
         """The leading sets."""
         return Kneedle(window=self.window)
+
+
+def memory(size: Size) -> float:
+    """For logits, in GiB."""
+    return LOGITS_GIB[size.device] if size.gib is None else size.gib
 
 
 def problem(size: Size) -> tuple[Rows, Heads]:
@@ -260,7 +265,7 @@ def line(what: str, size: Size, rounds: int) -> None:
     if found is None:
         row(what, "does not fit into memory", "", "", "")
         return
-    chunk = 3 * min(size.rows, int(size.gib * 2**30 / (12 * size.vocabulary))) * size.vocabulary * 4
+    chunk = 3 * min(size.rows, int(memory(size) * 2**30 / (12 * size.vocabulary))) * size.vocabulary * 4
     gib = found["bytes"] / 2**30
     row(what, f"{found['seconds']:.3g}", f"{found['ratio']:.2f}", f"{gib:.2f}", f"{found['bytes'] / chunk:.2f}")
 
@@ -277,10 +282,10 @@ def head_table(size: Size, rounds: int) -> None:
     line("ours, forward KL alone", replace(size, way="ours_forward_kl"), rounds)
     line(f"ours, N = {8 * n}", replace(size, rows=8 * n), 1)
     line("ours, V / 4", replace(size, vocabulary=size.vocabulary // 4), rounds)
-    for gib in (size.gib / 8, size.gib / 2):
+    for gib in (memory(size) / 4, memory(size) * 4):
         line(f"ours, logits of {gib} GiB", replace(size, gib=gib), rounds)
     line("ours, window 1,024", replace(size, window=1024), rounds)
-    line("ours, window of all", replace(size, window=None), rounds)
+    line("ours, window of all", replace(size, window=None), 1)
 
 
 def differences_table(rows: int, rounds: int, device: str) -> None:

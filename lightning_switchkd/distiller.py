@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.cache import RecordCache
-from lightning_switchkd.losses.head import LOGITS_GIB, Heads, Rows, Side
+from lightning_switchkd.losses.head import Heads, Rows, Side
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.pathways import student_pathway, switch_pathway, teacher_pathway
@@ -25,7 +25,7 @@ class Distiller(nn.Module):
         teacher: the model it learns from; None for objectives that need none.
         objective: cross-entropy plus terms.
         vocabulary: real token ids that both models share; terms compare logits on these only.
-        logits_gib: most memory for logits at a time.
+        logits_gib: most memory for logits at a time; None leaves it to the head.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Distiller(nn.Module):
         teacher: VLM | None,
         objective: Objective,
         vocabulary: int,
-        logits_gib: float = LOGITS_GIB,
+        logits_gib: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student

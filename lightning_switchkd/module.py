@@ -27,7 +27,6 @@ from lightning_switchkd.data.dataset import supervised_rows
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
-from lightning_switchkd.losses.head import LOGITS_GIB
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
@@ -56,7 +55,7 @@ class SwitchKD(L.LightningModule):
         lr_end: part of the learning rate that is left at the end of the cosine.
         teacher_cache: where the teacher's hidden rows are kept for later epochs and runs; None computes them each time.
         logits_gib: most memory, in GiB, that logits take up at a time: as many rows go through the heads together as
-            fit in. More is not faster once a chunk has a few hundred rows.
+            fit in. None is 2 on a GPU, 0.25 elsewhere; more is not faster once a chunk has some hundred rows.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class SwitchKD(L.LightningModule):
         warmup: float = 0.03,
         lr_end: float = 0.0,
         teacher_cache: TeacherCache | None = None,
-        logits_gib: float = LOGITS_GIB,
+        logits_gib: float | None = None,
     ) -> None:
         super().__init__()
         self.student_spec = student
@@ -91,10 +90,8 @@ class SwitchKD(L.LightningModule):
         self.betas = betas
         self.warmup = warmup
         self.lr_end = lr_end
-        if not logits_gib > 0:
-            raise UserError(
-                f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0 (default {LOGITS_GIB})."
-            )
+        if logits_gib is not None and not logits_gib > 0:
+            raise UserError(f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0, or to null.")
         self.logits_gib = logits_gib
         self.teacher_cache = teacher_cache
         self._caches: dict[str, RecordCache] = {}

@@ -107,7 +107,7 @@ class _PairwiseKL(torch.autograd.Function):
         dtype = q.dtype
         q, p = _anchored(q, mask), _anchored(p, mask)
         first, second, q_log_z = _marginals(q, mask)
-        p_log_z = _log_normaliser(_log_earlier(p, mask, torch.ones_like(p)))
+        p_log_z = _log_normaliser(_log_earlier(p, mask))
         ctx.save_for_backward(q, p, mask, first, second, q_log_z)
         return (((first - second) * (q - p)).sum(-1) + (p_log_z - q_log_z).squeeze(-1)).to(dtype)
 
@@ -145,8 +145,7 @@ def _anchored(a: Tensor, mask: Tensor) -> Tensor:
 
 def _marginals(a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probability of an entry to be a pair's first, its second member (METHOD's r, c; ``[N, K]``); log Z ``[N, 1]``."""
-    one = torch.ones_like(a)
-    later, earlier = _log_later(a, mask, one), _log_earlier(a, mask, one)
+    later, earlier = _log_later(a, mask), _log_earlier(a, mask)
     log_z = _log_normaliser(earlier)
     return torch.exp(later - log_z), torch.exp(earlier - log_z), log_z
 
@@ -157,13 +156,13 @@ def _log_normaliser(earlier: Tensor) -> Tensor:
     return log_z.masked_fill(log_z == -math.inf, 0)
 
 
-def _log_earlier(a: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def _log_earlier(a: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf for an empty sum. a and −a are masked separately."""
-    terms = (a + weight.log()).masked_fill(~mask, -math.inf)
+    terms = (a if weight is None else a + weight.log()).masked_fill(~mask, -math.inf)
     earlier = F.pad(terms, (1, 0), value=-math.inf).logcumsumexp(-1)[:, :-1]
     return (earlier - a).masked_fill(~mask, -math.inf)
 
 
-def _log_later(a: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def _log_later(a: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """log Σ_{j>m} weight_j e^{a_m − a_j}, ``[N, K]``: the same sum, read from the other end with the sign turned."""
-    return _log_earlier(-a.flip(-1), mask.flip(-1), weight.flip(-1)).flip(-1)
+    return _log_earlier(-a.flip(-1), mask.flip(-1), None if weight is None else weight.flip(-1)).flip(-1)

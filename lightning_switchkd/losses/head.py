@@ -22,8 +22,8 @@ Side = Literal["student", "teacher", "switch"]
 Statistics = dict[str, Tensor]
 """What a term can tell of its rows beside the loss: name -> ``[n]``, one value per row."""
 
-LOGITS_GIB = 0.5
-"""Memory that the logits of a chunk take up by default."""
+LOGITS_GIB = {"cpu": 0.25, "cuda": 2.0}
+"""Memory that the logits of a chunk take up by default: on a GPU fewer chunks are fewer kernels to launch."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def sum_rows(
     terms: Mapping[str, Term],
     weights: Mapping[str, Tensor | float],
     *,
-    logits_gib: float = LOGITS_GIB,
+    logits_gib: float | None = None,
     top1: bool = False,
     observe: bool = False,
 ) -> Summed:
@@ -334,7 +334,8 @@ def sum_rows(
         heads: output heads by pathway.
         terms: named terms, each ``[n]`` nats per row.
         weights: of each term's sum in the loss.
-        logits_gib: most memory for logits at a time: as many rows make a chunk as fit in, at least one.
+        logits_gib: most memory for logits at a time: as many rows make a chunk as fit in, at least one; None is
+            `LOGITS_GIB`.
         top1: also count under ``correct`` the rows whose most likely token is the right one.
         observe: also collect what the terms can tell of the rows they count, from the logits that are there anyway.
     """
@@ -367,11 +368,12 @@ def sum_rows(
     )
 
 
-def rows_at_a_time(rows: Rows, heads: Heads, logits_gib: float) -> int:
+def rows_at_a_time(rows: Rows, heads: Heads, logits_gib: float | None) -> int:
     """How many rows make a chunk: as many as have their logits of all pathways in so many GiB; at least one."""
     weights = [heads[side].weight for side in rows.hidden]
+    gib = LOGITS_GIB.get(rows.targets.device.type, LOGITS_GIB["cpu"]) if logits_gib is None else logits_gib
     size = sum(len(weight) * max(4, weight.element_size()) for weight in weights)
-    return max(1, int(logits_gib * 2**30 / size))
+    return max(1, int(gib * 2**30 / size))
 
 
 def _weighed(sums: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_switchkd.batch import Counts
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.head import LOGITS_GIB, Chunk, Heads, Rows, Side, Statistics, sum_rows
+from lightning_switchkd.losses.head import Chunk, Heads, Rows, Side, Statistics, sum_rows
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
@@ -130,7 +130,7 @@ class Objective(nn.Module):
             return 1.0
         return self.weights[name] * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
 
-    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int, logits_gib: float = LOGITS_GIB) -> Terms:
+    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int, logits_gib: float | None = None) -> Terms:
         """Evaluates every term on this micro-batch.
 
         Args:
@@ -138,7 +138,7 @@ class Objective(nn.Module):
             heads: their output heads.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far, for the weights' schedule.
-            logits_gib: most memory for logits at a time.
+            logits_gib: most memory for logits at a time; None leaves it to the head.
         """
         terms = self._terms()
         units: dict[str, str] = {**{name: term.unit for name, term in terms.items()}, "correct": "token"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_switchkd.losses.difference import logits_difference_kl
@@ -41,20 +42,21 @@ class Align(RowTerm):
         self.scale = temperature**2 if tau_squared else 1.0
 
     def forward(self, rows: Chunk) -> Tensor:
-        return self.scale * torch.stack([self._led_by(rows, leader) for leader in ("teacher", self.side)]).sum(0)
-
-    def observe(self, rows: Chunk) -> Statistics:
-        return region_statistics(rows, self.side, self.select)
-
-    def _led_by(self, rows: Chunk, leader: Side) -> Tensor:
-        ids, mask = rows.select(leader, self.select)
-        return logits_difference_kl(
-            teacher=rows.at("teacher", ids),
-            student=rows.at(self.side, ids),
-            mask=mask,
+        led = [rows.select(leader, self.select) for leader in ("teacher", self.side)]
+        width = max(ids.shape[1] for ids, _ in led)
+        ids, masks = zip(*([F.pad(x, (0, width - x.shape[1])) for x in pair] for pair in led), strict=True)
+        teacher, student = (torch.cat([rows.at(side, of) for of in ids]) for side in ("teacher", self.side))
+        values = logits_difference_kl(  # of both leaders at once
+            teacher=teacher,
+            student=student,
+            mask=torch.cat(masks),
             temperature=self.temperature,
             reverse=self.reverse,
         )
+        return self.scale * values.view(2, -1).sum(0)
+
+    def observe(self, rows: Chunk) -> Statistics:
+        return region_statistics(rows, self.side, self.select)
 
 
 class VisualSwitch(Align):
