@@ -4,13 +4,15 @@
 
 Every row of the tables is a process of its own; in it the way is timed in turn with the bare matrix products that it
 needs (three heads forward; two of cross-entropy's backward), so that a busy machine slows both. Memory is the process's
-peak beyond inputs and gradients, as the kernel (or CUDA's allocator) counts it.
+peak beyond inputs and gradients, as the kernel (or CUDA's allocator) counts it. Liger-Kernel's fused distillation loss
+is measured too where it is installed (pip install --no-deps liger-kernel).
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -147,6 +149,17 @@ def materialised_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
     ((loss + F.kl_div(student, teacher, log_target=True, reduction="sum")) / size.rows).backward()
 
 
+def liger_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
+    """Forward KL and cross-entropy by Liger-Kernel's fused head, in chunks of as many rows; compiled on a GPU."""
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
+
+    two = replace(rows, hidden={side: states for side, states in rows.hidden.items() if side != "switch"})
+    chunk = min(size.rows, rows_at_a_time(two, heads, size.gib))
+    head = LigerFusedLinearJSDLoss(1.0, 1.0, 0.0, temperature=TAU, chunk_size=chunk, compiled=size.device == "cuda")
+    weights = heads["student"].weight, heads["teacher"].weight
+    head(rows.hidden["student"], weights[0], rows.hidden["teacher"], weights[1], rows.targets).backward()
+
+
 def bare(size: Size, rows: Rows, heads: Heads) -> None:
     """The matrix products alone, into memory that is there already: what is left when all else costs nothing."""
     step = min(size.rows, rows_at_a_time(rows, heads, size.gib))
@@ -163,7 +176,7 @@ def bare(size: Size, rows: Rows, heads: Heads) -> None:
 
 
 WAYS: dict[str, Callable[[Size, Rows, Heads], None]] = {
-    way.__name__: way for way in (ours, materialised, materialised_forward_kl, ours_forward_kl, bare)
+    way.__name__: way for way in (ours, materialised, materialised_forward_kl, ours_forward_kl, liger_forward_kl, bare)
 }
 
 
@@ -280,6 +293,8 @@ def head_table(size: Size, rounds: int) -> None:
     line("materialised logits, pairs, autograd", replace(size, way="materialised"), rounds)
     line("materialised logits, forward KL alone", replace(size, way="materialised_forward_kl"), rounds)
     line("ours, forward KL alone", replace(size, way="ours_forward_kl"), rounds)
+    if importlib.util.find_spec("liger_kernel"):
+        line("Liger-Kernel, forward KL alone", replace(size, way="liger_forward_kl"), rounds)
     line(f"ours, N = {8 * n}", replace(size, rows=8 * n), 1)
     line("ours, V / 4", replace(size, vocabulary=size.vocabulary // 4), rounds)
     for gib in (memory(size) / 4, memory(size) * 4):

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_switchkd.batch import Batch
 from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.module import SwitchKD
@@ -230,3 +231,23 @@ def test_refuses_a_changing_accumulation(folder: Path, tmp_path: Path) -> None:
     callbacks = [GradientAccumulationScheduler({0: 1, 1: 2})]
     with pytest.raises(UserError, match="GradientAccumulationScheduler"):
         tiny.trainer(tmp_path, callbacks=callbacks).fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder))
+
+
+def test_chunks_of_rows_train_alike(folder: Path, tmp_path: Path) -> None:
+    """In float32, up to its rounding: the loss of every step with a row at a time and with all at once."""
+
+    class Losses(SwitchKD):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.__dict__.setdefault("losses", []).append(float(loss.detach()))
+            return loss
+
+    runs = []
+    for gib in (1e-9, 1.0):
+        specs = (VLMSpec(checkpoint=str(folder / name)) for name in ("student", "teacher"))
+        runs.append(Losses(*specs, SwitchKDObjective(), lr=1e-3, logits_gib=gib))
+        tiny.trainer(tmp_path, max_steps=12).fit(runs[-1], datamodule=tiny.data_module(folder, seed=1))
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-4)
+    assert runs[0].losses[-1] < 0.9 * runs[0].losses[0]
+    with pytest.raises(UserError, match="logits_gib is 0"):
+        SwitchKD(VLMSpec(), logits_gib=0)

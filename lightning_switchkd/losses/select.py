@@ -215,10 +215,11 @@ def _largest(logits: Tensor, window: int) -> Tensor:
     split = logits[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK))
     highest = split.amax(-1).topk(window, dim=-1, sorted=False).indices  # [N, W]
     inside = split.gather(1, highest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, W · BLOCK]
-    rest = logits[:, blocks * BLOCK :]
-    found = torch.cat([inside, rest], -1).topk(window, dim=-1, sorted=False).indices
+    if logits.shape[-1] > blocks * BLOCK:
+        inside = torch.cat([inside, logits[:, blocks * BLOCK :]], -1)
+    found = inside.topk(window, dim=-1, sorted=False).indices
     place = highest.gather(-1, (found // BLOCK).clamp(max=window - 1)) * BLOCK + found % BLOCK
-    return torch.where(found < inside.shape[-1], place, found - inside.shape[-1] + blocks * BLOCK)
+    return torch.where(found < window * BLOCK, place, found - window * BLOCK + blocks * BLOCK)
 
 
 def _knee(heights: Tensor, count: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle
-from lightning_switchkd.losses.select import Selection
+from lightning_switchkd.losses.select import BLOCK, Selection
 
 Row = list[float]
 
@@ -192,3 +192,22 @@ def test_settings_that_cannot_work_are_refused(make: Callable[[], object], told:
     with pytest.raises(UserError) as refused:
         make()
     assert [part for part in told if part not in str(refused.value)] == []
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    window=st.integers(3, 9),
+    tail=st.integers(0, 63),
+    levels=st.sampled_from([4, 50, 10**6]),
+)
+def test_long_rows_are_searched_in_blocks(seed: int, window: int, tail: int, levels: int) -> None:
+    """The largest of all, whatever the block; many of them equal, and what is not finite never taken."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(levels, (3, 4 * 9 * BLOCK + tail), generator=generator).float()
+    logits[1, torch.randint(logits.shape[1], (50,), generator=generator)] = math.nan
+    logits[2, torch.randint(logits.shape[1], (50,), generator=generator)] = math.inf
+    ids, mask = Kneedle(window=window, min_k=window)(logits)
+    assert mask.all()
+    finite = torch.where(logits.isfinite(), logits, -1.0)
+    assert torch.equal(finite.gather(1, ids), finite.topk(window).values)
+    assert all(len(set(row)) == window for row in ids.tolist())

@@ -1,0 +1,49 @@
+"""Heads whose weights are sharded over processes: gathered once a step, with the gradients of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.objectives import SwitchKDObjective
+
+
+def distiller(tied: bool) -> Distiller:
+    """A pair in float64; heads in chunks of a row."""
+    student = tiny.vlm(tied=tied).double()
+    teacher = tiny.vlm(seed=1, width=24, lm="llama", tied=False).double()
+    return Distiller(student, teacher, SwitchKDObjective(), len(tiny.tokenizer()), logits_gib=1e-9)
+
+
+def _rank(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        batch = tiny.batch(images=(1, 0, 2, 1), answer=(3, 5, 2, 4))
+        totals = batch.counts.tensor()
+        for tied in (True, False):
+            alone, shared = distiller(tied), distiller(tied)
+            alone(batch, totals, 0).loss.backward()
+            fully_shard(shared, mesh=init_device_mesh("cpu", (2,)))
+            mine = batch.only([0, 1] if rank == 0 else [2, 3])
+            (2 * shared(mine, totals, 0).loss).backward()  # gradients are averaged over processes
+            for (name, ours), theirs in zip(shared.student.named_parameters(), alone.student.parameters(), strict=True):
+                assert (ours.grad is None) == (theirs.grad is None), name
+                if theirs.grad is not None:
+                    gathered = ours.grad.full_tensor()
+                    torch.testing.assert_close(gathered, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+        (folder / f"{rank}").touch()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_heads_have_the_gradients_of_whole_ones(tmp_path: Path) -> None:
+    tiny.on_two_ranks(_rank, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1"]
