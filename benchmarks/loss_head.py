@@ -337,6 +337,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--rounds", type=int, default=3, help="timings; the median counts")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="by default the CPU, and a GPU where there is one")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default both")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -346,7 +347,7 @@ def main() -> None:
     for device in (arguments.device,) if arguments.device else both:
         print(f"\n## {torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}")
         differences_table(arguments.rows, arguments.rounds, device)
-        for dtype in ("float32", "bfloat16"):
+        for dtype in (arguments.dtype,) if arguments.dtype else ("float32", "bfloat16"):
             size = Size(rows=arguments.rows, vocabulary=arguments.vocabulary, dtype=dtype, device=device)
             head_table(size, arguments.rounds)
 
