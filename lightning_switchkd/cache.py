@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -78,15 +77,14 @@ class TeacherCache:
 def _check_key(folder: Path, key: Mapping[str, Any]) -> None:
     file = folder / KEY
     if not file.is_file():
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=KEY)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            json.dump(key, out, indent=1)
+        temporary = folder / f"{KEY}.{uuid.uuid4().hex}"
+        temporary.write_text(json.dumps(key, indent=1), encoding="utf-8")
         try:
             os.link(temporary, file)  # whole, and the first one stays
         except FileExistsError:
             pass
         finally:
-            os.unlink(temporary)
+            temporary.unlink()
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

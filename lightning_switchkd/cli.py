@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's wo
 
 from jsonargparse import _typehints, auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import InterpolationResolutionError
 from transformers.utils import logging as transformers_logging
@@ -174,13 +174,17 @@ class FillCacheCLI(SwitchKDCLI):
                 "fill-cache writes what an objective reads of its teacher to model.teacher_cache, but one of the two "
                 "is missing. Set --model.teacher_cache.folder (WITH=teacher_cache), and an objective with a teacher."
             )
-        self.trainer.predict(self.model, self.datamodule, return_predictions=False)
+        trainer: Any = self.trainer
+        callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, StepProgressBar)]
+        trainer.callbacks = [*callbacks, TQDMProgressBar()]  # the other counts training steps
+        trainer.predict(self.model, self.datamodule, return_predictions=False)
 
 
 NOISE = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose
     ".*does not have many workers.*",
     ".*LightningCLI's args parameter.*",
+    ".*predict returned None.*",  # what it is for lies on the disk
     ".*Experiment logs directory.*exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
