@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -36,7 +37,7 @@ def read_ahead(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_obey_the_run_alone if num_workers else None,
+        worker_init_fn=partial(_obey_the_run_alone, os.getpid()) if num_workers else None,
         generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
     )
     for found in loader:
@@ -45,15 +46,23 @@ def read_ahead(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_
         yield found
 
 
-def _obey_the_run_alone(_: int) -> None:
+LOOKS = 5.0
+"""Seconds between a worker's looks whether its run lives."""
+
+
+def _obey_the_run_alone(run: int, _: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of a run; who reads for it waits to be told by it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a scheduler's signal ends the worker
+    if hasattr(signal, "sigtimedwait"):  # not on macOS, where a scheduler's signal ends the worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_run_says_so, daemon=True).start()
+        threading.Thread(target=_end_with_the_run, args=(run,), daemon=True).start()
 
 
-def _end_when_the_run_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_the_run(run: int) -> None:
+    """PyTorch's own look at a killed run is not enough: a worker that leaves then waits to hand over its last batches
+    through a pipe that nobody empties, and that its sisters hold open."""
+    while os.getppid() == run:
+        told = signal.sigtimedwait({signal.SIGTERM}, LOOKS)
+        if told is not None and told.si_pid == run:
+            break
     os._exit(0)
