@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
+from benchmarks.measuring import row
 from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.order import Indices
 from lightning_switchkd.data.processor import make_processor
@@ -255,11 +256,6 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
     print(f"measuring: {work.__name__.replace('_', ' ')} …", file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
-
-
-def row(*cells: object) -> None:
-    """A line of the table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def median(pairs: list[tuple[float, float]]) -> tuple[float, float, str]:

@@ -15,22 +15,21 @@ import gc
 import importlib.util
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measuring import forget_peak, held, now, peak, row
 from lightning_switchkd.losses import logits_difference_kl
-from lightning_switchkd.losses.head import LOGITS_GIB, Head, Heads, Rows, Side, rows_at_a_time
+from lightning_switchkd.losses.chunk import COLUMNS, Head, Heads, Rows, Side
+from lightning_switchkd.losses.head import LOGITS_GIB, rows_at_a_time
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.objectives import ForwardKL, Objective, SwitchKDObjective
 
@@ -166,11 +165,14 @@ def bare(size: Size, rows: Rows, heads: Heads) -> None:
     logits = torch.empty(step, size.vocabulary, dtype=getattr(torch, size.dtype), device=size.device)
     weight, made = heads["student"].weight.detach(), rows.hidden["student"].detach()
     gradient, back = torch.empty_like(weight), torch.empty_like(made)
+    columns = COLUMNS if size.device == "cpu" else size.vocabulary  # whichever way is faster
     for start in range(0, size.rows, step):
         part = slice(start, start + step)
         out = logits[: len(rows.targets[part])]
         for side, states in rows.hidden.items():
-            torch.mm(states[part].detach(), heads[side].weight.detach().t(), out=out)
+            for column in range(0, size.vocabulary, columns):
+                some = slice(column, column + columns)
+                torch.mm(states[part].detach(), heads[side].weight[some].detach().t(), out=out[:, some])
         torch.mm(out, weight, out=back[part])
         gradient.addmm_(out.t(), made[part], beta=float(start > 0))
 
@@ -183,38 +185,11 @@ WAYS: dict[str, Callable[[Size, Rows, Heads], None]] = {
 # -- measuring, in a child process -------------------------------------------------------------------------------------
 
 
-def held(device: str) -> float:
-    """Bytes that the process holds now."""
-    if device == "cuda":
-        return float(torch.cuda.memory_allocated())
-    return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-
-
-def forget_peak(device: str) -> None:
-    """Has `peak` begin anew."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak(device: str) -> float:
-    """Most bytes that the process has held since `forget_peak`."""
-    if device == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def seconds(size: Size, work: Callable[[], None]) -> float:
+def seconds(device: str, work: Callable[[], None]) -> float:
     """Of one call."""
-    if size.device == "cuda":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
+    begun = now(device)
     work()
-    if size.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return now(device) - begun
 
 
 def measure(size: Size, rounds: int) -> dict[str, float]:
@@ -241,8 +216,8 @@ def measure(size: Size, rounds: int) -> dict[str, float]:
     most -= sum(tensor.numel() * tensor.element_size() for tensor in learning if tensor.grad is not None)
     times, floors = [], []
     for _ in range(rounds):
-        times.append(seconds(size, work))
-        floors.append(seconds(size, lambda: bare(size, rows, heads)))
+        times.append(seconds(size.device, work))
+        floors.append(seconds(size.device, lambda: bare(size, rows, heads)))
     ratio = statistics.median(a / b for a, b in zip(times, floors, strict=True))
     return {"seconds": statistics.median(times), "ratio": ratio, "bytes": most}
 
@@ -265,11 +240,6 @@ def child(size: Size, rounds: int) -> dict[str, float] | None:
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def row(*cells: object) -> None:
-    """A line of a table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def line(what: str, size: Size, rounds: int) -> None:
@@ -313,7 +283,6 @@ def differences_table(rows: int, rounds: int, device: str) -> None:
         teacher, student = (torch.randn(n, k, device=device).sort(descending=True).values.mul(3) for _ in range(2))
         student.requires_grad_()
         mask = torch.ones(n, k, dtype=torch.bool, device=device)
-        size = Size(device=device)
 
         def linear(t: Tensor = teacher, s: Tensor = student, m: Tensor = mask) -> None:
             logits_difference_kl(teacher=t, student=s, mask=m, temperature=TAU).sum().backward()
@@ -324,7 +293,7 @@ def differences_table(rows: int, rounds: int, device: str) -> None:
         both = k <= 256
         found = []
         for _ in range(rounds + 1):
-            found.append((seconds(size, linear), seconds(size, pairs) if both else 0.0))
+            found.append((seconds(device, linear), seconds(device, pairs) if both else 0.0))
         a, b = (statistics.median(side) for side in zip(*found[1:], strict=True))
         told = (f"{b:.3g}", f"{statistics.median(y / x for x, y in found[1:]):.1f}") if both else ("", "")
         row(f"{k:,} ({n} rows)", f"{a:.3g}", *told)

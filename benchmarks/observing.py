@@ -10,17 +10,14 @@ and the same for the split by term, which costs backwards.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
-import time
-import warnings
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
-from benchmarks.pair import RandomPair, batch
+from benchmarks.measuring import now
+from benchmarks.pair import train
 from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
 
 
@@ -52,7 +49,7 @@ class Clock(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts."""
-        self.begun = time.perf_counter()
+        self.begun = now(pl_module.device.type)
 
 
 class ClockEnd(L.Callback):
@@ -63,28 +60,14 @@ class ClockEnd(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stops."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.clock.seconds.append(time.perf_counter() - self.clock.begun)
+        self.clock.seconds.append(now(pl_module.device.type) - self.clock.begun)
 
 
 def measure(vocabulary: int, steps: int, split: bool) -> tuple[float, float, float]:
     """Median seconds of a step without looking, with, and the median ratio of neighbours."""
     clock = Clock()
     looking = [EverySecondStatistics(), EverySecondGradients(int(split))]
-    trainer = L.Trainer(
-        max_steps=2 * steps + 2,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-        callbacks=[clock, *looking, ClockEnd(clock)],
-    )
-    loader = DataLoader([batch(vocabulary)] * (2 * steps + 2), batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(RandomPair(vocabulary), train_dataloaders=loader)
+    train(vocabulary, 2 * steps + 2, [clock, *looking, ClockEnd(clock)], log_every_n_steps=10)
     plain, seen = clock.seconds[2::2], clock.seconds[3::2]
     ratio = statistics.median(b / a for a, b in zip(plain, seen, strict=True))
     return statistics.median(plain), statistics.median(seen), ratio
@@ -95,8 +78,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=40, help="pairs of steps that are timed")
     parser.add_argument("--vocabulary", type=int, default=32768, help="the large one")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(f"{torch.get_num_threads()} thread(s)\n\n| vocabulary | looked at | step without, s | step with, s | ratio |")
     print("|---|---|---|---|---|")
     for vocabulary in (384, arguments.vocabulary):

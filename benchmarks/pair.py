@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
+import lightning as L
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
@@ -76,3 +80,22 @@ class RandomPair(SwitchKD):
         self._distiller = Distiller(student, teacher, self.objective, self.vocabulary).train()
         self.train_means = Means(self.objective.terms)
         self.teacher_fingerprint = None
+
+
+def train(vocabulary: int, steps: int, callbacks: list[L.Callback], **settings: Any) -> None:
+    """So many steps of a random pair by Lightning, on the device there is, without a word."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        **settings,
+    )
+    loader = DataLoader([batch(vocabulary)] * steps, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(RandomPair(vocabulary), train_dataloaders=loader)

@@ -10,11 +10,8 @@ medians, and the median ratio of each step to the parts that follow it.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +20,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from benchmarks.pair import RECORDS, RandomPair, batch
+from benchmarks.measuring import now
+from benchmarks.pair import RECORDS, train
 from lightning_switchkd.cache import RecordCache
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.module import SwitchKD
@@ -48,11 +45,11 @@ class Parts(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts."""
-        self._begun = now(pl_module)
+        self._begun = now(pl_module.device.type)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stops, and times the parts."""
-        step = now(pl_module) - self._begun
+        step = now(pl_module.device.type) - self._begun
         self.found.append({"step": step, **self._parts(trainer.optimizers[0], pl_module, batch)})
         pl_module.zero_grad()
 
@@ -60,9 +57,9 @@ class Parts(L.Callback):
         model, found = module.distiller, {}
 
         def timed(name: str, work: Callable[[], Any]) -> Any:
-            begun = now(module)
+            begun = now(module.device.type)
             result = work()
-            found[name] = now(module) - begun
+            found[name] = now(module.device.type) - begun
             return result
 
         features = model.student.encode_image(batch.pixel_values).detach().requires_grad_()
@@ -90,19 +87,12 @@ class Parts(L.Callback):
         timed("optimizer", optimizer.step)
         if self._cache is None:
             teacher: Tensor = rows.hidden["teacher"]
-            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, 10**9)
+            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 10**9)
             self._cache.rows(batch, model.teacher_rows)
-            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, 0)
+            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 0)
         cache = self._cache
         timed("cache", lambda: cache.rows(batch, model.teacher_rows))
         return found
-
-
-def now(module: Any) -> float:
-    """Seconds, when the device has done what it was told."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def main() -> None:
@@ -111,22 +101,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--vocabulary", type=int, default=32768)
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder))
-        trainer = L.Trainer(
-            max_steps=arguments.steps + 2,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[parts],
-        )
-        loader = DataLoader([batch(arguments.vocabulary)] * (arguments.steps + 2), batch_size=None)  # type: ignore[arg-type]
-        trainer.fit(RandomPair(arguments.vocabulary), train_dataloaders=loader)
+        train(arguments.vocabulary, arguments.steps + 2, [parts])
     found = parts.found[2:]
     median = {name: statistics.median(one[name] for one in found) for name in found[0]}
     ratio = statistics.median(one["step"] / sum(one[part] for part in PARTS) for one in found)

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measuring import held, peak
 from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
@@ -41,21 +40,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "compile: both": {"student": BOTH[:1], "teacher": BOTH[:1]},
     "compile and checkpointing: both": {"student": BOTH, "teacher": BOTH},
 }
-
-
-def held(device: str) -> float:
-    """MiB that the process holds now."""
-    if device == "cuda":
-        return torch.cuda.memory_allocated() / 2**20
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def peak(device: str) -> float:
-    """MiB that the process has held at most."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def measure(name: str, device: str, steps: int) -> dict[str, float]:
@@ -88,7 +72,7 @@ def measure(name: str, device: str, steps: int) -> dict[str, float]:
             torch.cuda.synchronize()
         seconds.append(clock() - start)
         first = first or time.perf_counter() - started
-    return {"first": first, "step": min(seconds[1:]), "memory": peak(device) - before}
+    return {"first": first, "step": min(seconds[1:]), "memory": (peak(device) - before) / 2**20}
 
 
 def table(device: str, steps: int) -> None:

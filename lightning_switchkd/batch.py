@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -96,16 +94,6 @@ class Batch:
         """A copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
         return self._map(lambda t: t.pin_memory())
 
-    def __getstate__(self) -> dict[str, Any]:
-        # From a worker to its run, ids go by value: as shared memory each tensor costs a file descriptor's journey.
-        return {
-            name: value.numpy() if isinstance(value, Tensor) and value.dtype == torch.int64 and value.is_cpu else value
-            for name, value in vars(self).items()
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update((k, torch.from_numpy(v) if isinstance(v, np.ndarray) else v) for k, v in state.items())
-
     def __len__(self) -> int:
         return self.sample_index.shape[0]
 
@@ -117,14 +105,11 @@ class Batch:
         rows, columns = self.input_ids.shape
         return torch.arange(rows, device=self.input_ids.device).repeat_interleave(columns)
 
-    @property
-    def supervised_rows(self) -> Tensor:
-        """``[B]`` int64: how many positions of each record have a supervised next token."""
-        following = F.pad(self.labels[:, 1:], (0, 1), value=IGNORE).flatten() != IGNORE
-        return torch.zeros_like(self.sample_index).index_add_(0, self.record_of, following.long())
-
     def only(self, records: Sequence[int]) -> Batch:
-        """A batch of some of the records, in their order; a blank image where none of them has one."""
+        """A batch of some of the records, in their order; a blank image where none of them has one.
+
+        Counts stay those of all: what a loss is divided by does not change.
+        """
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[list(records)] = True
         chosen = chosen.to(self.input_ids.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.data.io import pread
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.rows import supervised
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +71,11 @@ class TeacherCache:
             _check_key(folder, {**key, "row dtype": str(dtype).removeprefix("torch."), "row width": width})
         except OSError as error:
             raise UserError(f"model.teacher_cache.folder: {folder} cannot be written: {error}") from None
-        taken = sum(file.stat().st_size for file in folder.rglob("*.rows"))
-        room = max(0, int(self.max_gb * 1e9) - taken) // world_size
+
+        def room() -> int:
+            taken = sum(file.stat().st_size for file in folder.rglob("*.rows"))
+            return max(0, int(self.max_gb * 1e9) - taken) // world_size
+
         return RecordCache(folder / data, records, width, dtype, room)
 
 
@@ -107,18 +112,29 @@ class RecordCache:
         records: of the data set.
         width: H.
         dtype: of the rows.
-        room: bytes that this process may add.
+        room: bytes that this process may add at present.
+        looks: seconds between looks at what other processes have added.
     """
 
-    def __init__(self, folder: Path, records: int, width: int, dtype: torch.dtype, room: int) -> None:
-        self.folder, self.width, self.dtype, self._room = folder, width, dtype, room
+    def __init__(
+        self,
+        folder: Path,
+        records: int,
+        width: int,
+        dtype: torch.dtype,
+        room: Callable[[], int],
+        looks: float = 10.0,
+    ) -> None:
+        self.folder, self.width, self.dtype = folder, width, dtype
+        self._ask_room, self._looks = room, looks
         self._row_bytes = width * torch.empty(0, dtype=dtype).element_size()
         self._entries = np.zeros(records, ENTRY)
         self._file = np.full(records, -1, np.int32)
         self._files: list[int] = []
+        self._known: dict[Path, tuple[int, int]] = {}  # a file's index: its place in _files, entries taken in
         self._own: tuple[BinaryIO, BinaryIO] | None = None
-        for index in sorted(folder.glob("*.index")):
-            self._take_in(index)
+        self._stopped = False
+        self._look()
 
     def __len__(self) -> int:
         """Records that are here."""
@@ -144,8 +160,11 @@ class RecordCache:
             batch: one micro-batch.
             compute: the teacher pathway, from a batch to its supervised rows; not called where all records are here.
         """
-        counts, device = batch.supervised_rows.tolist(), batch.input_ids.device
-        numbers = batch.sample_index.tolist()
+        positions, _ = supervised(batch.labels)
+        counts = batch.record_of[positions].bincount(minlength=len(batch)).tolist()
+        numbers, device = batch.sample_index.tolist(), batch.input_ids.device
+        if time.monotonic() > self._next_look:
+            self._look()
         found = [self._read(number, count) for number, count in zip(numbers, counts, strict=True)]
         if missing := [place for place, rows in enumerate(found) if rows is None]:
             made = compute(batch if len(missing) == len(found) else batch.only(missing)).to(self.dtype)
@@ -169,37 +188,53 @@ class RecordCache:
         return torch.frombuffer(bytearray(data), dtype=self.dtype).view(count, self.width)
 
     def _keep(self, numbers: list[int], rows: Sequence[Tensor]) -> None:
-        own, index = self._open_own()
         for number, some in zip(numbers, rows, strict=True):
             data = some.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
             if len(data) > self._room:
-                if self._room:
-                    log.warning("The teacher cache %s is full: other records are computed every time.", self.folder)
-                self._room = 0
+                self._stop("is full")
                 break
-            self._entries[number] = (number, own.tell(), len(some), zlib.crc32(data))
-            own.write(data)
-            index.write(self._entries[number].tobytes())
-            self._file[number] = len(self._files) - 1
-            self._room -= len(data)
-        own.flush()  # rows before their index: what an index names is there
-        index.flush()
+            try:
+                self._append(number, len(some), data)
+            except OSError as error:
+                self._stop(f"cannot be written ({error})")
+                break
 
-    def _open_own(self) -> tuple[BinaryIO, BinaryIO]:
+    def _append(self, number: int, count: int, data: bytes) -> None:
         if self._own is None:
             name = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            own, index = (open(name.with_suffix(suffix), "xb") for suffix in (".rows", ".index"))  # noqa: SIM115
-            self._files.append(os.open(name.with_suffix(".rows"), os.O_RDONLY))
-            self._own = own, index
-        return self._own
+            self._own = open(name.with_suffix(".rows"), "xb"), open(name.with_suffix(".index"), "xb")  # noqa: SIM115
+            self._known[name.with_suffix(".index")] = self._opened(name.with_suffix(".rows")), 0
+        rows, index = self._own
+        file, taken = self._known[Path(index.name)]
+        entry = np.array([(number, rows.tell(), count, zlib.crc32(data))], ENTRY)
+        for out, content in ((rows, data), (index, entry.tobytes())):  # what an index names is there already
+            out.write(content)
+            out.flush()
+        self._entries[number], self._file[number] = entry[0], file
+        self._known[Path(index.name)] = file, taken + 1
+        self._room -= len(data)
 
-    def _take_in(self, index: Path) -> None:
-        """Another process's file, as far as it is whole."""
-        rows = index.with_suffix(".rows")
-        entries = np.frombuffer(index.read_bytes()[: index.stat().st_size // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
-        size = rows.stat().st_size
-        whole = entries["offset"] + entries["rows"].astype(np.int64) * self._row_bytes <= size
-        known = entries[whole & (entries["record"] >= 0) & (entries["record"] < len(self._entries))]
-        self._entries[known["record"]] = known
-        self._file[known["record"]] = len(self._files)
+    def _stop(self, why: str) -> None:
+        if not self._stopped:
+            log.warning("The teacher cache %s %s: other records are computed every time.", self.folder, why)
+        self._stopped, self._room = True, 0
+
+    def _look(self) -> None:
+        """Takes in what other processes have added, as far as it is whole."""
+        for index in sorted(self.folder.glob("*.index")):
+            rows = index.with_suffix(".rows")
+            if not rows.is_file():
+                continue
+            file, taken = self._known.get(index) or (self._opened(rows), 0)
+            entries = np.fromfile(index, ENTRY, offset=taken * ENTRY.itemsize)
+            self._known[index] = file, taken + len(entries)
+            ends = entries["offset"] + entries["rows"].astype(np.int64) * self._row_bytes
+            right = (entries["record"] >= 0) & (entries["record"] < len(self._entries))
+            entries = entries[right & (ends <= rows.stat().st_size)]
+            self._entries[entries["record"]], self._file[entries["record"]] = entries, file
+        self._room = 0 if self._stopped else self._ask_room()
+        self._next_look = time.monotonic() + self._looks
+
+    def _opened(self, rows: Path) -> int:
         self._files.append(os.open(rows, os.O_RDONLY))
+        return len(self._files) - 1

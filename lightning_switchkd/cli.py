@@ -42,8 +42,6 @@ from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Need
 
-VALIDATE_DATA, FILL_CACHE = "validate-data", "fill-cache"
-LIGHTNING_COMMANDS = ("fit", "validate", "test", VALIDATE_DATA, FILL_CACHE)
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "generate": generate,
@@ -122,7 +120,7 @@ def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
 
 def run_lightning(arguments: list[str]) -> None:
     """fit, validate or test, as LightningCLI does it; or the data of a `fit` looked at, or its teacher run ahead."""
-    own = {VALIDATE_DATA: ValidateDataCLI, FILL_CACHE: FillCacheCLI}.get(arguments[0])
+    own = OWN_COMMANDS.get(arguments[0])
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _typehints.discard_init_args_on_class_path_change = _forget_init_args
     (own or SwitchKDCLI)(
@@ -137,17 +135,21 @@ def run_lightning(arguments: list[str]) -> None:
     )
 
 
-class ValidateDataCLI(SwitchKDCLI):
-    """Takes what `fit` takes, and builds the data alone."""
+class OwnCommandCLI(SwitchKDCLI):
+    """Takes what `fit` takes, and does something else with it."""
+
+    def _parse_ckpt_path(self) -> None:
+        """There is no checkpoint."""
+
+
+class ValidateDataCLI(OwnCommandCLI):
+    """Builds the data alone."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds its own."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--output", default="reports/data", help="folder of the report and the list")
         parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
-
-    def _parse_ckpt_path(self) -> None:
-        """There is no checkpoint."""
 
     def instantiate_classes(self) -> None:
         """Reads everything; the exit status is 1 where something is to be mended."""
@@ -160,11 +162,8 @@ class ValidateDataCLI(SwitchKDCLI):
             sys.exit(1)
 
 
-class FillCacheCLI(SwitchKDCLI):
-    """Takes what `fit` takes, and runs the teacher alone, once over all records."""
-
-    def _parse_ckpt_path(self) -> None:
-        """There is no checkpoint."""
+class FillCacheCLI(OwnCommandCLI):
+    """Runs the teacher alone, once over all records."""
 
     def instantiate_classes(self) -> None:
         """Fills the cache."""
@@ -179,6 +178,9 @@ class FillCacheCLI(SwitchKDCLI):
         trainer.callbacks = [*callbacks, TQDMProgressBar()]  # the other counts training steps
         trainer.predict(self.model, self.datamodule, return_predictions=False)
 
+
+OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {"validate-data": ValidateDataCLI, "fill-cache": FillCacheCLI}
+LIGHTNING_COMMANDS = ("fit", "validate", "test", *OWN_COMMANDS)
 
 NOISE = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.cache import RecordCache
-from lightning_switchkd.losses.head import Heads, Rows, Side
+from lightning_switchkd.losses.chunk import Heads, Rows, Side
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.objectives.base import Need, Objective, Terms
 from lightning_switchkd.pathways import student_pathway, switch_pathway, teacher_pathway

@@ -22,7 +22,7 @@ from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.cache import RecordCache, TeacherCache
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
 from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
-from lightning_switchkd.data.datamodule import SPLITS, Split
+from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import supervised_rows
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
@@ -234,7 +234,7 @@ class SwitchKD(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Fills the teacher cache (``fill-cache``)."""
-        cache = self.cached(SPLITS[dataloader_idx])
+        cache = self.cached(self.trainer.datamodule.predict_splits[dataloader_idx])  # type: ignore[attr-defined]
         assert cache is not None
         cache.rows(batch, self.distiller.teacher_rows)
 

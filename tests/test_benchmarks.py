@@ -1,4 +1,4 @@
-"""The benchmark of the data layer runs and fills its table. What it measures is never asserted: machines are noisy."""
+"""The benchmarks run and fill their tables. What they measure is never asserted: machines are noisy."""
 
 from __future__ import annotations
 
@@ -28,3 +28,24 @@ def test_the_data_benchmark_fills_its_table(tmp_path: Path) -> None:
     table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert all(any(line.startswith(f"| {row}") for line in table) for row in ROWS), done.stdout
     assert all(line.count("|") == 6 for line in table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments", "rows"),
+    [
+        (
+            "loss_head",
+            ["--rows=12", "--vocabulary=600", "--rounds=1"],
+            ["ours, N = 12", "materialised", "256 (12 rows)"],
+        ),
+        ("step", ["--steps=1", "--vocabulary=384"], ["optimizer", "whole step", "teacher's rows from a warm cache"]),
+        ("observing", ["--steps=1", "--vocabulary=384"], ["384 | sets and pathways (the default)"]),
+        ("switches", ["--steps=1"], ["plain (float32, sdpa)", "compile: both"]),
+    ],
+)
+def test_the_others_fill_theirs(name: str, arguments: list[str], rows: list[str]) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert all(any(line.startswith(f"| {row}") for line in table) for row in rows), done.stdout

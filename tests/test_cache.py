@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from torch import Tensor
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.cache import ENTRY, KEY, RecordCache, TeacherCache
 from lightning_switchkd.cli import main
-from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.vlm.seams import VLM
 
 WIDTH = 24
 """Of the teacher of :func:`tiny.write_pair`."""
@@ -78,67 +78,81 @@ def test_no_more_than_it_may_take(folder: Path, tmp_path: Path) -> None:
     assert warm.losses == pytest.approx(plain.losses, rel=1e-12)
 
 
-def made(data: LLaVADataModule, teacher: VLM, cache: RecordCache, split: str = "train") -> list[Tensor]:
-    """The rows of all batches; a row says which token it belongs to."""
+def made(cache: RecordCache, folder: Path, **settings: Any) -> list[Tensor]:
+    """The rows of all batches; a row says which record and token it belongs to."""
 
     def compute(batch: Batch) -> Tensor:
-        rows = batch.sample_index[batch.record_of].repeat_interleave(1)
-        following = batch.labels.flatten().roll(-1)
-        keep = (following != -100) & (batch.record_of.roll(-1) == batch.record_of)
-        return torch.stack([rows, following], -1)[keep].double().repeat(1, WIDTH // 2)
+        positions, targets = supervised(batch.labels)
+        owner = batch.sample_index[batch.record_of[positions]]
+        return torch.stack([owner, targets], -1).double().repeat(1, WIDTH // 2)
 
-    return [cache.rows(batch, compute) for batch in data.stream("train")]
+    return [cache.rows(batch, compute) for batch in tiny.data_module(folder, seed=1, **settings).stream("train")]
+
+
+def opened(place: Path, room: int = 10**6, looks: float = 10.0) -> RecordCache:
+    return RecordCache(place, 48, WIDTH, torch.float64, lambda: room, looks)
+
+
+def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.fixture
-def filled(folder: Path, tmp_path: Path) -> tuple[LLaVADataModule, Path, list[Tensor]]:
-    data = tiny.data_module(folder, seed=1)
-    return data, tmp_path, made(data, None, opened(tmp_path))  # type: ignore[arg-type]
-
-
-def opened(folder: Path, room: int = 10**6) -> RecordCache:
-    return RecordCache(folder, 48, WIDTH, torch.float64, room)
+def wanted(folder: Path, tmp_path: Path) -> list[Tensor]:
+    """The rows of all batches, and a folder ``filled`` that holds them."""
+    (tmp_path / "filled").mkdir()
+    return made(opened(tmp_path / "filled"), folder)
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_parts_of_a_batch(filled: Any, tmp_path: Path, folder: Path, packing: bool) -> None:
+def test_parts_of_a_batch(wanted: list[Tensor], folder: Path, tmp_path: Path, packing: bool) -> None:
     """Some records are here and some are not, in either layout: every row comes to its place."""
-    _, _, wanted = filled
-    data, part = tiny.data_module(folder, seed=1, packing=packing), tmp_path / "part"
-    part.mkdir()
-    made(data, None, opened(part, room=9000))  # type: ignore[arg-type]
-    cache = opened(part)
+    made(opened(tmp_path, room=9000), folder, packing=packing)
+    cache = opened(tmp_path)
     assert 0 < len(cache) < 48
-    for ours, theirs in zip(made(data, None, cache), wanted, strict=True):  # type: ignore[arg-type]
-        assert torch.equal(ours, theirs)
-    assert len(cache) == 48
-    assert len(opened(part)) == 48
+    assert_equal(made(cache, folder, packing=packing), wanted)
+    assert len(cache) == len(opened(tmp_path)) == 48
 
 
-def test_damage_is_seen_and_mended(filled: Any, caplog: pytest.LogCaptureFixture) -> None:
-    data, folder, wanted = filled
-    (rows,) = folder.glob("*.rows")
+def test_damage_is_seen_and_mended(
+    wanted: list[Tensor], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (rows,), (index,) = ((tmp_path / "filled").glob(f"*.{kind}") for kind in ("rows", "index"))
     content = bytearray(rows.read_bytes())
     content[1000] ^= 1
     rows.write_bytes(content[:-8])  # a bit has turned over, and the last record was cut short by a crash
-    (index,) = folder.glob("*.index")
     index.write_bytes(index.read_bytes()[:-3])  # so was the last line
-    cache = opened(folder)
+    cache = opened(tmp_path / "filled")
     assert len(cache) == 47
-    for ours, theirs in zip(made(data, None, cache), wanted, strict=True):
-        assert torch.equal(ours, theirs)
+    assert_equal(made(cache, folder), wanted)
     assert caplog.text.count("is damaged") == 1
-    assert len(opened(folder)) == 48
+    assert len(opened(tmp_path / "filled")) == 48
+    rows.unlink()
+    assert len(opened(tmp_path / "filled")) == 2, "rows that are gone are computed anew; the mended ones lie elsewhere"
 
 
-def test_several_processes_fill_one(filled: Any) -> None:
-    data, folder, wanted = filled
-    first, second = opened(folder), opened(folder)
-    entries = sum(file.stat().st_size for file in folder.glob("*.index")) // ENTRY.itemsize
-    assert entries == 48, "no record twice"
-    for cache in (first, second):
-        for ours, theirs in zip(made(data, None, cache), wanted, strict=True):
-            assert torch.equal(ours, theirs)
+def test_what_others_add_is_seen(wanted: list[Tensor], folder: Path, tmp_path: Path) -> None:
+    """Two caches that were opened empty: the second finds what the first has put there meanwhile."""
+    first, second = (opened(tmp_path, looks=0.0) for _ in range(2))
+    for cache in (first, second, first):
+        assert_equal(made(cache, folder), wanted)
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.index")) == 48 * ENTRY.itemsize, "no record twice"
+
+
+def test_a_full_disk_is_no_end(
+    wanted: list[Tensor],
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordCache, "_append", full)
+    assert_equal(made(opened(tmp_path, looks=0.0), folder), wanted)
+    assert caplog.text.count("cannot be written ([Errno 28] No space left on device)") == 1
 
 
 def test_another_key_is_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
@@ -169,7 +183,7 @@ def test_the_command_fills_it(
     main(["fill-cache", *arguments[1:]])
     assert "holds 0 of 48 records. All of them take about" in caplog.text
     (data,) = (file for file in (tmp_path / "cache").iterdir() if file.is_dir())
-    assert len(RecordCache(data, 48, WIDTH, torch.float32, 0)) == 48
+    assert len(RecordCache(data, 48, WIDTH, torch.float32, lambda: 0)) == 48
     assert not (tmp_path / "run" / "config.yaml").exists()
     main([*arguments, "--trainer.max_steps=2", "--panel.records=0"])
     assert "holds 48 of 48 records" in caplog.text

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Partial
 
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
@@ -38,9 +39,21 @@ def _rank(rank: int, folder: Path) -> None:
                 if theirs.grad is not None:
                     gathered = ours.grad.full_tensor()
                     torch.testing.assert_close(gathered, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+        _gather_in_the_graph(rank)
         (folder / f"{rank}").touch()
     finally:
         dist.destroy_process_group()
+
+
+def _gather_in_the_graph(rank: int) -> None:
+    """What the heads must not do: ``full_tensor()`` of a sharded weight hands each process its own gradient alone."""
+    linear = torch.nn.Linear(3, 2, bias=False).double()
+    fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
+    x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)  # the mean of both processes' gradients is 1.5
+    for settings, right in (({}, False), ({"grad_placements": [Partial("avg")]}, True)):
+        linear.zero_grad()
+        (x @ linear.weight.full_tensor(**settings).t()).sum().backward()
+        assert torch.equal(linear.weight.grad.full_tensor(), torch.full((2, 3), 1.5, dtype=torch.float64)) == right
 
 
 @pytest.mark.slow

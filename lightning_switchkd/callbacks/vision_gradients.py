@@ -72,7 +72,6 @@ class VisionGradients(L.Callback):
             gradients = torch.autograd.grad(share, list(features.values()), retain_graph=True, allow_unused=True)
             squares = sum((g.double().square().sum() for g in gradients if g is not None), share.new_zeros(()))
             self._terms.update({name: squares}, {name: 0})
-        distiller.objective.separate = False
         self._first, self._sides = {}, list(features)
         for side, tensor in features.items():
             tensor.register_hook(partial(self._see, side))

@@ -236,19 +236,23 @@ class LLaVADataModule(LightningDataModule):
 
     def val_dataloader(self) -> BatchStream | list[Batch]:
         """In order; no batches where there is no validation set."""
-        return self._held_out("val") if self._paths["val"] else []
+        return self._in_order("val") if self._paths["val"] else []
 
     def test_dataloader(self) -> BatchStream:
         """In order."""
-        return self._held_out("test")
+        return self._in_order("test")
+
+    @property
+    def predict_splits(self) -> list[Split]:
+        """Those whose teacher rows are kept: what a run reads again and again."""
+        return [split for split in self.splits if split != "test"]
 
     def predict_dataloader(self) -> list[BatchStream]:
-        """Every record of training and validation, in order: what the teacher cache is filled with."""
-        world_size = self.trainer.world_size if self.trainer else 1
-        return [self.stream(split, world_size=world_size, in_order=True) for split in self.splits if split != "test"]
+        """Every record of `predict_splits`, in order: what the teacher cache is filled with."""
+        return [self._in_order(split) for split in self.predict_splits]
 
-    def _held_out(self, split: Split) -> BatchStream:
-        return self.stream(split, world_size=self.trainer.world_size if self.trainer else 1)
+    def _in_order(self, split: Split) -> BatchStream:
+        return self.stream(split, world_size=self.trainer.world_size if self.trainer else 1, in_order=True)
 
     def stream(
         self,

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from lightning_switchkd.batch import IGNORE
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.order import Blocks, Indices, Share
 from lightning_switchkd.data.prompts import Encoded, Prompter
 from lightning_switchkd.data.records import Record, RecordError
 from lightning_switchkd.data.sources import Mixture, Source, read_record
+from lightning_switchkd.losses.rows import count_supervised
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
@@ -29,7 +29,7 @@ def supervised_rows(dataset: VisionTextDataset, look_at: int = 256) -> float:
     for index in np.random.default_rng(0).permutation(records)[:look_at].tolist():
         try:
             labels = dataset.prompter.encode(dataset.record(index)).labels
-            found.append(sum(label != IGNORE for label in labels[1:]))
+            found.append(int(count_supervised(torch.tensor([labels]))))
         except RecordError:  # it will be left out, and said so, when its turn comes
             continue
     return sum(found) / max(1, len(found))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_switchkd.losses.head import Statistics
+from lightning_switchkd.losses.chunk import Statistics
 from lightning_switchkd.vlm.seams import keeping_dtype
 
 

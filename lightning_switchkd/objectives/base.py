@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_switchkd.batch import Counts
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.head import Chunk, Heads, Rows, Side, Statistics, sum_rows
+from lightning_switchkd.losses.chunk import Chunk, Heads, Rows, Side, Statistics
+from lightning_switchkd.losses.head import sum_rows
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
@@ -90,7 +91,7 @@ class Objective(nn.Module):
 
     Attributes:
         observed: whether ``Terms.statistics`` is filled; a callback that reads them sets it.
-        separate: whether ``Terms.shares`` is filled, at the cost of the heads once more for each term.
+        separate: whether ``Terms.shares`` is filled in training, at the cost of the heads once more for each term.
     """
 
     def __init__(
@@ -150,6 +151,6 @@ class Objective(nn.Module):
         )
         shares = {
             name: sum_rows(rows, heads, {name: term}, weights, logits_gib=logits_gib).loss
-            for name, term in (terms.items() if self.separate else ())
+            for name, term in (terms.items() if self.separate and self.training else ())
         }
         return Terms(found.loss, found.sums, {name: units[name] for name in found.sums}, found.statistics, shares)

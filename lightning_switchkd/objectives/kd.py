@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_switchkd.losses.chunk import Chunk
 from lightning_switchkd.losses.divergence import forward_kl
-from lightning_switchkd.losses.head import Chunk
 from lightning_switchkd.objectives.base import Need, Objective, RowTerm
 
 

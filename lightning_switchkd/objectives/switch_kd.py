@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_switchkd.losses.chunk import Chunk, Side, Statistics
 from lightning_switchkd.losses.difference import logits_difference_kl
-from lightning_switchkd.losses.head import Chunk, Side, Statistics
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
 from lightning_switchkd.objectives.base import Need, Objective, RowTerm, Unit

@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.head import Head
+from lightning_switchkd.losses.chunk import Head
 
 Part = Literal["vision", "projector", "lm"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "lm")

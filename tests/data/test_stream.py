@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.data import LLaVADataModule
 from lightning_switchkd.data.stream import BatchStream, Position
+from lightning_switchkd.data.workers import LOOKS
 from lightning_switchkd.errors import UserError
 
 
@@ -193,3 +195,35 @@ def test_a_worker_obeys_the_run_alone(folder: Path) -> None:
     done = subprocess.run(script, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["9", "1"], done.stderr
     assert done.returncode == 0
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+sys.path[:0] = sys.argv[1:]
+from torch.utils.data import Dataset
+from lightning_switchkd.data.workers import read_ahead
+class Bytes(Dataset):
+    def __getitem__(self, index):
+        return bytes(10**6)
+batches = read_ahead(Bytes(), range(100), num_workers=2)
+next(batches)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+time.sleep(1)  # the workers fill their pipe, which more than 64 KiB do
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers look at their run on Linux; elsewhere their pipe breaks")
+def test_workers_of_a_killed_run_end_with_batches_that_nobody_takes() -> None:
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, timeout=60)
+    workers = [Path("/proc") / pid / "stat" for pid in done.stdout.split()]
+    assert len(workers) == 2, done.stderr
+    deadline = time.monotonic() + 4 * LOOKS
+
+    def living() -> list[Path]:
+        return [stat for stat in workers if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"]
+
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not living()

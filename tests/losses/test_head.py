@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, forward_kl
 from lightning_switchkd.losses.ahead import with_gradients
-from lightning_switchkd.losses.head import Chunk, Head, Heads, Rows, Side, rows_at_a_time, sum_rows
+from lightning_switchkd.losses.chunk import Chunk, Head, Heads, Rows, Side
+from lightning_switchkd.losses.head import rows_at_a_time, sum_rows
 from lightning_switchkd.losses.select import Selection
 from lightning_switchkd.objectives import SFT, ForwardKL, Objective, SwitchKDObjective
 from lightning_switchkd.objectives.base import RowTerm
@@ -150,6 +151,14 @@ def test_equals_the_plain_way(n: int, beyond: int, objective: Objective, seed: i
 def test_equals_the_plain_way_in_float32(objective: Objective, chunk: int) -> None:
     given = problem(12, 101, dtype=torch.float32)
     assert_same(in_chunks(given, objective, chunk), plainly(given, objective), 2e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_head_is_multiplied_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    given, objective = problem(6, 101, bias=bias, softcap=4.0), SwitchKDObjective()
+    whole = in_chunks(given, objective)
+    monkeypatch.setattr("lightning_switchkd.losses.chunk.COLUMNS", 16)
+    assert_same(in_chunks(given, objective), whole, 1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1])
