@@ -31,7 +31,7 @@ from lightning_switchkd.losses import logits_difference_kl
 from lightning_switchkd.losses.chunk import COLUMNS, Head, Heads, Rows, Side
 from lightning_switchkd.losses.head import LOGITS_GIB, rows_at_a_time
 from lightning_switchkd.losses.select import Kneedle, Selection
-from lightning_switchkd.objectives import ForwardKL, Objective, SwitchKDObjective
+from lightning_switchkd.objectives import KD, Objective, SwitchKDObjective, Views
 
 TAU = 3.0
 
@@ -103,7 +103,7 @@ def problem(size: Size) -> tuple[Rows, Heads]:
 def by_objective(size: Size, rows: Rows, heads: Heads, objective: Objective) -> None:
     """Ours."""
     totals = torch.tensor([size.rows] * 4, device=size.device)
-    objective(rows, heads, totals, 0, size.gib).loss.backward()
+    objective(Views(rows, heads), totals, 0, size.gib).loss.backward()
 
 
 def ours(size: Size, rows: Rows, heads: Heads) -> None:
@@ -113,7 +113,7 @@ def ours(size: Size, rows: Rows, heads: Heads) -> None:
 
 def ours_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
     """Forward KL over the vocabulary, in chunks."""
-    by_objective(size, rows, heads, ForwardKL(temperature=TAU))
+    by_objective(size, rows, heads, KD(temperature=TAU))
 
 
 def whole_logits(rows: Rows, heads: Heads) -> dict[Side, Tensor]:

@@ -63,22 +63,24 @@ class Parts(L.Callback):
             return result
 
         features = model.student.encode_image(batch.pixel_values).detach().requires_grad_()
-        rows = model.rows(batch, model.features(batch))
+        views = model.views(batch, model.features(batch))
+        rows = views.rows
         learnt = {side: states.detach().requires_grad_(states.requires_grad) for side, states in rows.hidden.items()}
         positions = supervised(batch.labels)[0]
 
         def student() -> None:
             seen = model.student.encode_image(batch.pixel_values)
-            hidden = student_pathway(model.student, batch, seen).flatten(0, 1)[positions]
+            hidden = student_pathway(model.student, batch, seen).hidden.flatten(0, 1)[positions]
             torch.autograd.backward([hidden, seen], [torch.ones_like(hidden), torch.ones_like(seen)])
 
         def switch() -> None:
-            hidden = switch_pathway(model.frozen_teacher, batch, features).flatten(0, 1)[positions]
+            hidden = switch_pathway(model.frozen_teacher, batch, features).hidden.flatten(0, 1)[positions]
             hidden.backward(torch.ones_like(hidden))
 
         def head() -> None:
             totals = batch.counts.tensor(features.device)
-            model.objective(replace(rows, hidden=learnt), model.heads(), totals, 0, model.logits_gib).loss.backward()
+            chosen = replace(views, rows=replace(rows, hidden=learnt))
+            model.objective(chosen, totals, 0, model.logits_gib).loss.backward()
 
         timed("student", student)
         timed("teacher", lambda: model.teacher_rows(batch))
@@ -88,10 +90,10 @@ class Parts(L.Callback):
         if self._cache is None:
             teacher: Tensor = rows.hidden["teacher"]
             self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 10**9)
-            self._cache.rows(batch, model.teacher_rows)
+            self._cache.rows(batch, positions, model.teacher_rows)
             self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 0)
         cache = self._cache
-        timed("cache", lambda: cache.rows(batch, model.teacher_rows))
+        timed("cache", lambda: cache.rows(batch, positions, model.teacher_rows))
         return found
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.data.io import pread
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.rows import supervised
 
 log = logging.getLogger(__name__)
 
@@ -153,14 +152,14 @@ class RecordCache:
             f"for {self._room / 1e9:,.3g} GB more in this process (model.teacher_cache.max_gb)."
         )
 
-    def rows(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
-        """The teacher's supervised rows ``[N, H]`` of a batch; those of records that are not here are made and kept.
+    def rows(self, batch: Batch, positions: Tensor, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """The teacher's rows ``[N, H]`` of a batch; those of records that are not here are made and kept.
 
         Args:
             batch: one micro-batch.
-            compute: the teacher pathway, from a batch to its supervised rows; not called where all records are here.
+            positions: ``[N]`` of the rows in the flattened ``[B * T]`` axis, ascending.
+            compute: the teacher pathway, from a batch to its rows; not called where all records are here.
         """
-        positions, _ = supervised(batch.labels)
         counts = batch.record_of[positions].bincount(minlength=len(batch)).tolist()
         numbers, device = batch.sample_index.tolist(), batch.input_ids.device
         if time.monotonic() > self._next_look:

@@ -40,7 +40,7 @@ from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.objectives.base import Need
+from lightning_switchkd.objectives.terms import Need
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,

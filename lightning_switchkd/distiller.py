@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -12,9 +12,28 @@ from lightning_switchkd.batch import Batch
 from lightning_switchkd.cache import RecordCache
 from lightning_switchkd.losses.chunk import Heads, Rows, Side
 from lightning_switchkd.losses.rows import supervised
-from lightning_switchkd.objectives.base import Need, Objective, Terms
-from lightning_switchkd.pathways import student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.objectives.base import Objective, Terms
+from lightning_switchkd.objectives.terms import Need, Views
+from lightning_switchkd.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.vlm.attention import watch_first_attention
 from lightning_switchkd.vlm.seams import VLM, Frozen
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which final hidden states a step reads.
+
+    Attributes:
+        positions: ``[K]`` into the flattened ``[B * T]`` axis, ascending.
+        answer: ``[N]`` those of them whose next token is supervised; all of them where only such are read.
+        targets: ``[N]`` that token.
+        image: ``[M · P]`` those of them that are image tokens.
+    """
+
+    positions: Tensor
+    answer: Tensor | slice
+    targets: Tensor
+    image: Tensor
 
 
 class Distiller(nn.Module):
@@ -40,8 +59,13 @@ class Distiller(nn.Module):
         self.student = student
         self.teacher = None if teacher is None else Frozen(teacher)
         self.objective = objective
+        objective.build(student, teacher)
         self.vocabulary = vocabulary
         self.logits_gib = logits_gib
+        if Need.FIRST_ATTENTION in objective.needs:
+            for name, vlm in {"student": student, "teacher": teacher}.items():
+                if vlm is not None:
+                    watch_first_attention(vlm.language_model, name)
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 
@@ -55,8 +79,8 @@ class Distiller(nn.Module):
             cache: the teacher's rows of the records it holds, in place of its pathway.
         """
         features = self.features(batch)
-        rows = self.rows(batch, features, cache)
-        terms = cast(Terms, self.objective(rows, self.heads(), totals, step, self.logits_gib))
+        views = self.views(batch, features, cache)
+        terms = cast(Terms, self.objective(views, totals, step, self.logits_gib))
         return replace(terms, features=features)
 
     def features(self, batch: Batch) -> dict[Side, Tensor]:
@@ -65,37 +89,59 @@ class Distiller(nn.Module):
         sides: tuple[Side, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
         return {side: features.view_as(features) for side in sides}
 
-    def rows(self, batch: Batch, features: dict[Side, Tensor], cache: RecordCache | None = None) -> Rows:
-        """Runs the pathways and keeps their supervised rows."""
-        positions, targets = supervised(batch.labels)
-        hidden: dict[Side, Tensor] = {
-            side: states.flatten(0, 1)[positions]
-            for side, states in self.pathways(batch, features, cache is None).items()
-        }
-        if cache is not None and Need.TEACHER in self.objective.needs:
-            hidden["teacher"] = cache.rows(batch, self.teacher_rows)
-        has_image = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
+    def views(self, batch: Batch, features: dict[Side, Tensor], cache: RecordCache | None = None) -> Views:
+        """Runs the pathways and keeps what the objective needs of them."""
+        kept, needs = self.kept(batch), self.objective.needs
+        ran = self.pathways(batch, features, cache is None)
+        hidden = {side: pathway.hidden.flatten(0, 1)[kept.positions] for side, pathway in ran.items()}
+        if cache is not None and Need.TEACHER in needs:
+            hidden["teacher"] = cache.rows(batch, kept.positions, self.teacher_rows)
+        has_image = torch.zeros(len(batch), dtype=torch.bool, device=kept.positions.device)
         has_image[batch.image_row[batch.image_row >= 0]] = True
-        return Rows(
-            hidden=hidden,
-            targets=targets,
-            visual=has_image[batch.record_of[positions]],
+        rows = Rows(
+            hidden={side: states[kept.answer] for side, states in hidden.items()},
+            targets=kept.targets,
+            visual=has_image[batch.record_of[kept.positions[kept.answer]]],
             vocabulary=self.vocabulary,
         )
+        image_rows = None
+        if Need.IMAGE_ROWS in needs:
+            at_images = {side: states[kept.image] for side, states in hidden.items()}
+            image_rows = replace(rows, hidden=at_images, targets=batch.input_ids.flatten()[kept.positions[kept.image]])
+            image_rows = replace(image_rows, visual=torch.ones_like(image_rows.targets, dtype=torch.bool))
+        embeds, attention = {}, {}
+        for side, pathway in ran.items():
+            if Need.IMAGE_EMBEDS in needs:
+                embeds[side] = pathway.image_embeds[batch.image_row >= 0]
+            if pathway.attention is not None:
+                attention[side] = pathway.attention.text_to_image(batch, self.student.image_token_id)
+        return Views(rows, self.heads(), image_rows, embeds, attention, self.student.feature_space.tokens)
+
+    def kept(self, batch: Batch) -> Kept:
+        """The positions whose final hidden states the objective reads."""
+        positions, targets = supervised(batch.labels)
+        if Need.IMAGE_ROWS not in self.objective.needs:
+            return Kept(positions, slice(None), targets, positions[:0])
+        is_image = batch.input_ids.flatten() == self.student.image_token_id
+        answers = torch.zeros_like(is_image)
+        answers[positions] = True
+        union = (answers | is_image).nonzero()[:, 0]
+        answer, image = (mask[union].nonzero()[:, 0] for mask in (answers, is_image))
+        return Kept(union, answer, targets, image)
 
     def teacher_rows(self, batch: Batch) -> Tensor:
-        """The teacher pathway's supervised rows ``[N, H]``."""
-        return teacher_pathway(self.frozen_teacher, batch).flatten(0, 1)[supervised(batch.labels)[0]]
+        """The teacher pathway at the kept positions ``[N, H]``."""
+        return teacher_pathway(self.frozen_teacher, batch).hidden.flatten(0, 1)[self.kept(batch).positions]
 
-    def pathways(self, batch: Batch, features: dict[Side, Tensor], teacher: bool = True) -> dict[Side, Tensor]:
-        """Final hidden states ``[B, T, H]`` of every pathway the objective needs; without the teacher's if so asked."""
+    def pathways(self, batch: Batch, features: dict[Side, Tensor], teacher: bool = True) -> dict[Side, Pathway]:
+        """Every pathway the objective needs; without the teacher's if so asked."""
         needs = self.objective.needs
-        hidden: dict[Side, Tensor] = {"student": student_pathway(self.student, batch, features["student"])}
+        ran: dict[Side, Pathway] = {"student": student_pathway(self.student, batch, features["student"])}
         if teacher and Need.TEACHER in needs:
-            hidden["teacher"] = teacher_pathway(self.frozen_teacher, batch)
+            ran["teacher"] = teacher_pathway(self.frozen_teacher, batch)
         if Need.SWITCH in needs:
-            hidden["switch"] = switch_pathway(self.frozen_teacher, batch, features["switch"])
-        return hidden
+            ran["switch"] = switch_pathway(self.frozen_teacher, batch, features["switch"])
+        return ran
 
     def heads(self) -> Heads:
         """Each pathway's output head; the switch pathway ends in the teacher's."""

@@ -23,12 +23,13 @@ from lightning_switchkd.cache import RecordCache, TeacherCache
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
 from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
 from lightning_switchkd.data.datamodule import Split
-from lightning_switchkd.data.dataset import supervised_rows
+from lightning_switchkd.data.dataset import rows_of_a_record
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
-from lightning_switchkd.objectives.base import Need, Objective, Terms
+from lightning_switchkd.objectives.base import Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
+from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
 from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
 from lightning_switchkd.vlm.compat import check_data, check_packing, check_pair, same_encoder
@@ -161,13 +162,19 @@ class SwitchKD(L.LightningModule):
         """The teacher's rows of a split, where they are kept; the first call opens them and says how large they grow.
 
         Raises:
-            UserError: they were made by another teacher or of other data settings, or the strategy shards the teacher.
+            UserError: they were made by another teacher or of other data settings, the strategy shards the teacher, or
+                the objective reads more of the teacher than rows.
         """
         if self.teacher_cache is None or self.teacher_fingerprint is None:
             return None
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data, needs = self.trainer.datamodule, self.objective.needs  # type: ignore[attr-defined]
         dataset = data.dataset(split)
         if (source := dataset.source.fingerprint) not in self._caches:
+            if needs & (Need.IMAGE_EMBEDS | Need.FIRST_ATTENTION):
+                raise UserError(
+                    f"model.teacher_cache keeps the teacher's last hidden states, but {type(self.objective).__name__} "
+                    "also reads its first attention or its image embeddings. Set model.teacher_cache to null."
+                )
             if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
                 raise UserError(
                     "model.teacher_cache lets a process leave the teacher out where it has its rows, but the shards of "
@@ -182,9 +189,11 @@ class SwitchKD(L.LightningModule):
                 "trainer.precision": str(self.trainer.precision),
                 **data.prompt_record(),
             }
-            size = source, len(dataset), head.weight.shape[1], head.dtype
-            cache = self.teacher_cache.open(key, *size, self.trainer.world_size)
-            rank_zero_info(cache.announcement(supervised_rows(dataset)))
+            image_rows = Need.IMAGE_ROWS in needs
+            size = len(dataset), head.weight.shape[1], head.dtype
+            place = f"{source}-with-image-tokens" if image_rows else source
+            cache = self.teacher_cache.open(key, place, *size, self.trainer.world_size)
+            rank_zero_info(cache.announcement(rows_of_a_record(dataset, image_rows)))
             self._caches[source] = cache
         return self._caches[source]
 
@@ -236,7 +245,7 @@ class SwitchKD(L.LightningModule):
         """Fills the teacher cache (``fill-cache``)."""
         cache = self.cached(self.trainer.datamodule.predict_splits[dataloader_idx])  # type: ignore[attr-defined]
         assert cache is not None
-        cache.rows(batch, self.distiller.teacher_rows)
+        cache.rows(batch, self.distiller.kept(batch).positions, self.distiller.teacher_rows)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/loss/*`` and ``val/accuracy`` (share of supervised tokens whose top-1 is right)."""

@@ -11,41 +11,62 @@ switch     **student**               teacher             the student's vision en
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lightning_switchkd.batch import Batch
+from lightning_switchkd.vlm.attention import FirstAttention, first_attention
 from lightning_switchkd.vlm.seams import VLM
 
 
-def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Tensor:
-    """L^S(P^S(V^S(x_v)), x_t) without the head.
+@dataclass(frozen=True)
+class Pathway:
+    """What a pathway makes of a batch.
+
+    Attributes:
+        hidden: final hidden states ``[B, T, H]``, packed ``[1, T, H]``; the head is not applied.
+        image_embeds: the projector's output ``[M, P, H]``, a blank image's included.
+        attention: the first decoder layer's, where the language model is watched.
+    """
+
+    hidden: Tensor
+    image_embeds: Tensor
+    attention: FirstAttention | None
+
+
+def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Pathway:
+    """L^S(P^S(V^S(x_v)), x_t).
 
     Args:
         student: the model that learns.
         batch: token ids ``[B, T]``, packed ``[1, T]``.
         student_features: V^S(x_v) ``[M, P, H_v]``, computed once for this pathway and the switch.
-
-    Returns:
-        Hidden states ``[B, T, H_S]``.
     """
-    return student.decode(batch.input_ids, batch.attention_mask, student.project(student_features), batch.position_ids)
+    return _from_features(student, batch, student_features)
 
 
-def teacher_pathway(teacher: VLM, batch: Batch) -> Tensor:
-    """L^T(P^T(V^T(x_v)), x_t) without the head, ``[B, T, H_T]``; nothing is differentiated.
+def teacher_pathway(teacher: VLM, batch: Batch) -> Pathway:
+    """L^T(P^T(V^T(x_v)), x_t); nothing is differentiated.
 
     ``no_grad``, never ``inference_mode``: the result meets autograd again in the losses.
     """
     pixel_values = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
     with torch.no_grad():
-        image_embeds = teacher.project(teacher.encode_image(pixel_values))
-        return teacher.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
+        return _from_features(teacher, batch, teacher.encode_image(pixel_values))
 
 
-def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Tensor:
-    """L^T(P^T(V^S(x_v)), x_t) without the head, ``[B, T, H_T]``.
+def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Pathway:
+    """L^T(P^T(V^S(x_v)), x_t).
 
     Differentiated *through* the frozen teacher: its weights need no gradient, its activations keep their graph.
     """
-    return teacher.decode(batch.input_ids, batch.attention_mask, teacher.project(student_features), batch.position_ids)
+    return _from_features(teacher, batch, student_features)
+
+
+def _from_features(vlm: VLM, batch: Batch, features: Tensor) -> Pathway:
+    image_embeds = vlm.project(features)
+    with first_attention() as seen:
+        hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
+    return Pathway(hidden, image_embeds, seen[0] if seen else None)

@@ -86,7 +86,10 @@ def made(cache: RecordCache, folder: Path, **settings: Any) -> list[Tensor]:
         owner = batch.sample_index[batch.record_of[positions]]
         return torch.stack([owner, targets], -1).double().repeat(1, WIDTH // 2)
 
-    return [cache.rows(batch, compute) for batch in tiny.data_module(folder, seed=1, **settings).stream("train")]
+    return [
+        cache.rows(batch, supervised(batch.labels)[0], compute)
+        for batch in tiny.data_module(folder, seed=1, **settings).stream("train")
+    ]
 
 
 def opened(place: Path, room: int = 10**6, looks: float = 10.0) -> RecordCache:

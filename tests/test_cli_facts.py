@@ -97,8 +97,8 @@ def test_lists_are_replaced_or_appended(tmp_path: Path, capsys: pytest.CaptureFi
 def test_another_objective_keeps_no_stale_arguments(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
-    """ForwardKL has a temperature of its own: that of the objective before must not become its."""
-    path = "lightning_switchkd.objectives.ForwardKL"
+    """KD has a temperature of its own: that of the objective before must not become its."""
+    path = "lightning_switchkd.objectives.KD"
     changed = "--model.objective.init_args.temperature=7"
     switch = {
         "file": [written(tmp_path, f"model: {{objective: {{class_path: {path}}}}}")],

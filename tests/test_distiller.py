@@ -14,7 +14,7 @@ from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses import dbild
 from lightning_switchkd.losses.head import sum_rows
-from lightning_switchkd.objectives import SFT, ForwardKL, Objective, SwitchKDObjective
+from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
 from lightning_switchkd.vlm.compat import check_packing
 from lightning_switchkd.vlm.seams import PARTS
 
@@ -51,7 +51,7 @@ def touched(model: Distiller) -> dict[str, bool]:
     ("objective", "term", "reached"),
     [
         (SFT(), "ce", {"vision": True, "projector": True, "lm": True}),
-        (ForwardKL(), "fkl", {"vision": True, "projector": True, "lm": True}),
+        (KD(), "fkl", {"vision": True, "projector": True, "lm": True}),
         (SwitchKDObjective(), "align", {"vision": True, "projector": True, "lm": True}),
         (SwitchKDObjective(), "vsd", {"vision": True, "projector": False, "lm": False}),
     ],
@@ -59,7 +59,7 @@ def touched(model: Distiller) -> dict[str, bool]:
 )
 def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
     model = distiller(copy.deepcopy(objective), tower)
-    rows = model.rows(tiny.batch(), model.features(tiny.batch()))
+    rows = model.views(tiny.batch(), model.features(tiny.batch())).rows
     sum_rows(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
@@ -74,14 +74,14 @@ def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
     teacher = tiny.vlm(seed=1, tower=tower, lm=lm, tied=tied, width=24)
     model = Distiller(student, teacher, SwitchKDObjective(), vocabulary=280).eval()
     batch = tiny.batch()
-    hidden = model.pathways(batch, model.features(batch))
+    ran = model.pathways(batch, model.features(batch))
     for side, vlm in (("student", student), ("teacher", teacher)):
         with torch.no_grad():
             expected = vlm.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
             ).logits
         real = batch.attention_mask.bool()
-        torch.testing.assert_close(model.heads()[side](hidden[side])[real], expected[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.heads()[side](ran[side].hidden)[real], expected[real], atol=1e-5, rtol=0)
 
 
 def test_switch_reads_the_students_features() -> None:
@@ -94,7 +94,7 @@ def test_switch_reads_the_students_features() -> None:
         expected = switched(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values.double()
         ).logits
-        got = model.heads()["switch"](model.pathways(batch, model.features(batch))["switch"])
+        got = model.heads()["switch"](model.pathways(batch, model.features(batch))["switch"].hidden)
     real = batch.attention_mask.bool()
     torch.testing.assert_close(got[real], expected[real], atol=1e-10, rtol=0)
 
@@ -103,7 +103,7 @@ def test_text_only_records_take_no_part_in_vsd() -> None:
     model = distiller(SwitchKDObjective())
     batch = tiny.batch(images=(1, 0, 2))
     terms = model(batch, batch.counts.tensor(), 0)
-    rows = model.rows(batch, model.features(batch))
+    rows = model.views(batch, model.features(batch)).rows
     teacher, switch = (model.heads()[side](rows.hidden[side])[:, : rows.vocabulary] for side in ("teacher", "switch"))
     values = dbild(teacher=teacher, student=switch)
     torch.testing.assert_close(terms.sums["vsd"], values[rows.visual].sum().detach())

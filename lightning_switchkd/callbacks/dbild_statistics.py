@@ -14,7 +14,7 @@ from lightning_switchkd.evaluation.metrics import RowStatistics
 from lightning_switchkd.loggers import log_counts
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Terms
-from lightning_switchkd.objectives.switch_kd import Align
+from lightning_switchkd.objectives.switch_kd import DBiLDTerm
 
 
 class DBiLDStatistics(L.Callback):
@@ -76,7 +76,7 @@ class DBiLDStatistics(L.Callback):
         metrics = self._seen[self._stage]
         if name not in metrics:
             term = distiller.objective.terms[name]
-            assert isinstance(term, Align)
+            assert isinstance(term, DBiLDTerm)
             device = next(iter(statistics.values())).device
             metrics[name] = RowStatistics(statistics, term.select.limit(distiller.vocabulary)).to(device)
             if self._stage == "train" and name in self._carried:

@@ -23,13 +23,14 @@ BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
 
 
-def supervised_rows(dataset: VisionTextDataset, look_at: int = 256) -> float:
-    """About how many supervised tokens a record has: the mean of some, taken at random."""
+def rows_of_a_record(dataset: VisionTextDataset, image_tokens: bool, look_at: int = 256) -> float:
+    """About how many supervised tokens a record has, and image tokens if asked: the mean of some of them."""
     found, records = [], dataset.records
     for index in np.random.default_rng(0).permutation(records)[:look_at].tolist():
         try:
-            labels = dataset.prompter.encode(dataset.record(index)).labels
-            found.append(int(count_supervised(torch.tensor([labels]))))
+            encoded = dataset.prompter.encode(dataset.record(index))
+            rows = int(count_supervised(torch.tensor([encoded.labels])))
+            found.append(rows + image_tokens * encoded.images * dataset.prompter.image_tokens)
         except RecordError:  # it will be left out, and said so, when its turn comes
             continue
     return sum(found) / max(1, len(found))

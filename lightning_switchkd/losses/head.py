@@ -22,7 +22,7 @@ LOGITS_GIB = {"cpu": 0.25, "cuda": 2.0}
 
 
 class Term(Protocol):
-    """What :func:`sum_rows` needs of a loss term (``objectives.base.RowTerm``)."""
+    """What :func:`sum_rows` needs of a loss term (``objectives.terms.RowTerm``)."""
 
     @property
     def unit(self) -> str: ...

@@ -1,8 +1,24 @@
 """Training objectives: one file a method. Each is cross-entropy plus named, weighted terms."""
 
-from lightning_switchkd.objectives.base import Need, Objective, RowTerm, Terms
-from lightning_switchkd.objectives.kd import ForwardKL
+from lightning_switchkd.objectives.align_kd import AlignKD
+from lightning_switchkd.objectives.base import Objective, Terms
+from lightning_switchkd.objectives.kd import KD
+from lightning_switchkd.objectives.llava_kd import LLaVAKD
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.objectives.switch_kd import SwitchKDObjective
+from lightning_switchkd.objectives.terms import Need, RowTerm, Term, Views, ViewTerm
 
-__all__ = ["SFT", "ForwardKL", "Need", "Objective", "RowTerm", "SwitchKDObjective", "Terms"]
+__all__ = [
+    "KD",
+    "SFT",
+    "AlignKD",
+    "LLaVAKD",
+    "Need",
+    "Objective",
+    "RowTerm",
+    "SwitchKDObjective",
+    "Term",
+    "Terms",
+    "ViewTerm",
+    "Views",
+]

@@ -1,57 +1,31 @@
-"""An objective is cross-entropy plus named, weighted terms; a term says what it needs and what it is counted by."""
+"""An objective is cross-entropy plus named, weighted terms, each divided by its units in the whole optimizer step."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from enum import Flag, auto
-from typing import ClassVar, Literal, cast
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import cast, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lightning_switchkd.batch import Counts
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.chunk import Chunk, Heads, Rows, Side, Statistics
-from lightning_switchkd.losses.head import sum_rows
-
-Unit = Literal["token", "visual_token", "image_token", "image"]
-UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
-
-
-class Need(Flag):
-    """What a term needs of the step: decides which pathways run and which consistency checks apply."""
-
-    STUDENT = 0
-    TEACHER = auto()
-    SWITCH = auto()
-
-
-class RowTerm(nn.Module, ABC):
-    """A loss on supervised rows. May own adapters: they are optimised and saved like any part.
-
-    Attributes:
-        needs: Pathways it reads besides the student's.
-        unit: What its sum is divided by, over the whole optimizer step. ``visual_token`` leaves text-only records out.
-    """
-
-    needs: Need = Need.STUDENT
-    unit: ClassVar[Unit] = "token"
-
-    @abstractmethod
-    def forward(self, rows: Chunk) -> Tensor:
-        """``[n]`` nats, one value per row of the chunk."""
-
-    def observe(self, rows: Chunk) -> Statistics:
-        """What there is to tell of the rows beside the loss, from logits that are there anyway; ``[n]`` each."""
-        return {}
-
-
-class CrossEntropy(RowTerm):
-    """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
-
-    def forward(self, rows: Chunk) -> Tensor:
-        return rows.log_normaliser("student") - rows.at("student", rows.targets[:, None])[:, 0]
+from lightning_switchkd.losses.chunk import Side, Statistics
+from lightning_switchkd.losses.head import Summed, sum_rows
+from lightning_switchkd.objectives.terms import (
+    UNITS,
+    CrossEntropy,
+    Kind,
+    LanguageModel,
+    Need,
+    RowTerm,
+    Term,
+    Views,
+    ViewTerm,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +70,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        terms: Mapping[str, RowTerm] | None = None,
+        terms: Mapping[str, Term] | None = None,
         weights: Mapping[str, float] | None = None,
         warmup_steps: int = 0,
     ) -> None:
@@ -117,13 +91,15 @@ class Objective(nn.Module):
     @property
     def needs(self) -> Need:
         """Everything that some term needs."""
-        needs = Need.STUDENT
-        for term in self._terms().values():
-            needs |= term.needs
-        return needs
+        return reduce(or_, (term.needs for term in self._terms().values()))
 
-    def _terms(self) -> dict[str, RowTerm]:
-        return cast(dict[str, RowTerm], dict(self.terms.items()))
+    def build(self, student: LanguageModel, teacher: LanguageModel | None) -> None:
+        """Makes the terms' adapters."""
+        for term in self._terms().values():
+            term.build(student, teacher)
+
+    def _terms(self) -> dict[str, Term]:
+        return cast(dict[str, Term], dict(self.terms.items()))
 
     def weight(self, name: str, step: int) -> float:
         """Weight of a term at an optimizer step."""
@@ -131,12 +107,11 @@ class Objective(nn.Module):
             return 1.0
         return self.weights[name] * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
 
-    def forward(self, rows: Rows, heads: Heads, totals: Tensor, step: int, logits_gib: float | None = None) -> Terms:
+    def forward(self, views: Views, totals: Tensor, step: int, logits_gib: float | None = None) -> Terms:
         """Evaluates every term on this micro-batch.
 
         Args:
-            rows: supervised rows of the pathways.
-            heads: their output heads.
+            views: of the pathways.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
             step: optimizer steps taken so far, for the weights' schedule.
             logits_gib: most memory for logits at a time; None leaves it to the head.
@@ -146,11 +121,31 @@ class Objective(nn.Module):
         weights = {
             name: self.weight(name, step) / totals[UNITS.index(units[name])].clamp(min=1).double() for name in terms
         }
-        found = sum_rows(
-            rows, heads, terms, weights, logits_gib=logits_gib, top1=not self.training, observe=self.observed
-        )
-        shares = {
-            name: sum_rows(rows, heads, {name: term}, weights, logits_gib=logits_gib).loss
-            for name, term in (terms.items() if self.separate and self.training else ())
-        }
+
+        def summed(chosen: Mapping[str, Term], whole: bool = False) -> Summed:
+            found = [_sum_view(views, name, t, weights) for name, t in chosen.items() if isinstance(t, ViewTerm)]
+            for kind in get_args(Kind):
+                of_kind = {name: t for name, t in chosen.items() if isinstance(t, RowTerm) and t.kind == kind}
+                if of_kind:
+                    top1 = whole and kind == "answer" and not self.training
+                    observe = whole and self.observed
+                    settings = {"logits_gib": logits_gib, "top1": top1, "observe": observe}
+                    found.append(sum_rows(views.of(kind), views.heads, of_kind, weights, **settings))
+            return _joined(found)
+
+        found = summed(terms, whole=True)
+        apart = terms if self.separate and self.training else {}
+        shares = {name: summed({name: term}).loss for name, term in apart.items()}
         return Terms(found.loss, found.sums, {name: units[name] for name in found.sums}, found.statistics, shares)
+
+
+def _sum_view(views: Views, name: str, term: ViewTerm, weights: Mapping[str, Tensor]) -> Summed:
+    with torch.autocast(views.rows.targets.device.type, enabled=False):
+        value = term(views)
+    return Summed(weights[name].to(value.dtype) * value, {name: value.detach()}, {})
+
+
+def _joined(parts: list[Summed]) -> Summed:
+    loss = torch.stack([part.loss for part in parts]).sum()
+    sums = {name: value for part in parts for name, value in part.sums.items()}
+    return Summed(loss, sums, {name: value for part in parts for name, value in part.statistics.items()})

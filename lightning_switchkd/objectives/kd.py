@@ -1,35 +1,75 @@
-"""Knowledge distillation over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Knowledge distillation over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531), by three divergences."""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
-from lightning_switchkd.losses.chunk import Chunk
-from lightning_switchkd.losses.divergence import forward_kl
-from lightning_switchkd.objectives.base import Need, Objective, RowTerm
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.chunk import Chunk, Side
+from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
+from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.terms import Kind, Need, RowTerm
+
+Divergence = Literal["fkl", "rkl", "jsd"]
+"""KL(teacher ‖ student), KL(student ‖ teacher), or what lies between."""
 
 
-class ForwardKLTerm(RowTerm):
-    """KL(teacher ‖ student) over all real token ids, in nats per token."""
-
-    needs = Need.TEACHER
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, rows: Chunk) -> Tensor:
-        return forward_kl(teacher=rows.all("teacher"), student=rows.all("student"), temperature=self.temperature)
-
-
-class ForwardKL(Objective):
-    """Cross-entropy + weight · KL(teacher ‖ student): ``kd_fkl``.
+class DivergenceTerm(RowTerm):
+    """A divergence between the teacher's and a side's distribution over all real token ids, in nats per row.
 
     Args:
+        divergence: which one.
+        temperature: τ dividing both sides' logits.
+        beta: the teacher's weight in the mixture of ``jsd``.
+        side: whose distribution learns.
+        kind: at which rows.
+    """
+
+    def __init__(
+        self,
+        divergence: Divergence,
+        temperature: float,
+        beta: float = 0.5,
+        side: Side = "student",
+        kind: Kind = "answer",
+    ) -> None:
+        super().__init__(side, kind)
+        self.needs |= Need.TEACHER
+        if divergence not in get_args(Divergence):
+            raise UserError(
+                f"objective: there is no divergence '{divergence}'. Set {' or '.join(get_args(Divergence))}."
+            )
+        self.divergence, self.temperature, self.beta = divergence, temperature, beta
+
+    def forward(self, rows: Chunk) -> Tensor:
+        teacher, student = rows.all("teacher"), rows.all(self.side)
+        if self.divergence == "jsd":
+            return jensen_shannon(teacher=teacher, student=student, temperature=self.temperature, beta=self.beta)
+        divergence = forward_kl if self.divergence == "fkl" else reverse_kl
+        return divergence(teacher=teacher, student=student, temperature=self.temperature)
+
+
+class KD(Objective):
+    """Cross-entropy + weight · divergence between teacher and student: ``kd_fkl``, ``kd_rkl``, ``kd_jsd``.
+
+    Args:
+        divergence: ``fkl`` KL(teacher ‖ student), ``rkl`` KL(student ‖ teacher), ``jsd`` generalised Jensen-Shannon
+            (Agarwal et al. 2024, arXiv 2306.13649).
         weight: λ of the divergence.
         temperature: τ dividing both sides' logits.
+        beta: the teacher's weight in ``jsd``.
         warmup_steps: optimizer steps over which λ grows linearly.
     """
 
-    def __init__(self, weight: float = 1.0, temperature: float = 3.0, warmup_steps: int = 0) -> None:
-        super().__init__({"fkl": ForwardKLTerm(temperature)}, {"fkl": weight}, warmup_steps)
+    def __init__(
+        self,
+        divergence: Divergence = "fkl",
+        weight: float = 1.0,
+        temperature: float = 3.0,
+        beta: float = 0.5,
+        warmup_steps: int = 0,
+    ) -> None:
+        term = DivergenceTerm(divergence, temperature, beta)
+        super().__init__({divergence: term}, {divergence: weight}, warmup_steps)

@@ -2,69 +2,80 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses.chunk import Chunk, Side, Statistics
 from lightning_switchkd.losses.difference import logits_difference_kl
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
-from lightning_switchkd.objectives.base import Need, Objective, RowTerm, Unit
+from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.kd import DivergenceTerm
+from lightning_switchkd.objectives.terms import Kind, Need, RowTerm
+
+Direction = Literal["reverse", "forward", "symmetric"]
+"""KL(student ‖ teacher), KL(teacher ‖ student), or the mean of both."""
 
 
-class Align(RowTerm):
-    """DBiLD between the teacher's logits and the student's: two terms, led by teacher and by student.
+class DBiLDTerm(RowTerm):
+    """DBiLD between the teacher's logits and a side's: two terms, led by teacher and by that side.
 
     Args:
         temperature: τ of the logits differences.
         select: finds the leading set of ids in the leader's logits.
-        reverse: reverse KL (the paper's), else forward.
+        direction: of the divergence; the paper's is reverse.
         tau_squared: multiply by τ², which keeps the gradient's size when τ grows.
+        leader_gradient: whether the side learns from the set that it leads itself; without, that term is only logged.
+        side: whose logits learn.
+        kind: at which rows.
     """
-
-    side: ClassVar[Side] = "student"
-    needs = Need.TEACHER
 
     def __init__(
         self,
         temperature: float,
         select: Selection,
-        reverse: bool = True,
+        direction: Direction = "reverse",
         tau_squared: bool = False,
+        leader_gradient: bool = True,
+        side: Side = "student",
+        kind: Kind = "answer",
     ) -> None:
-        super().__init__()
+        super().__init__(side, kind)
+        self.needs |= Need.TEACHER
+        if direction not in get_args(Direction):
+            raise UserError(f"objective: there is no direction '{direction}'. Set {' or '.join(get_args(Direction))}.")
         self.temperature = temperature
         self.select = select
-        self.reverse = reverse
+        self.direction = direction
         self.scale = temperature**2 if tau_squared else 1.0
+        self.leader_gradient = leader_gradient
 
     def forward(self, rows: Chunk) -> Tensor:
         led = [rows.select(leader, self.select) for leader in ("teacher", self.side)]
         width = max(ids.shape[1] for ids, _ in led)
         ids, masks = zip(*([F.pad(x, (0, width - x.shape[1])) for x in pair] for pair in led), strict=True)
-        teacher, student = (torch.cat([rows.at(side, of) for of in ids]) for side in ("teacher", self.side))
-        values = logits_difference_kl(  # of both leaders at once
-            teacher=teacher,
-            student=student,
-            mask=torch.cat(masks),
-            temperature=self.temperature,
-            reverse=self.reverse,
-        )
-        return self.scale * values.view(2, -1).sum(0)
+        teacher, student = ([rows.at(side, of) for of in ids] for side in ("teacher", self.side))
+        if not self.leader_gradient:
+            student[1] = student[1].detach()
+        directions = ("reverse", "forward") if self.direction == "symmetric" else (self.direction,)
+        values = [
+            logits_difference_kl(  # of both leaders at once
+                teacher=torch.cat(teacher),
+                student=torch.cat(student),
+                mask=torch.cat(masks),
+                temperature=self.temperature,
+                reverse=direction == "reverse",
+            )
+            for direction in directions
+        ]
+        return self.scale * torch.stack(values).mean(0).view(2, -1).sum(0)
 
     def observe(self, rows: Chunk) -> Statistics:
         return region_statistics(rows, self.side, self.select)
-
-
-class VisualSwitch(Align):
-    """DBiLD between the teacher's logits and the switch pathway's; text-only records take no part in it."""
-
-    side: ClassVar[Side] = "switch"
-    unit: ClassVar[Unit] = "visual_token"
-    needs = Need.TEACHER | Need.SWITCH
 
 
 class SwitchKDObjective(Objective):
@@ -75,8 +86,11 @@ class SwitchKDObjective(Objective):
         lambda_vsd: λ2. With ``lambda_align`` 0 this is the ablation ``vsd``.
         temperature: τ of the logits differences.
         select: how the leading ids are found; the paper's is Kneedle.
-        reverse: reverse KL (the paper's) or forward.
-        tau_squared: multiply both terms by τ².
+        direction: of the divergence; the paper's is reverse.
+        tau_squared: multiply all terms by τ².
+        leader_gradient: whether a side learns from the set that it leads itself; without, that term is only logged.
+        switch_divergence: of the switch pathway; ``fkl`` is KL(teacher ‖ switch) over the whole vocabulary at τ.
+        image_rows: add both terms at image tokens (``align_image``, ``vsd_image``), as LLaVA-KD does with its own.
         warmup_steps: optimizer steps over which both λ grow linearly.
     """
 
@@ -86,18 +100,26 @@ class SwitchKDObjective(Objective):
         lambda_vsd: float = 1.0,
         temperature: float = 3.0,
         select: Selection | None = None,
-        reverse: bool = True,
+        direction: Direction = "reverse",
         tau_squared: bool = False,
+        leader_gradient: bool = True,
+        switch_divergence: Literal["dbild", "fkl"] = "dbild",
+        image_rows: bool = False,
         warmup_steps: int = 0,
     ) -> None:
-        select = select or Kneedle()
-        distances: dict[str, tuple[float, type[Align]]] = {
-            "align": (lambda_align, Align),
-            "vsd": (lambda_vsd, VisualSwitch),
-        }
-        kept = {name: pair for name, pair in distances.items() if pair[0] != 0}
-        super().__init__(
-            {name: term(temperature, select, reverse, tau_squared) for name, (_, term) in kept.items()},
-            {name: weight for name, (weight, _) in kept.items()},
-            warmup_steps,
-        )
+        terms: dict[str, RowTerm] = {}
+        weights: dict[str, float] = {}
+        places: tuple[tuple[Kind, str], ...] = (("answer", ""), ("image", "_image"))
+        for kind, ending in places if image_rows else places[:1]:
+            pathways: tuple[tuple[str, Side, float], ...]
+            pathways = ("align", "student", lambda_align), ("vsd", "switch", lambda_vsd)
+            for name, side, weight in pathways:
+                if weight == 0:
+                    continue
+                weights[name + ending] = weight
+                if side == "switch" and switch_divergence == "fkl":
+                    terms[name + ending] = DivergenceTerm("fkl", temperature, side=side, kind=kind)
+                else:
+                    settings = temperature, select or Kneedle(), direction, tau_squared, leader_gradient
+                    terms[name + ending] = DBiLDTerm(*settings, side, kind)
+        super().__init__(terms, weights, warmup_steps)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.objectives.base import Need
+from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.vlm.seams import VLM
 
 FEATURE_SPACE_MENDING = {

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.objectives.base import Need
+from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.vlm.seams import PARTS, VLM, Part
 
 
@@ -61,7 +61,10 @@ def step_cost(distiller: Distiller) -> StepCost:
     for vlm, part, times in passes:
         for unit, operations in _forward(vlm, part).items():
             # attention multiplies no weights: its backward is twice its forward, wherever a gradient passes
-            cost[unit] += operations * (3 if unit == "pair" and times > 1 else times)
+            operations *= 3 if unit == "pair" and times > 1 else times
+            cost[unit] += operations
+            if unit == "row" and Need.IMAGE_ROWS in needs:
+                cost["image"] += student.feature_space.tokens * operations
     return StepCost(cost["token"], cost["pair"], cost["image"], cost["row"])
 
 

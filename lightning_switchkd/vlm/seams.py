@@ -103,11 +103,6 @@ class VLM(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def attention(self) -> str:
-        """The attention kernel of the language model, by its name in transformers."""
-
-    @property
-    @abstractmethod
     def head_size(self) -> int:
         """Columns V of the head. Tokenizers are smaller: the columns beyond their ids are padding."""
 
@@ -115,6 +110,26 @@ class VLM(nn.Module, ABC):
     @abstractmethod
     def image_token_id(self) -> int:
         """The id that stands in ``input_ids`` for one image feature."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> PreTrainedModel:
+        """The decoder, without embeddings of images and without head."""
+
+    @property
+    def width(self) -> int:
+        """H of the language model's hidden states."""
+        return int(self.language_model.config.hidden_size)
+
+    @property
+    def attention_heads(self) -> int:
+        """Query heads of a layer of the language model."""
+        return int(self.language_model.config.num_attention_heads)
+
+    @property
+    def attention(self) -> str:
+        """The attention kernel of the language model, by its name in transformers."""
+        return str(self.language_model.config._attn_implementation)
 
     def part_parameters(self, part: Part) -> list[nn.Parameter]:
         """Parameters of one part, in a fixed order."""
@@ -250,8 +265,8 @@ class Llava(VLM):
         return cast(Tensor, generated)
 
     @property
-    def attention(self) -> str:
-        return str(self.model.model.language_model.config._attn_implementation)
+    def language_model(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model.model.language_model)
 
     @property
     def head_size(self) -> int:

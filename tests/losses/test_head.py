@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, forward_kl
 from lightning_switchkd.losses.ahead import with_gradients
 from lightning_switchkd.losses.chunk import Chunk, Head, Heads, Rows, Side
+from lightning_switchkd.losses.divergence import jensen_shannon, reverse_kl
 from lightning_switchkd.losses.head import rows_at_a_time, sum_rows
 from lightning_switchkd.losses.select import Selection
-from lightning_switchkd.objectives import SFT, ForwardKL, Objective, SwitchKDObjective
-from lightning_switchkd.objectives.base import RowTerm
+from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
+from lightning_switchkd.objectives.kd import DivergenceTerm
+from lightning_switchkd.objectives.terms import RowTerm, Views
 
 SELECTIONS: list[Selection] = [
     Kneedle(window=16),
@@ -33,11 +35,18 @@ SELECTIONS: list[Selection] = [
 ]
 OBJECTIVES: list[Objective] = [
     SFT(),
-    ForwardKL(0.7, temperature=2.0),
+    KD("fkl", 0.7, temperature=2.0),
+    KD("rkl"),
+    KD("jsd", beta=0.3),
     *(SwitchKDObjective(0.5, 2.0, select=select) for select in SELECTIONS),
-    SwitchKDObjective(lambda_vsd=0, reverse=False),
+    SwitchKDObjective(lambda_vsd=0, direction="forward"),
     SwitchKDObjective(lambda_align=0, tau_squared=True),
+    SwitchKDObjective(direction="symmetric", switch_divergence="fkl"),
 ]
+
+
+DIVERGENCES = {"fkl": forward_kl, "rkl": reverse_kl, "jsd": jensen_shannon}
+REVERSE = {"reverse": [True], "forward": [False], "symmetric": [True, False]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def in_chunks(given: Problem, objective: Objective, chunk: int | None = None) ->
     row = sum(len(weight) * max(4, weight.element_size()) for weight in weights)
     gib = 1.0 if chunk is None else (chunk + 0.5) * row / 2**30
     assert chunk is None or rows_at_a_time(rows, heads, gib) == chunk
-    loss = objective(rows, heads, torch.tensor([7, 5, 3, 2], device=rows.targets.device), 0, gib).loss
+    loss = objective(Views(rows, heads), torch.tensor([7, 5, 3, 2], device=rows.targets.device), 0, gib).loss
     return loss.detach(), gradients(3 * loss, given)
 
 
@@ -103,13 +112,22 @@ def plainly(given: Problem, objective: Objective) -> tuple[Tensor, list[Tensor]]
     z = {side: x if x.dtype == torch.float64 else x.float() for side, x in z.items()}
     loss = F.cross_entropy(z["student"], rows.targets, reduction="sum") / 7
     for name, term in objective.terms.items():
-        if name == "fkl":
-            values = forward_kl(teacher=z["teacher"][:, :v], student=z["student"][:, :v], temperature=term.temperature)
-        elif name != "ce":
-            settings = {"temperature": term.temperature, "select": term.select, "reverse": term.reverse}
-            values = term.scale * dbild(teacher=z["teacher"][:, :v], student=z[term.side][:, :v], **settings)
-        else:
+        if name == "ce":
             continue
+        teacher, student = z["teacher"][:, :v], z[term.side][:, :v]
+        if isinstance(term, DivergenceTerm):
+            beta = {"beta": term.beta} if term.divergence == "jsd" else {}
+            values = DIVERGENCES[term.divergence](
+                teacher=teacher, student=student, temperature=term.temperature, **beta
+            )
+        else:
+            values = sum(
+                term.scale
+                * dbild(
+                    teacher=teacher, student=student, temperature=term.temperature, select=term.select, reverse=reverse
+                )
+                for reverse in REVERSE[term.direction]
+            ) / len(REVERSE[term.direction])
         values = values[rows.visual] / 5 if name == "vsd" else values / 7
         loss = loss + objective.weight(name, 0) * values.sum()
     return loss.detach(), gradients(3 * loss, given)

@@ -1,0 +1,90 @@
+"""LLaVA-KD (Cai et al., ICCV 2025, arXiv 2410.16236): answers, image tokens, and how image tokens relate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.losses.chunk import Head
+from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.kd import DivergenceTerm
+from lightning_switchkd.objectives.terms import Need, Views, ViewTerm
+
+
+class RelationTerm(ViewTerm):
+    """RDist: 1 − cos between the self-correlations of an image's tokens in student and teacher, one value per image.
+
+    The self-correlation of logits Z ``[P, V]`` is Z·Zᵀ ``[P, P]``. With Z = HWᵀ + b it is written in hidden states,
+    H(WᵀW)Hᵀ and what b adds, so that no logits are made. Only real token ids take part.
+
+    Raises:
+        UserError: a head caps its logits, which are then no linear function of the hidden states.
+    """
+
+    unit = "image"
+    needs = Need.TEACHER | Need.IMAGE_ROWS
+
+    def forward(self, views: Views) -> Tensor:
+        rows = views.of("image")
+        student, teacher = (
+            self_correlation(
+                rows.hidden[side].unflatten(0, (-1, views.tokens_per_image)), views.heads[side], rows.vocabulary
+            )
+            for side in ("student", "teacher")
+        )
+        return (1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1))).sum()
+
+
+def self_correlation(hidden: Tensor, head: Head, vocabulary: int) -> Tensor:
+    """Z·Zᵀ of the logits Z = HWᵀ + b of an image's tokens, up to the head's scale; no logits are made.
+
+    Args:
+        hidden: H ``[M, P, H]``.
+        head: W and b.
+        vocabulary: columns of it that are real ids.
+
+    Returns:
+        ``[M, P, P]``, at least float32.
+
+    Raises:
+        UserError: the head caps its logits.
+    """
+    if head.softcap is not None:
+        raise UserError(
+            "LLaVA-KD's relation term needs logits that are linear in the hidden states, but a head caps them "
+            f"(final_logit_softcapping {head.softcap}). Leave it out: --model.objective.init_args.relation=0."
+        )
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    weight, hidden = head.weight[:vocabulary], hidden.to(dtype)
+    gram = (weight.t() @ weight).to(dtype)  # [H, H]
+    found = hidden @ gram @ hidden.transpose(1, 2)
+    if head.bias is not None:
+        bias = head.bias[:vocabulary]
+        crossed = hidden @ (weight.t() @ bias).to(dtype)  # [M, P]
+        found = found + crossed[:, :, None] + crossed[:, None] + bias.to(dtype).square().sum()
+    return found
+
+
+class LLaVAKD(Objective):
+    """Cross-entropy + forward KL at answers (MDist-text) and at image tokens (MDist-visual) + RDist.
+
+    The paper's distilled stages train projector and language model: freeze the vision encoder (conf/experiment/).
+    A weight of 0 leaves its term out.
+
+    Args:
+        text: weight of MDist-text.
+        visual: weight of MDist-visual.
+        relation: weight of RDist.
+        temperature: τ of both divergences.
+    """
+
+    def __init__(self, text: float = 1.0, visual: float = 1.0, relation: float = 1.0, temperature: float = 1.0) -> None:
+        terms = {
+            "text": (text, DivergenceTerm("fkl", temperature)),
+            "visual": (visual, DivergenceTerm("fkl", temperature, kind="image")),
+            "relation": (relation, RelationTerm()),
+        }
+        kept = {name: pair for name, pair in terms.items() if pair[0] != 0}
+        super().__init__({n: term for n, (_, term) in kept.items()}, {n: weight for n, (weight, _) in kept.items()})
