@@ -22,7 +22,7 @@ RESUMING = $(if $(RESUME),--ckpt_path=$(if $(filter auto,$(RESUME)),last,$(RESUM
 DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(1).yaml \
   $(WITH:%=--config conf/with/%.yaml)
 
-EMBEDDED := digits easy_vqa
+EMBEDDED := digits easy_vqa emoji emoji_quick
 EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
 
 # The embedded models are tiny: a second thread gains little, and costs much where another process wants the core.
@@ -30,7 +30,7 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train fill-cache validate-data study test test-all lint tensorboard clean
+.PHONY: help setup data teacher train fill-cache validate-data ablation prepared test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -53,20 +53,25 @@ setup: .venv/ready ## make .venv and install the pinned packages
 student = runs/$(1)/$(2)/student/config.json
 PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher start,\
   $(call student,$(name),$(stage))))
-prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) --config conf/prepare/$(1)-$(2).yaml \
+prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) \
+  $(patsubst %,--config conf/prepare/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
   --trainer.default_root_dir=runs/$(1)/$(2) $(if $(RESUME),--ckpt_path=last)
 
-data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa) as LLaVA JSON + PNG
+DRAWN_emoji_quick := --scenes 2400 --small-scenes 800 --val-scenes 40 --test-scenes 200
+
+data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa, emoji) as LLaVA JSON + PNG
 $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
-	$(PY) -m lightning_switchkd.data.demo.$* --output datasets/$*
+	$(PY) -m lightning_switchkd.data.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
 
 teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
 $(EMBEDDED:%=$(call student,%,tower)): $(call student,%,tower): | datasets/%/manifest.json
 	$(call prepare,$*,tower)
-$(EMBEDDED:%=$(call student,%,teacher)): $(call student,%,teacher): | $(call student,%,tower)
-	$(call prepare,$*,teacher)
-$(EMBEDDED:%=$(call student,%,start)): $(call student,%,start): | $(call student,%,tower)
-	$(call prepare,$*,start)
+define from_tower
+$(EMBEDDED:%=$(call student,%,$(1))): $(call student,%,$(1)): | $(call student,%,tower)
+	$$(call prepare,$$*,$(1))
+endef
+STAGES_sizes := start_small start_large teacher_large
+$(foreach stage,teacher start $(STAGES_sizes),$(eval $(call from_tower,$(stage))))
 
 # what was held out, asked of teacher and start; whoever uses it adds --output and more models
 EVALUATE = $(CMD) evaluate --annotations datasets/$(DATA)/test.json --image_root datasets/$(DATA)/images \
@@ -89,24 +94,27 @@ fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once 
 	$(CMD) fill-cache $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
 	  $(WITH:%=--config conf/with/%.yaml) $(ARGS)
 
-# -- a comparison from one start: runs that are finished are kept ------------------------------------------------------
+# -- a comparison from one start: what is finished is kept ------------------------------------------------------------
 
-METHODS ?= sft switch_kd
-SEEDS ?= 0 1 2
-STUDY := runs/$(DATA)/study
-STUDY_RUNS = $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),$(method)/$(seed)))
+STUDY ?= methods
+METHODS ?=
+SEEDS ?=
+empty :=
+comma := ,
+listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 
-study: $(if $(EMBEDDED_DATA),$(STUDY_RUNS:%=$(STUDY)/%/student/config.json)) ## compare METHODS over SEEDS: table with spread
-	$(if $(EMBEDDED_DATA),,$(error make study compares on embedded data: DATA=$(DATA) must be one of: $(EMBEDDED)))
-	$(EVALUATE) $(foreach run,$(STUDY_RUNS),--models.$(run)=$(STUDY)/$(run)/student) --output reports/$(DATA)
-$(STUDY)/%/student/config.json: | $(PREPARED)
-	$(call DISTIL,$(*D)) --seed_everything=$(*F) --trainer.default_root_dir=$(STUDY)/$* $(if $(RESUME),--ckpt_path=last) $(ARGS)
+ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
+ablation: .venv/ready ## compare all methods over several seeds (STUDY=, DATA=emoji, QUICK=1, METHODS=, SEEDS=): reports/
+	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
+	$(CMD) ablation --study conf/study/$(STUDY).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
+	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")
+prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(STUDY)),$(call student,$(DATA),$(stage)))
 
 test: .venv/ready ## the tests that CI runs
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 test-all: .venv/ready ## every test, long ones included
-	$(PY) -m pytest -m ""
+	$(PY) -m pytest -n auto -m ""
 
 lint: .venv/ready ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

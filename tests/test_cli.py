@@ -19,14 +19,17 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "experiment", "prepare", "with")
+    for kind in ("data", "model", "trainer", "experiment", "prepare", "with", "ablation", "study")
 }
-COMPOSITIONS = [
-    *itertools.product(NAMES["data"], NAMES["model"], NAMES["trainer"], NAMES["experiment"]),
+COMPOSITIONS: list[list[str]] = [
+    *(configs(data, model, "cpu", "switch_kd") for data, model in itertools.product(NAMES["data"], NAMES["model"])),
+    *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["experiment"])),
+    *(configs("emoji", "emoji", "cpu", "switch_kd", f"ablation/{name}") for name in NAMES["ablation"]),
+    configs("emoji", "emoji", "cpu", "switch_kd", "study/lean", "study/from_scratch"),
     *(
-        (stage.rpartition("-")[0], f"../prepare/{stage}", trainer, None)
-        for stage in NAMES["prepare"]
-        for trainer in NAMES["trainer"]
+        configs(name.partition("-")[0], f"../prepare/{name.replace('_quick', '')}", "cpu", None, *more)
+        for name in NAMES["prepare"]
+        for more in ([f"prepare/{name}"] if "_quick" in name else [],)
     ),
 ]
 
@@ -40,16 +43,9 @@ def printed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[st
     return dict(yaml.safe_load(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize(("data", "model", "trainer", "experiment"), COMPOSITIONS)
-def test_every_composition_parses(
-    data: str, model: str, trainer: str, experiment: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [
-        "fit",
-        *configs(data, model, trainer, experiment),
-        "--trainer.default_root_dir=runs/here",
-        "--seed_everything=7",
-    ]
+@pytest.mark.parametrize("files", COMPOSITIONS, ids=lambda files: "+".join(Path(f).stem for f in files[3::2]))
+def test_every_composition_parses(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", *files, "--trainer.default_root_dir=runs/here", "--seed_everything=7"]
     config = printed(capsys, arguments)
     assert config["data"]["seed"] == 7
     assert config["checkpoint"]["dirpath"] == "runs/here/checkpoints"

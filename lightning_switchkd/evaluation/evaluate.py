@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.sources import open_source, read_record
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.generate import Question, batches, load_model
+from lightning_switchkd.evaluation.generate import LoadedModel, Question, batches, load_model
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
 from lightning_switchkd.evaluation.report import MAJORITY, write_report
 
@@ -62,21 +62,54 @@ def read_questions(annotations: str, image_root: str, limit: int | None) -> list
     return [Question.of_record(read_record(source, i)) for i in range(n)]
 
 
+def answer_all(
+    model: LoadedModel, questions: Sequence[Question], name: str, batch_size: int, max_new_tokens: int, blind: bool
+) -> list[str]:
+    """Asks one model everything, with a progress bar of this name."""
+    answers: list[str] = []
+    with tqdm(total=len(questions), desc=name, unit="q") as bar:
+        for batch in batches(questions, batch_size):
+            answers += model.ask(batch, max_new_tokens, blind)
+            bar.update(len(batch))
+    return answers
+
+
 def score_model(name: str, folder: str, questions: Sequence[Question], batch_size: int, max_new_tokens: int) -> Scores:
     """Asks one model everything, seeing and blind."""
     model = load_model(folder)
-    scores = Scores()
-    for blind in (False, True):
-        answers: list[str] = []
-        with tqdm(total=len(questions), desc=f"{name}{' (blind)' if blind else ''}", unit="q") as bar:
-            for batch in batches(questions, batch_size):
-                answers += model.ask(batch, max_new_tokens, blind)
-                bar.update(len(batch))
-        if blind:
-            scores.blind = exact_match(answers, questions)
-        else:
-            scores.answers, scores.seeing = answers, exact_match(answers, questions)
-    return scores
+    answers = answer_all(model, questions, name, batch_size, max_new_tokens, blind=False)
+    blank = answer_all(model, questions, f"{name} (blind)", batch_size, max_new_tokens, blind=True)
+    return Scores(answers, exact_match(answers, questions), exact_match(blank, questions))
+
+
+def ask(
+    model: str,
+    questions: dict[str, str],
+    image_root: str,
+    output: str,
+    batch_size: int = 128,
+    max_new_tokens: int = 16,
+) -> None:
+    """Greedy answers of one model folder to the last question of every record of LLaVA files, as JSON.
+
+    Args:
+        model: folder of the model.
+        questions: names and LLaVA files; those of the first are also asked with every image blanked (``blind``).
+        image_root: folder their images lie in.
+        output: file to write: by name of the questions, ``seeing`` and ``blind`` answers in the order of the records.
+        batch_size: questions asked at once.
+        max_new_tokens: longest answer.
+    """
+    loaded = load_model(model)
+    said: dict[str, dict[str, list[str]]] = {}
+    for place, (name, file) in enumerate(questions.items()):
+        asked = read_questions(file, image_root, None)
+        ways = {"seeing": False, "blind": True} if place == 0 else {"seeing": False}
+        said[name] = {
+            way: answer_all(loaded, asked, f"{name}, {way}", batch_size, max_new_tokens, blind)
+            for way, blind in ways.items()
+        }
+    Path(output).write_text(json.dumps(said), encoding="utf-8")
 
 
 def evaluate(

@@ -227,3 +227,14 @@ def test_eager_attention_is_refused() -> None:
 def test_what_cannot_be(change: Callable[[], Objective], message: str) -> None:
     with pytest.raises(UserError, match=message):
         change()
+
+
+@pytest.mark.parametrize("method", ["kd_fkl", "bild", "llava_kd", "align_kd"])
+def test_only_who_asks_pays(method: str) -> None:
+    """Image rows, projected images and first attention are there for those that read them, and for nobody else."""
+    model = distiller(METHODS[method][0]())
+    views = model.views(BATCH, model.features(BATCH))
+    assert (views.image_rows is not None) == (method == "llava_kd")
+    assert bool(views.attention) == bool(views.image_embeds) == (method == "align_kd")
+    assert model.student.attention == ("sdpa_watched" if method == "align_kd" else "sdpa")
+    assert len(model.kept(BATCH).positions) == BATCH.counts.token + BATCH.counts.image_token * (method == "llava_kd")

@@ -48,7 +48,7 @@ def train_tokenizer(text: Sequence[str], vocab_size: int = 384) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def write_processor(text: Sequence[str], folder: Path, image_size: int, patch_size: int) -> None:
+def write_processor(text: Sequence[str], folder: Path, image_size: int, patch_size: int, vocab_size: int = 384) -> None:
     """Writes a LlavaProcessor for a CLIP tower: tokenizer of this training text, images resized to ``image_size``²."""
     from transformers import CLIPImageProcessorPil
 
@@ -57,7 +57,7 @@ def write_processor(text: Sequence[str], folder: Path, image_size: int, patch_si
 
     half, size = [0.5, 0.5, 0.5], {"height": image_size, "width": image_size}
     pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
-    parts = train_tokenizer(text), pixels, patch_size, "default", 1
+    parts = train_tokenizer(text, vocab_size), pixels, patch_size, "default", 1
     make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
 
 

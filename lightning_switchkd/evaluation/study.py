@@ -1,0 +1,326 @@
+"""A study: several methods from one start, over several seeds, asked the same held-out questions; kept as it grows."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.study_report import write_study
+
+WEIGHTS = "model.safetensors"
+PYTHON = (sys.executable, "-m", "lightning_switchkd")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared (``conf/study/``). ``{data}`` in any text is the data set's name.
+
+    Attributes:
+        about: what the study asks, for its report.
+        folder: where the runs go, ``METHOD/SEED`` each.
+        base: configuration files and flags of every run, in order.
+        methods: those that come after them, by name of the method.
+        seeds: one run of each method for each; it decides the order of the data.
+        baseline: the method that gains are counted from.
+        models: model folders that are asked as well.
+        questions: LLaVA files by name, the main one first; those that do not exist are left out.
+        image_root: where their images lie.
+        majority: training annotations, for what the question's text alone gives away.
+        expected: pairs of methods, the better one last, whose order the summary looks at.
+        against: methods whose gains are counted from another than the baseline.
+    """
+
+    about: str
+    folder: str
+    base: list[str]
+    methods: dict[str, list[str]]
+    seeds: list[int]
+    baseline: str
+    models: dict[str, str]
+    questions: dict[str, str]
+    image_root: str
+    majority: str
+    expected: list[list[str]] = field(default_factory=list)
+    against: dict[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, name: str) -> str:
+        """The method that another's gain is counted from."""
+        return self.against.get(name, self.baseline)
+
+    @classmethod
+    def read(cls, file: Path, data: str) -> Study:
+        """Reads a study.
+
+        Raises:
+            UserError: it cannot be read, or lacks or misnames a field.
+        """
+        if not file.is_file():
+            raise UserError(f"--study: there is no file {file}. Those of this package lie in conf/study/.")
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(cls)}
+        if not isinstance(raw, dict) or not known - {"expected", "against"} <= raw.keys() <= known:
+            raise UserError(f"--study: {file} must have exactly these fields: {', '.join(sorted(known))}.")
+        study = cls(**_filled(raw, data))
+        named = {study.baseline, *study.against, *study.against.values(), *(n for pair in study.expected for n in pair)}
+        if unknown := named - study.methods.keys():
+            raise UserError(f"--study: {file}: {', '.join(sorted(unknown))} stands there, but is none of its methods.")
+        return study
+
+
+def _filled(value: Any, data: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(entry, data) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_filled(entry, data) for entry in value]
+    return value.replace("{data}", data) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to be made and asked.
+
+    Attributes:
+        name: ``METHOD/SEED``, or the model's own.
+        place: its run folder, answers and log are beside it.
+        fit: arguments of the training; empty for a model that is there.
+        model: folder that is asked.
+        questions: LLaVA files by name.
+        image_root: where their images lie.
+    """
+
+    name: str
+    place: Path
+    fit: tuple[str, ...]
+    model: str
+    questions: dict[str, str]
+    image_root: str
+
+    @property
+    def answers(self) -> Path:
+        """What it said; there when it is finished."""
+        return self.place.with_name(f"{self.place.name}.json")
+
+    def record(self) -> dict[str, Any]:
+        """All that the answers depend on, but the code."""
+        values = [argument.partition("=")[2] for argument in self.fit]
+        files = [Path(value) for value in values if value.endswith(".yaml")]
+        named = {
+            *values,
+            *(text for file in files for text in _texts(yaml.safe_load(file.read_text(encoding="utf-8")))),
+        }
+        models = [name for name in sorted(named) if Path(name, WEIGHTS).is_file()] if self.fit else [self.model]
+        return {
+            "fit": list(self.fit),
+            "files": {str(file): _digest(file) for file in [*files, *map(Path, self.questions.values())]},
+            "models": {name: _digest(Path(name, WEIGHTS)) for name in models},
+        }
+
+    def finished(self) -> bool:
+        """Whether its answers are there, made of the very same settings, models and questions."""
+        if not self.answers.is_file():
+            return False
+        found = json.loads(self.answers.read_text(encoding="utf-8"))
+        return bool(found["record"] == self.record())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a configuration; some are folders of models."""
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
+    elif isinstance(value, str):
+        yield value
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing"
+
+
+class Runner:
+    """Does jobs, several at a time, each in processes of its own.
+
+    Args:
+        jobs: how many at a time.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._stopping = threading.Event()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, todo: Sequence[Job], done: int) -> None:
+        """Does all; what is finished stays.
+
+        Raises:
+            UserError: a job failed; the message holds the end of its log.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, when the trainings have written their checkpoints.
+        """
+        previous = signal.signal(signal.SIGTERM, lambda *_: self._interrupt())
+        bar = tqdm(total=done + len(todo), initial=done, desc="ablation", unit="run", smoothing=0)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = {pool.submit(self._do, job): job for job in todo}
+                try:
+                    waiting = set(futures)
+                    while waiting:
+                        over, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                        for future in over:
+                            future.result()
+                            bar.update()
+                            bar.set_postfix_str(futures[future].name)
+                except BaseException:
+                    self._stop()
+                    for future in futures:
+                        future.cancel()
+                    raise
+        finally:
+            bar.close()
+            signal.signal(signal.SIGTERM, previous)
+
+    def _interrupt(self) -> None:
+        raise KeyboardInterrupt
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        for process in list(self._running):
+            process.send_signal(signal.SIGINT)
+
+    def _do(self, job: Job) -> None:
+        job.place.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(job.place.with_name(f"{job.place.name}.lock")) as lock:
+            if job.finished():  # by another start of the study, that was waited for
+                return
+            if job.fit:
+                root, last = f"--trainer.default_root_dir={job.place}", job.place / "checkpoints" / "last.ckpt"
+                begun = job.place.with_name(f"{job.place.name}.begun.json")
+                record = json.dumps(job.record())
+                goes_on = last.is_file() and begun.is_file() and begun.read_text(encoding="utf-8") == record
+                begun.write_text(record, encoding="utf-8")
+                self._call(job, lock, "fit", *job.fit, root, *(["--ckpt_path=last"] if goes_on else []))
+            asked = [f"--questions.{name}={file}" for name, file in job.questions.items()]
+            written = job.answers.with_suffix(".part")
+            self._call(
+                job,
+                lock,
+                "ask",
+                f"--model={job.model}",
+                *asked,
+                f"--image_root={job.image_root}",
+                f"--output={written}",
+            )
+            answers = json.loads(written.read_text(encoding="utf-8"))
+            written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
+            written.rename(job.answers)
+
+    def _call(self, job: Job, lock: int, *arguments: str) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        log = job.place.with_name(f"{job.place.name}.log")
+        with log.open("ab") as out:
+            out.write(f"$ {shlex.join((*PYTHON, *arguments))}\n".encode())
+            out.flush()
+            process = subprocess.Popen((*PYTHON, *arguments), stdout=out, stderr=out, pass_fds=(lock,))
+            self._running.add(process)
+            status = process.wait()
+            self._running.discard(process)
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        if status != 0:
+            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+            raise UserError(f"{job.name} failed (status {status}); its log, {log}, ends with\n{end}")
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[int]:
+    """Holds a lock that child processes hold as well: while one of a killed study still runs, others wait for it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def ablation(
+    study: str = "conf/study/methods.yaml",
+    data: str = "emoji",
+    output: str | None = None,
+    jobs: int | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    flags: str = "",
+) -> None:
+    """Trains all methods of a study from one start, asks all the same questions, and writes the comparison.
+
+    What is finished is kept: started again, a study goes on. A changed setting, model or question makes its runs anew.
+
+    Args:
+        study: what is compared, a file of conf/study/.
+        data: name of the data set, which stands for {data} in it.
+        output: folder of the report; by default reports/ and the name of the study and the data.
+        jobs: runs at a time; by default one for each processor core.
+        methods: only these.
+        seeds: these instead of the study's.
+        flags: more flags for every run, as one text.
+    """
+    file = Path(study)
+    chosen = Study.read(file, data)
+    if unknown := set(methods or ()) - chosen.methods.keys():
+        raise UserError(
+            f"--methods: {', '.join(sorted(unknown))}: not in {file}. There are: {', '.join(chosen.methods)}."
+        )
+    names = [name for name in chosen.methods if methods is None or name in methods]
+    over = chosen.seeds if seeds is None else seeds
+    questions = {name: path for name, path in chosen.questions.items() if Path(path).is_file()}
+    if next(iter(chosen.questions)) not in questions:
+        raise UserError(
+            f"--study: there is no {next(iter(chosen.questions.values()))}: make data DATA={data} writes it."
+        )
+    root = Path(chosen.folder)
+
+    def job(name: str, model: str, fit: tuple[str, ...] = ()) -> Job:
+        return Job(name, root / name, fit, model, questions, chosen.image_root)
+
+    asked = {name: job(name, model) for name, model in chosen.models.items()}
+    trained = {
+        name: [
+            job(
+                f"{name}/{seed}",
+                str(root / name / str(seed) / "student"),
+                (*_arguments([*chosen.base, *chosen.methods[name]]), f"--seed_everything={seed}", *shlex.split(flags)),
+            )
+            for seed in over
+        ]
+        for name in names
+    }
+    every = [*asked.values(), *(run for runs in zip(*trained.values(), strict=True) for run in runs)]
+    todo = [one for one in every if not one.finished()]
+    try:
+        Runner(jobs or os.cpu_count() or 1).run(todo, len(every) - len(todo))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: the same command goes on. Finished runs are in {root}.", file=sys.stderr)
+        sys.exit(130)
+    folder = Path(output or f"reports/{file.stem}-{data}")
+    print(write_study(folder, chosen, questions, asked, trained))
+
+
+def _arguments(parts: Sequence[str]) -> list[str]:
+    """Files become ``--config``; flags stay."""
+    return [part if part.startswith("--") else f"--config={part}" for part in parts]

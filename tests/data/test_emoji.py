@@ -1,0 +1,162 @@
+"""Emoji scenes as LLaVA data: sides share nothing they must not, and answers are true of what is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lightning_switchkd.data.demo.digits import PLACES
+from lightning_switchkd.data.demo.emoji import ABILITIES, Settings, side_of, write
+from lightning_switchkd.data.demo.emoji_things import FAMILIES, HELD_OUT, NOTO, held_out, openmoji, things
+from lightning_switchkd.data.records import Place, parse_record
+from lightning_switchkd.errors import UserError
+
+SETTINGS = Settings(scenes=600, small_scenes=150, val_scenes=60, test_scenes=80)
+FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json", "test_glyphs.json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("emoji") / "data"
+    assert write(SETTINGS, output)
+    return output
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def shown(record: dict[str, Any]) -> list[str]:
+    return [name for name in record["things"] if name]
+
+
+def turns(record: dict[str, Any]) -> list[tuple[str, str]]:
+    said = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+    return list(zip(said[::2], said[1::2], strict=True))
+
+
+def test_every_record_is_llava(folder: Path) -> None:
+    for name in FILES:
+        for i, raw in enumerate(records(folder, name)):
+            record = parse_record(raw, Place(name, i))
+            with Image.open(folder / "images" / record.images[0].path) as picture:
+                assert (picture.size, picture.mode) == ((72, 72), "RGB")
+    assert len(records(folder, "train_small.json")) == SETTINGS.small_scenes
+    assert "CC BY-SA 4.0" in (folder / "ATTRIBUTION.txt").read_text(encoding="utf-8")
+
+
+def test_sides_share_no_set_of_things(folder: Path) -> None:
+    sides = {
+        name: {tuple(sorted(shown(r))) for r in records(folder, f"{name}.json")} for name in ("train", "val", "test")
+    }
+    assert not sides["train"] & sides["val"]
+    assert not (sides["train"] | sides["val"]) & sides["test"]
+    assert all(side_of(things) == side for side, sets in sides.items() for things in sets)
+
+
+def test_held_out_things_are_seen_in_their_test_alone(folder: Path) -> None:
+    assert set(HELD_OUT) < set(FAMILIES), "look-alikes are held out together"
+    for name in FILES:
+        seen = {thing for record in records(folder, name) for thing in shown(record)}
+        said = " ".join(text for record in records(folder, name) for turn in turns(record) for text in turn)
+        for thing in held_out():
+            assert (thing in seen) == (name == "test_glyphs.json"), (name, thing)
+            assert name == "test_glyphs.json" or f" {thing}?" not in said
+    assert all(set(shown(record)) & set(held_out()) for record in records(folder, "test_glyphs.json"))
+
+
+def test_words_and_scans_are_split(folder: Path) -> None:
+    words = {
+        name: {
+            r
+            for record in records(folder, f"{name}.json")
+            for q, r in turns(record)
+            if q in ("Spell the word.", "What is written?")
+        }
+        for name in ("train", "val", "test")
+    }
+    assert all(len(found) > 3 for found in words.values())
+    assert not words["train"] & words["val"]
+    assert not (words["train"] | words["val"]) & words["test"]
+
+
+@pytest.mark.parametrize("name", ["train.json", "val.json", "test.json", "test_glyphs.json"])
+def test_answers_are_true(folder: Path, name: str) -> None:
+    """Read back from the cells, independently of who asked."""
+    colours, places = openmoji().colours, PLACES[3]
+    checked: Counter[str] = Counter()
+    for record in records(folder, name):
+        cells, present = record["things"], shown(record)
+        for question, answer in turns(record):
+            place = next((i for i, where in enumerate(places) if f" {where}" in question), None)
+            words = question.rstrip("?.").split()
+            if question.startswith(("Is there a", "Can you see a")):
+                wanted, kind = "yes" if words[-1] in present else "no", "exists"
+            elif question.startswith(("How many of", "Count: ")):
+                thing = words[3] if words[0] == "How" else words[1]
+                wanted, kind = str(present.count(thing)), "count"
+            elif question.startswith(("Where is the", "Find the")):
+                wanted, kind = places[cells.index(words[-1])], "position"
+            elif question.startswith("Which is higher"):
+                a, b = words[4].rstrip(","), words[7]
+                wanted, kind = (a if cells.index(a) // 3 < cells.index(b) // 3 else b), "higher"
+            elif question.startswith("Are there more of"):
+                groups = [things()[thing].group for thing in present]
+                wanted, kind = "yes" if groups.count(words[4]) > groups.count(words[7]) else "no", "compare"
+            elif question.startswith("Is any"):
+                kinds = {things()[thing].kind for thing in present}
+                wanted, kind = "yes" if " ".join(words[2:-1]) in kinds else "no", "any of kind"
+            elif place is None:
+                continue  # words and digits are not among the cells' things
+            elif "colour" in question:
+                wanted, kind = colours[cells[place]], "colour"
+            elif "animal" in question:
+                wanted, kind = things()[cells[place]].group, "group"
+            elif "kind" in question:
+                wanted, kind = things()[cells[place]].kind, "kind"
+            else:
+                wanted, kind = cells[place], "name"
+            assert answer == wanted, (record["id"], question)
+            checked[kind] += 1
+    assert len(checked) == 10, checked
+
+
+def test_abilities_are_asked_equally_and_yes_as_often_as_no(folder: Path) -> None:
+    test = records(folder, "test.json")
+    assert Counter(record["source"] for record in test) == dict.fromkeys(ABILITIES, SETTINGS.test_scenes)
+    said = Counter(turns(r)[0][1] for r in test if r["source"] == "hallucination")
+    assert said["yes"] == said["no"] == SETTINGS.test_scenes / 2
+
+
+def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert write(SETTINGS, again)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
+    assert not write(SETTINGS, again), "it is there already"
+
+
+def test_colours_are_what_one_sees() -> None:
+    colours = openmoji().colours
+    wanted = {"apple": "red", "banana": "yellow", "frog": "green", "carrot": "orange", "pig": "pink", "cloud": "grey"}
+    wanted |= {"eggplant": "purple", "bear": "brown", "butterfly": "blue"}
+    assert {name: colours[name] for name in wanted} == wanted
+    assert "panda" not in colours or colours["panda"] in ("white", "grey"), "black outlines are no colour"
+
+
+@pytest.mark.skipif(not NOTO.is_file(), reason="fonts-noto-color-emoji is not installed")
+def test_another_style(folder: Path) -> None:
+    style = records(folder, "test_style.json")
+    assert len(style) > 4 * SETTINGS.test_scenes
+    assert not any("colour" in turns(record)[0][0] for record in style), "another style has other colours"
+
+
+def test_settings_out_of_bounds() -> None:
+    with pytest.raises(UserError, match="--small-scenes must lie between 1 and 10"):
+        Settings(scenes=10, small_scenes=11)

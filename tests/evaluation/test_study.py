@@ -1,0 +1,176 @@
+"""Studies: what is finished stays, a change makes it anew, and the report says what the numbers say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from command import configs, fit_arguments
+
+from lightning_switchkd.cli import main
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.study import Study
+from lightning_switchkd.evaluation.study_report import Asked, Column, summary, table_of
+
+
+def asked(abilities: list[str], groups: list[int]) -> Asked:
+    return Asked(["yes"] * len(abilities), abilities, np.array(groups), [])
+
+
+STUDY = Study("About.", "runs", [], {"sft": [], "kd": []}, [0, 1], "sft", {}, {}, "", "", [["sft", "kd"]])
+
+
+def test_scores_and_gain_are_those_of_loops() -> None:
+    random = np.random.default_rng(0)
+    questions = asked(["see", "read", "see", "see", "read", "see"], [0, 0, 1, 2, 2, 3])
+    method, baseline = (random.integers(0, 2, (3, 6)).astype(float) for _ in range(2))
+    mean, low, high = questions.gain(method, baseline)
+    see, read = [0, 2, 3, 5], [1, 4]
+
+    def average(right: np.ndarray) -> float:
+        return float((right[:, see].mean() + right[:, read].mean()) / 2)
+
+    assert questions.names == ["see", "read"]
+    assert mean == pytest.approx(average(method) - average(baseline))
+    assert low <= mean <= high
+    everything = questions.gain(np.ones((2, 6)), np.zeros((2, 6)))
+    assert everything == pytest.approx((1.0, 1.0, 1.0)), "however images are drawn"
+    assert questions.right(["yes", "no", "yes", "yes", "yes", "YES"]).tolist() == [1, 0, 1, 1, 1, 0]
+
+
+def test_interval_counts_images_not_questions() -> None:
+    """Ten questions about one image are one piece of evidence."""
+    random = np.random.default_rng(1)
+    per_image = random.integers(0, 2, 40).astype(float)
+    alone = asked(["see"] * 40, list(range(40)))
+    tenfold = asked(["see"] * 400, [i for i in range(40) for _ in range(10)])
+    _, *few = alone.gain(per_image[None], np.zeros((1, 40)))
+    _, *many = tenfold.gain(per_image.repeat(10)[None], np.zeros((1, 400)))
+    assert few == pytest.approx(many, abs=1e-9)
+
+
+def test_words_follow_the_numbers() -> None:
+    questions = asked(["see", "read"] * 50, list(range(100)))
+    worse = np.zeros((2, 100))
+    worse[:, :40] = 1
+    better = worse.copy()
+    better[:, 40:60] = 1
+    columns = {"sft": Column({"test": worse}, worse * 0), "kd": Column({"test": better}, worse * 0)}
+    gains = {"kd": questions.gain(better, worse)}
+    words = summary(STUDY, questions, "test", columns, gains)
+    assert "Best of 2 methods: kd with 60.0 ± 0.0 %. Order: kd > sft." in words
+    assert re.search(r"- kd: \+20\.0 points, \[\+1\d\.\d, \+2\d\.\d\]: more than sft\.", words)
+    assert "- kd above sft came out: +20.0 points, more than the seeds' spread (0.0)." in words
+    table = table_of({"test": questions}, columns, gains)
+    assert table.splitlines()[0].split("|")[2:5] == [" see        ", " read       ", " average    "]
+    turned = summary(STUDY, questions, "test", {"sft": columns["kd"], "kd": columns["sft"]}, {"kd": (-0.2, -0.3, -0.1)})
+    assert "less than sft" in turned
+    assert "kd above sft did not come out: -20.0 points" in turned
+
+
+def test_a_study_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file"):
+        Study.read(tmp_path / "none.yaml", "digits")
+    file = tmp_path / "study.yaml"
+    file.write_text("methods: {}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="exactly these fields: about"):
+        Study.read(file, "digits")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "conf" / "study").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_shipped_studies(file: Path) -> None:
+    if file.stem in ("lean", "from_scratch"):
+        return
+    study = Study.read(file, "emoji")
+    assert study.folder == f"runs/emoji/{file.stem}"
+    parts = [*study.base, *(part for parts in study.methods.values() for part in parts)]
+    assert all(Path(part).is_file() for part in parts if not part.startswith("--"))
+    assert {name for pair in study.expected for name in pair} <= study.methods.keys()
+
+
+def write_study_file(folder: Path, root: Path) -> Path:
+    """Two methods, two seeds, four steps on the tiny pair."""
+    common = fit_arguments(folder, root, experiment="sft")[1:]
+    flags = [a for a in common if a.startswith("--") and "default_root_dir" not in a and a != "--config"]
+    base = [c for c in configs("digits", "digits", "cpu", None) if c != "--config"]
+    records = str(folder / "records.json")
+    study = {
+        "about": "Two methods.",
+        "folder": str(root / "runs"),
+        "base": [*base, *flags],
+        "methods": {name: [str(Path("conf/experiment", f"{name}.yaml").resolve())] for name in ("sft", "switch_kd")},
+        "seeds": [0, 1],
+        "baseline": "sft",
+        "models": {"teacher": str(folder / "teacher")},
+        "questions": {"test": records, "other": str(folder / "none.json")},
+        "image_root": str(folder / "images"),
+        "majority": records,
+        "expected": [["sft", "switch_kd"]],
+    }
+    file = root / "study.yaml"
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(tmp_path: Path) -> None:
+    folder = tiny.write_pair(tmp_path / "pair")
+    file = write_study_file(folder, tmp_path)
+    command = [sys.executable, "-m", "lightning_switchkd", "ablation", f"--study={file}", "--jobs=2", "--data=x"]
+    command += [f"--output={tmp_path / 'report'}"]
+    process = subprocess.Popen(command, start_new_session=True)
+    runs = tmp_path / "runs"
+    deadline = time.monotonic() + 300
+    while not list(runs.glob("*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.5)  # until a run is finished
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/[01].json")}
+    assert kept
+    main(command[3:])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished runs stay"
+    answers = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/[01].json"))
+    assert answers == ["sft/0.json", "sft/1.json", "switch_kd/0.json", "switch_kd/1.json"]
+    results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["scores"]) == {"majority", "teacher", "sft", "switch_kd"}
+    for picture in ("bars.png", "radar.png", "curves.png"):
+        assert (tmp_path / "report" / picture).stat().st_size > 5000
+
+    def made() -> dict[str, int]:
+        return {path.name + path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/[01].json")}
+
+    before = made()
+    changed = file.read_text(encoding="utf-8").replace(
+        "experiment/sft.yaml", "experiment/sft.yaml\n  - --model.lr=0.02"
+    )
+    file.write_text(changed, encoding="utf-8")
+    main(command[3:])
+    after = made()
+    assert {name for name in before if after[name] != before[name]} == {"0.jsonsft", "1.jsonsft"}, "a change makes anew"
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tiny.write_pair(tmp_path / "pair")
+    file = write_study_file(folder, tmp_path)
+    command = [sys.executable, "-m", "lightning_switchkd", "ablation", f"--study={file}", "--jobs=1", "--data=x"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "runs" / "sft" / "0.log").is_file():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Interrupted: the same command goes on." in said
+    assert "Traceback" not in said
