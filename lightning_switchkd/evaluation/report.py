@@ -38,27 +38,19 @@ def write_report(
     return table
 
 
-def grouped(scores: Mapping[str, ModelScores]) -> dict[str, list[ModelScores]]:
-    """Models by the name before the slash: ``sft/0`` and ``sft/1`` are two runs of ``sft``."""
-    groups: dict[str, list[ModelScores]] = {}
-    for name, score in scores.items():
-        groups.setdefault(name.rpartition("/")[0] or name, []).append(score)
-    return groups
-
-
 def table_of(scores: Mapping[str, ModelScores]) -> str:
-    """A Markdown table in per cent: a row a kind of question, two columns a model, the blind score beside the score.
-
-    Several runs of one model (``sft/0``, ``sft/1``) share a column: mean ± standard deviation over the runs.
-    """
-    columns: list[tuple[str, list[dict[str, float]]]] = []
-    for name, runs in grouped(scores).items():
-        columns.append((name, [run.seeing for run in runs]))
-        if runs[0].blind:
-            columns.append(("blind", [run.blind for run in runs]))
+    """A Markdown table in per cent: a row a kind of question, two columns a model, the blind score beside the score."""
+    columns: list[tuple[str, dict[str, float]]] = []
+    for name, score in scores.items():
+        columns += [(name, score.seeing), *([("blind", score.blind)] if score.blind else [])]
     rows = [["exact match, %", *(name for name, _ in columns)]]
     for kind in next(iter(scores.values())).seeing:
-        rows.append([kind, *(per_cent([share[kind] for share in shares]) for _, shares in columns)])
+        rows.append([kind, *(per_cent([shares[kind]]) for _, shares in columns)])
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first row the heading, its columns as wide as they must be."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
@@ -70,11 +62,7 @@ def above_majority(scores: Mapping[str, ModelScores]) -> list[str]:
         return []
     row = list(scores[MAJORITY].seeing)[-1]  # all questions; where kinds have equal sizes, their average is the same
     base = scores[MAJORITY].seeing[row]
-    gains = [
-        f"{name} {per_cent([run.seeing[row] - base for run in runs])}"
-        for name, runs in grouped(scores).items()
-        if name != MAJORITY
-    ]
+    gains = [f"{name} {per_cent([score.seeing[row] - base])}" for name, score in scores.items() if name != MAJORITY]
     return [f"Points above the majority of training answers ({per_cent([base])} in {row}): {', '.join(gains)}."]
 
 
@@ -99,15 +87,12 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
     figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(13 if curves else 8, 4.2), squeeze=False)
     bars = axes[0][0]
     kinds = list(next(iter(scores.values())).seeing)
-    groups = grouped({name: score for name, score in scores.items() if name != MAJORITY})
-    width = 0.8 / len(groups)
-    for position, (name, runs) in enumerate(groups.items()):
-        places = [i + (position - (len(groups) - 1) / 2) * width for i in range(len(kinds))]
-        shares = [[100 * run.seeing[kind] for run in runs] for kind in kinds]
-        spread = [statistics.stdev(values) for values in shares] if len(runs) > 1 else None
-        heights = [statistics.mean(values) for values in shares]
-        drawn = bars.bar(places, heights, width * 0.9, yerr=spread, label=name)
-        blind = [100 * statistics.mean(run.blind[kind] for run in runs) for kind in kinds]
+    models = {name: score for name, score in scores.items() if name != MAJORITY}
+    width = 0.8 / len(models)
+    for position, (name, score) in enumerate(models.items()):
+        places = [i + (position - (len(models) - 1) / 2) * width for i in range(len(kinds))]
+        drawn = bars.bar(places, [100 * score.seeing[kind] for kind in kinds], width * 0.9, label=name)
+        blind = [100 * score.blind[kind] for kind in kinds]
         label = "blind" if position == 0 else None
         bars.bar(places, blind, width * 0.9, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label=label)
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
@@ -118,7 +103,7 @@ def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> Non
     bars.set_xticks(range(len(kinds)), kinds, rotation=20)
     bars.set_ylabel("exact match, %")
     bars.set_ylim(0, 122)
-    bars.legend(fontsize=8, ncols=len(groups) + 2, loc="upper center")
+    bars.legend(fontsize=8, ncols=len(models) + 2, loc="upper center")
     bars.set_title("Held-out questions")
     if curves:
         for name, points in curves.items():
@@ -147,15 +132,14 @@ def validation_curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def examples_page(questions: Sequence[Question], scores: Mapping[str, ModelScores]) -> str:
-    """A self-contained HTML page: images, questions, right answers, and what each model (its first run) said."""
-    groups = {name: runs[0] for name, runs in grouped(scores).items()}
+    """A self-contained HTML page: images, questions, right answers, and what each model said."""
     shown: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         if len(shown.setdefault(question.source, [])) < EXAMPLES_PER_KIND:
             shown[question.source].append(i)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in groups)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in scores)
     rows = "\n".join(
-        _example_row(questions[i], [s.answers[i] for s in groups.values()]) for ids in shown.values() for i in ids
+        _example_row(questions[i], [s.answers[i] for s in scores.values()]) for ids in shown.values() for i in ids
     )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Examples</title>
 <style>body{{font:15px system-ui;margin:2em}}td,th{{padding:.4em .8em;border-bottom:1px solid #ddd;text-align:left}}

@@ -20,7 +20,7 @@ from lightning_switchkd import __version__
 from lightning_switchkd.data.sources import open_source, read_record
 from lightning_switchkd.evaluation.generate import Question
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
-from lightning_switchkd.evaluation.report import MAJORITY, per_cent
+from lightning_switchkd.evaluation.report import MAJORITY, markdown, per_cent
 
 if TYPE_CHECKING:
     from lightning_switchkd.evaluation.study import Job, Study
@@ -163,9 +163,7 @@ def table_of(
                 *(per_cent(_averages(asked[o], column.right[o])) if o in column.right else "" for o in others),
             ]
         )
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    return markdown(rows)
 
 
 def summary(

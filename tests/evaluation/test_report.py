@@ -1,4 +1,4 @@
-"""Scores by kind, runs of one model grouped, curves read from a run's metrics."""
+"""Scores by kind, curves read from a run's metrics."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ def scores(*answers: str) -> Scores:
     return Scores(list(answers), exact_match(answers, ASKED), blind)
 
 
-def test_table_groups_runs_and_shows_blind_scores() -> None:
-    table = table_of(
-        {"teacher": scores("7", "3", "yes"), "sft/0": scores("7", "3", "no"), "sft/1": scores("7", "1", "no")}
-    )
+def test_table_shows_blind_scores() -> None:
+    table = table_of({"teacher": scores("7", "3", "yes"), "sft": scores("7", "1", "no")})
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["exact match, %", "teacher", "blind", "sft", "blind"]
     assert rows[2:] == [
-        ["exists", "100.0", "100.0", "0.0 ± 0.0", "100.0 ± 0.0"],
-        ["position", "100.0", "0.0", "75.0 ± 35.4", "0.0 ± 0.0"],
-        ["average", "100.0", "50.0", "37.5 ± 17.7", "50.0 ± 0.0"],
-        ["all questions", "100.0", "33.3", "50.0 ± 23.6", "33.3 ± 0.0"],
+        ["exists", "100.0", "100.0", "0.0", "100.0"],
+        ["position", "100.0", "0.0", "50.0", "0.0"],
+        ["average", "100.0", "50.0", "25.0", "50.0"],
+        ["all questions", "100.0", "33.3", "33.3", "33.3"],
     ]
 
 
@@ -47,13 +45,12 @@ def test_majority_is_one_column_and_what_models_are_measured_against(tmp_path: P
     columns = {
         "majority": Scores(guessed, exact_match(guessed, ASKED)),
         "teacher": scores("7", "3", "yes"),
-        "sft/0": scores("7", "3", "no"),
-        "sft/1": scores("1", "1", "no"),
+        "sft": scores("1", "3", "no"),
     }
     header = [cell.strip() for cell in table_of(columns).splitlines()[0].split("|")[1:-1]]
     assert header == ["exact match, %", "majority", "teacher", "blind", "sft", "blind"]
     assert above_majority(columns) == [
-        "Points above the majority of training answers (33.3 in all questions): teacher 66.7, sft 0.0 ± 47.1."
+        "Points above the majority of training answers (33.3 in all questions): teacher 66.7, sft 0.0."
     ]
     assert above_majority({"teacher": columns["teacher"]}) == []
     plot(tmp_path / "report.png", columns, None)

@@ -120,7 +120,7 @@ def write_study_file(folder: Path, root: Path) -> Path:
         "expected": [["sft", "switch_kd"]],
     }
     file = root / "study.yaml"
-    file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return file
 
 
@@ -132,9 +132,9 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     command += [f"--output={tmp_path / 'report'}"]
     process = subprocess.Popen(command, start_new_session=True)
     runs = tmp_path / "runs"
-    deadline = time.monotonic() + 300
-    while not list(runs.glob("*/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.5)  # until a run is finished
+    while not list(runs.glob("*/[01].json")):  # until a run is finished
+        assert process.poll() is None
+        time.sleep(0.5)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/[01].json")}
@@ -168,6 +168,7 @@ def test_an_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_switchkd", "ablation", f"--study={file}", "--jobs=1", "--data=x"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "runs" / "sft" / "0.log").is_file():
+        assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
