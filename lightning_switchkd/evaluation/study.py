@@ -5,16 +5,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ import yaml
 from tqdm import tqdm
 
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.evaluate import ask
 from lightning_switchkd.evaluation.study_report import write_study
 
 WEIGHTS = "model.safetensors"
-PYTHON = (sys.executable, "-m", "lightning_switchkd")
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,11 @@ class Job:
         """What it said; there when it is finished."""
         return self.place.with_name(f"{self.place.name}.json")
 
+    @property
+    def log(self) -> Path:
+        """What its process printed."""
+        return self.place.with_name(f"{self.place.name}.log")
+
     def record(self) -> dict[str, Any]:
         """All that the answers depend on, but the code."""
         values = [argument.partition("=")[2] for argument in self.fit]
@@ -153,107 +157,91 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing"
 
 
-class Runner:
-    """Does jobs, several at a time, each in processes of its own.
+def run_jobs(todo: Sequence[Job], done: int, at_once: int) -> None:
+    """Does all, several at a time, each in a process of its own; what is finished stays.
+
+    Processes are forked from one that has imported everything, and have a session of their own: of a Ctrl-C they get
+    one signal, ours.
 
     Args:
-        jobs: how many at a time.
+        todo: what is not finished.
+        done: how many are, for the progress bar.
+        at_once: how many at a time.
+
+    Raises:
+        UserError: a job failed; the message holds the end of its log.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the trainings have written their checkpoints.
     """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_switchkd.cli"])
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    bar = tqdm(total=done + len(todo), initial=done, desc="ablation", unit="run", smoothing=0)
+    queue, running = list(todo), dict[Any, tuple[Job, Any]]()
+    try:
+        while queue or running:
+            while queue and len(running) < at_once:
+                job = queue.pop(0)
+                process = context.Process(target=_do, args=(job,))
+                process.start()
+                running[process.sentinel] = job, process
+            for sentinel in wait(list(running), timeout=1):
+                job, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode != 0:
+                    raise UserError(_failure(job, process.exitcode))
+                bar.update()
+                bar.set_postfix_str(job.name)
+    finally:
+        for _, process in running.values():
+            os.kill(process.pid, signal.SIGINT)
+        for _, process in running.values():
+            process.join()
+        bar.close()
+        signal.signal(signal.SIGTERM, previous)
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
-        self._stopping = threading.Event()
-        self._running: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, todo: Sequence[Job], done: int) -> None:
-        """Does all; what is finished stays.
+def _failure(job: Job, status: int) -> str:
+    end = "\n".join(job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+    return f"{job.name} failed (status {status}); its log, {job.log}, ends with\n{end}"
 
-        Raises:
-            UserError: a job failed; the message holds the end of its log.
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, when the trainings have written their checkpoints.
-        """
-        previous = signal.signal(signal.SIGTERM, lambda *_: self._interrupt())
-        bar = tqdm(total=done + len(todo), initial=done, desc="ablation", unit="run", smoothing=0)
-        try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                futures = {pool.submit(self._do, job): job for job in todo}
-                try:
-                    waiting = set(futures)
-                    while waiting:
-                        over, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                        for future in over:
-                            future.result()
-                            bar.update()
-                            bar.set_postfix_str(futures[future].name)
-                except BaseException:
-                    self._stop()
-                    for future in futures:
-                        future.cancel()
-                    raise
-        finally:
-            bar.close()
-            signal.signal(signal.SIGTERM, previous)
 
-    def _interrupt(self) -> None:
-        raise KeyboardInterrupt
+def _do(job: Job) -> None:
+    """In a process of its own: trains, asks, writes the answers down."""
+    from lightning_switchkd.cli import main
 
-    def _stop(self) -> None:
-        self._stopping.set()
-        for process in list(self._running):
-            process.send_signal(signal.SIGINT)
-
-    def _do(self, job: Job) -> None:
-        job.place.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(job.place.with_name(f"{job.place.name}.lock")) as lock:
-            if job.finished():  # by another start of the study, that was waited for
-                return
-            if job.fit:
-                root, last = f"--trainer.default_root_dir={job.place}", job.place / "checkpoints" / "last.ckpt"
-                begun = job.place.with_name(f"{job.place.name}.begun.json")
-                record = json.dumps(job.record())
-                goes_on = last.is_file() and begun.is_file() and begun.read_text(encoding="utf-8") == record
-                begun.write_text(record, encoding="utf-8")
-                self._call(job, lock, "fit", *job.fit, root, *(["--ckpt_path=last"] if goes_on else []))
-            asked = [f"--questions.{name}={file}" for name, file in job.questions.items()]
-            written = job.answers.with_suffix(".part")
-            self._call(
-                job,
-                lock,
-                "ask",
-                f"--model={job.model}",
-                *asked,
-                f"--image_root={job.image_root}",
-                f"--output={written}",
-            )
-            answers = json.loads(written.read_text(encoding="utf-8"))
-            written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
-            written.rename(job.answers)
-
-    def _call(self, job: Job, lock: int, *arguments: str) -> None:
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
-        log = job.place.with_name(f"{job.place.name}.log")
-        with log.open("ab") as out:
-            out.write(f"$ {shlex.join((*PYTHON, *arguments))}\n".encode())
-            out.flush()
-            process = subprocess.Popen((*PYTHON, *arguments), stdout=out, stderr=out, pass_fds=(lock,))
-            self._running.add(process)
-            status = process.wait()
-            self._running.discard(process)
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
-        if status != 0:
-            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
-            raise UserError(f"{job.name} failed (status {status}); its log, {log}, ends with\n{end}")
+    os.setsid()
+    job.place.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab", buffering=0) as out:
+        for stream in (1, 2):
+            os.dup2(out.fileno(), stream)
+    with _alone(job.place.with_name(f"{job.place.name}.lock")):
+        if job.finished():  # by a job of an earlier start, that was waited for
+            return
+        if job.fit:
+            begun = job.place.with_name(f"{job.place.name}.begun.json")
+            record = json.dumps(job.record())
+            goes_on = begun.is_file() and begun.read_text(encoding="utf-8") == record
+            goes_on = goes_on and (job.place / "checkpoints" / "last.ckpt").is_file()
+            begun.write_text(record, encoding="utf-8")
+            if not (goes_on and Path(job.model, WEIGHTS).is_file()):
+                root = f"--trainer.default_root_dir={job.place}"
+                sys.argv[1:] = ["fit", *job.fit, root, *(["--ckpt_path=last"] if goes_on else [])]
+                print(f"$ python -m lightning_switchkd {shlex.join(sys.argv[1:])}", flush=True)
+                main(sys.argv[1:])
+        written = job.answers.with_suffix(".part")
+        ask(job.model, job.questions, job.image_root, str(written))
+        answers = json.loads(written.read_text(encoding="utf-8"))
+        written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
+        written.rename(job.answers)
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[int]:
-    """Holds a lock that child processes hold as well: while one of a killed study still runs, others wait for it."""
+def _alone(file: Path) -> Iterator[None]:
+    """Holds a lock: while a job of a killed study still runs, others wait for it."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
+        yield
     finally:
         os.close(descriptor)
 
@@ -313,7 +301,9 @@ def ablation(
     every = [*asked.values(), *(run for runs in zip(*trained.values(), strict=True) for run in runs)]
     todo = [one for one in every if not one.finished()]
     try:
-        Runner(jobs or os.cpu_count() or 1).run(todo, len(every) - len(todo))
+        cores = os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs or cores))))
+        run_jobs(todo, len(every) - len(todo), jobs or cores)
     except KeyboardInterrupt:
         print(f"\nInterrupted: the same command goes on. Finished runs are in {root}.", file=sys.stderr)
         sys.exit(130)
