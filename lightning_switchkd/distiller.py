@@ -98,24 +98,22 @@ class Distiller(nn.Module):
             hidden["teacher"] = cache.rows(batch, kept.positions, self.teacher_rows)
         has_image = torch.zeros(len(batch), dtype=torch.bool, device=kept.positions.device)
         has_image[batch.image_row[batch.image_row >= 0]] = True
-        rows = Rows(
-            hidden={side: states[kept.answer] for side, states in hidden.items()},
-            targets=kept.targets,
-            visual=has_image[batch.record_of[kept.positions[kept.answer]]],
-            vocabulary=self.vocabulary,
-        )
-        image_rows = None
+
+        def rows(chosen: Tensor | slice, targets: Tensor) -> Rows:
+            visual = has_image[batch.record_of[kept.positions[chosen]]]
+            return Rows({side: states[chosen] for side, states in hidden.items()}, targets, visual, self.vocabulary)
+
+        at_images = None
         if Need.IMAGE_ROWS in needs:
-            at_images = {side: states[kept.image] for side, states in hidden.items()}
-            image_rows = replace(rows, hidden=at_images, targets=batch.input_ids.flatten()[kept.positions[kept.image]])
-            image_rows = replace(image_rows, visual=torch.ones_like(image_rows.targets, dtype=torch.bool))
+            at_images = rows(kept.image, batch.input_ids.flatten()[kept.positions[kept.image]])
         embeds, attention = {}, {}
         for side, pathway in ran.items():
             if Need.IMAGE_EMBEDS in needs:
                 embeds[side] = pathway.image_embeds[batch.image_row >= 0]
             if pathway.attention is not None:
                 attention[side] = pathway.attention.text_to_image(batch, self.student.image_token_id)
-        return Views(rows, self.heads(), image_rows, embeds, attention, self.student.feature_space.tokens)
+        at_answers = rows(kept.answer, kept.targets)
+        return Views(at_answers, self.heads(), at_images, embeds, attention, self.student.feature_space.tokens)
 
     def kept(self, batch: Batch) -> Kept:
         """The positions whose final hidden states the objective reads."""

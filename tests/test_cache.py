@@ -19,6 +19,7 @@ from lightning_switchkd.cli import main
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.objectives import AlignKD, LLaVAKD, SwitchKDObjective
 
 WIDTH = 24
 """Of the teacher of :func:`tiny.write_pair`."""
@@ -66,6 +67,23 @@ def test_trains_the_same_with_it_and_runs_the_teacher_once(folder: Path, tmp_pat
         assert run.losses == pytest.approx(plain.losses, rel=1e-12)
         for name, tensor in plain.state_dict().items():
             torch.testing.assert_close(run.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_of_image_tokens_are_kept_apart(folder: Path, tmp_path: Path) -> None:
+    """Of an objective that reads them; one that reads none shares nothing with it but the folder."""
+    cache = TeacherCache(str(tmp_path / "cache"))
+    settings = {"max_steps": 6, "limit_val_batches": 0}
+    runs = []
+    for kept, objective in ((None, LLaVAKD()), (cache, LLaVAKD()), (cache, LLaVAKD()), (cache, SwitchKDObjective())):
+        model = tiny.switch_kd(folder, objective, Watched, teacher_cache=kept)
+        tiny.trainer(tmp_path, **settings).fit(model, datamodule=tiny.data_module(folder, seed=1))
+        runs.append(model)
+    assert [run.seen for run in runs[1:]] == [48, 0, 48]
+    for run in runs[1:3]:
+        assert run.losses == pytest.approx(runs[0].losses, rel=1e-12)
+    aligned = tiny.switch_kd(folder, AlignKD(), teacher_cache=cache)
+    with pytest.raises(UserError, match=r"AlignKD also reads .* Set model\.teacher_cache to null"):
+        tiny.trainer(tmp_path, **settings).fit(aligned, datamodule=tiny.data_module(folder, seed=1))
 
 
 def test_no_more_than_it_may_take(folder: Path, tmp_path: Path) -> None:

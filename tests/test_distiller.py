@@ -14,7 +14,7 @@ from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses import dbild
 from lightning_switchkd.losses.head import sum_rows
-from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
+from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, SwitchKDObjective
 from lightning_switchkd.vlm.compat import check_packing
 from lightning_switchkd.vlm.seams import PARTS
 
@@ -153,9 +153,10 @@ def losses_and_gradients(model: Distiller, batch: Batch) -> dict[str, torch.Tens
     return {**terms.sums, **gradients}
 
 
-def test_packed_records_train_like_padded_ones(folder: Path) -> None:
+@pytest.mark.parametrize("objective", [SwitchKDObjective, LLaVAKD, AlignKD])
+def test_packed_records_train_like_padded_ones(objective: type[Objective], folder: Path) -> None:
     """On a kernel that masks tokens of other records, which a run is refused: it does the same, only slower."""
-    model = distiller(SwitchKDObjective())
+    model = distiller(objective()).double()
     for packed, padded in packed_and_padded(folder):
         assert packed.counts == padded.counts
         found, expected = losses_and_gradients(model, packed), losses_and_gradients(model, padded)

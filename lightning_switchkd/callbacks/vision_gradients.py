@@ -32,7 +32,7 @@ class VisionGradients(L.Callback):
     Args:
         split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs
             one more pass through the heads and backward through the language models per term in that step (with three
-            terms about as much as two steps); 0 never does.
+            terms about as much as the step itself); 0 never does.
     """
 
     def __init__(self, split_every_n_steps: int = 0) -> None:

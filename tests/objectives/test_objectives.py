@@ -199,6 +199,46 @@ def test_batches_without_images_are_finite_and_reach_every_parameter(
     assert all(p.grad is not None for part in PARTS for p in model.student.part_parameters(part))
 
 
+@pytest.mark.parametrize("method", ["llava_kd", "align_kd"])
+def test_micro_batches_add_up_to_the_whole(method: str) -> None:
+    """Each term is divided by its units in the whole step: so many at a time makes no difference."""
+    model = distiller(METHODS[method][0]())
+    totals = BATCH.counts.tensor()
+    model(BATCH, totals, 0).loss.backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    parts = [model(BATCH.only(records), totals, 0) for records in ([0], [1, 2])]
+    for part in parts:
+        part.loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-8, atol=1e-11, msg=name)
+
+
+def test_adapters_are_saved_with_the_student_and_not_exported() -> None:
+    model, other = distiller(AlignKD()), distiller(AlignKD())
+    with torch.no_grad():
+        model.objective.terms["embeds"].adapter.weight.add_(1.0)
+    state = model.state_dict()
+    assert {name for name in state if name.startswith("objective.")} == {
+        f"objective.terms.{term}.adapter.{part}" for term in ("attention", "embeds") for part in ("weight", "bias")
+    }
+    other.load_state_dict(state)  # strict
+    assert torch.equal(other.objective.terms["embeds"].adapter.weight, model.objective.terms["embeds"].adapter.weight)
+    assert not any("adapter" in name for name in model.student.model.state_dict())
+
+
+def test_recomputed_blocks_and_first_attention() -> None:
+    """Layer 0 runs twice, its queries and keys are noted once, and the gradients are the same."""
+    found = []
+    for changes in ({}, {"activation_checkpointing": ["vision", "lm"]}):
+        model = distiller(AlignKD(), **changes)
+        model(BATCH, BATCH.counts.tensor(), 0).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
 def test_self_correlation_is_that_of_the_logits() -> None:
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((2, 5, 4), (11, 4), (11,)))
