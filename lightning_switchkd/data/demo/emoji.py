@@ -16,7 +16,7 @@ and scans of digits are split as well; some things, look-alikes together, are sh
 where the font of another style is installed, ``test_style.json`` draws test scenes in that.
 
     images/{train,val,test,glyphs,style}/000000.png
-    captions.json     what stands where in a training scene: a vision tower is trained on it
+    captions.json     what stands in each cell of a training scene: a vision tower is trained on it
     train.json        several questions a training scene, as turns of one record
     train_small.json  the first of these records: what the student is given
     val.json, test.json, test_glyphs.json, test_style.json   one question a record, its ability under "source"
@@ -50,7 +50,7 @@ from lightning_switchkd.data.demo.emoji_things import Style, attribution, held_o
 
 Record = dict[str, Any]
 VERSION = 1  # raised whenever equal settings would give other files
-CELL, GRID, PATCH = 24, 3, 12
+CELL, GRID, PATCH = 24, 3, 24
 SIDES = ("train", "val", "test", "glyphs", "style")
 TURNS = 8
 ABILITIES = ("perception", "reasoning", "ocr", "hallucination", "domain")
@@ -336,17 +336,18 @@ class Asker:
 
 
 def caption(scene: Scene) -> str:
-    """Everything, by its place.
+    """Every cell in reading order: one word each, so that a word's place in the text is its place in the picture.
 
     >>> caption(Scene((None, "cat", *[None] * 7), word=("ICE", 2)))
-    'top centre cat, bottom left I, bottom centre C, bottom right E'
+    'nothing cat nothing nothing nothing nothing I C E'
     """
-    said = dict(enumerate(scene.cells))
+    said = [name or "nothing" for name in scene.cells]
     if scene.word is not None:
-        said |= {GRID * scene.word[1] + column: letter for column, letter in enumerate(scene.word[0])}
+        letters, row = scene.word
+        said[GRID * row : GRID * (row + 1)] = letters
     if scene.digit is not None:
         said[scene.digit[1]] = str(_digits().target[scene.digit[0]])
-    return ", ".join(f"{PLACES[GRID][i].removeprefix('at the ')} {said[i]}" for i in range(GRID**2) if said[i])
+    return " ".join(said)
 
 
 def _scenes(settings: Settings, side: str, style: Style, folder: Path) -> Iterator[tuple[Record, Scene, Asker]]:
@@ -407,7 +408,7 @@ def write(settings: Settings, output: Path) -> bool:
         if other is None:
             print("emoji: no test_style.json: that style's font is not installed (apt install fonts-noto-color-emoji)")
         (folder / "ATTRIBUTION.txt").write_text(attribution(list(sides)), encoding="utf-8")
-        write_processor(text, folder / "processor", CELL * GRID, PATCH, vocab_size=512)
+        write_processor(text, folder / "processor", CELL * GRID, PATCH, vocab_size=768)
 
     return write_whole("emoji", VERSION, settings, fill, output)
 
