@@ -104,7 +104,7 @@ comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 
 ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
-ablation: .venv/ready ## compare all methods over several seeds (STUDY=, DATA=emoji, QUICK=1, METHODS=, SEEDS=): reports/
+ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points or sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
 	$(CMD) ablation --study conf/study/$(STUDY).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
 	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")
