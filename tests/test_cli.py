@@ -57,6 +57,20 @@ def test_every_file_below_conf_is_offered() -> None:
     assert {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")} == offered
 
 
+@pytest.mark.parametrize("data", ["digits", "easy_vqa", "emoji", "emoji_quick"])
+def test_a_data_set_and_its_stages_name_no_other(data: str) -> None:
+    files = [f"data/{data}", f"model/{data}", *(f"prepare/{stage}" for stage in NAMES["prepare"])]
+    named = {
+        path
+        for file in files
+        if not file.startswith("prepare/") or file.startswith(f"prepare/{data}-")
+        for path in re.findall(
+            r"(?:datasets|runs)/(\w+)/", (ROOT / "conf" / f"{file}.yaml").read_text(encoding="utf-8")
+        )
+    }
+    assert named == {data}
+
+
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
