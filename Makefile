@@ -98,7 +98,7 @@ fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once 
 
 STUDY ?= methods
 METHODS ?=
-SEEDS ?=
+SEEDS ?= $(if $(QUICK),0 1)
 empty :=
 comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]

@@ -259,6 +259,7 @@ def draw(
     axes.bar_label(drawn, fmt="%.1f", fontsize=8)
     axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right")
     axes.set_ylabel("exact match, mean over abilities, %")
+    axes.set_ylim(0, 1.15 * max(heights))
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "bars.png", dpi=130)
@@ -274,7 +275,7 @@ def draw(
     polar.set_ylim(max(0.0, lowest - 10), None)
     polar.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.12, 0.5))
     figure.tight_layout()
-    figure.savefig(folder / "radar.png", dpi=130)
+    figure.savefig(folder / "radar.png", dpi=130, bbox_inches="tight")
     plt.close(figure)
 
     names = ("train/loss/ce", "k_student", "k_switch", "student_mass_in_teacher_set", "switch_mass_in_teacher_set")
