@@ -37,7 +37,7 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.validate import validate_data
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.evaluate import ask, evaluate
+from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.evaluation.study import ablation
 from lightning_switchkd.module import SwitchKD
@@ -47,7 +47,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "generate": generate,
     "evaluate": evaluate,
-    "ask": ask,
     "ablation": ablation,
     "repack": repack,
 }
@@ -76,7 +75,6 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   export         write the student of a checkpoint as a Hugging Face folder
   generate       ask a model folder a question about an image
   evaluate       greedy answers of model folders on LLaVA records: table, plot, example page
-  ask            greedy answers of one model folder to the questions of LLaVA files, as JSON
   ablation       train the methods of a study over several seeds, and compare them
   validate-data  read every record of the data: a report, and a list of those to leave out
   fill-cache     write the teacher's hidden rows of all records to model.teacher_cache, for the runs to come

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,33 +83,30 @@ def score_model(name: str, folder: str, questions: Sequence[Question], batch_siz
 
 
 def ask(
-    model: str,
-    questions: dict[str, str],
-    image_root: str,
-    output: str,
-    batch_size: int = 128,
-    max_new_tokens: int = 16,
-) -> None:
-    """Greedy answers of one model folder to the last question of every record of LLaVA files, as JSON.
+    folder: str, files: Mapping[str, str], image_root: str, batch_size: int = 128, max_new_tokens: int = 16
+) -> dict[str, dict[str, list[str]]]:
+    """Greedy answers of a model to the last question of every record of LLaVA files.
 
     Args:
-        model: folder of the model.
-        questions: names and LLaVA files; those of the first are also asked with every image blanked (``blind``).
+        folder: of the model.
+        files: LLaVA files by name; the first is also asked with every image blanked.
         image_root: folder their images lie in.
-        output: file to write: by name of the questions, ``seeing`` and ``blind`` answers in the order of the records.
         batch_size: questions asked at once.
         max_new_tokens: longest answer.
+
+    Returns:
+        by name of the file, ``seeing`` and, of the first, ``blind`` answers in the order of the records.
     """
-    loaded = load_model(model)
+    model = load_model(folder)
     said: dict[str, dict[str, list[str]]] = {}
-    for place, (name, file) in enumerate(questions.items()):
-        asked = read_questions(file, image_root, None)
-        ways = {"seeing": False, "blind": True} if place == 0 else {"seeing": False}
+    for name, file in files.items():
+        questions = read_questions(file, image_root, None)
+        ways = {"seeing": False} if said else {"seeing": False, "blind": True}
         said[name] = {
-            way: answer_all(loaded, asked, f"{name}, {way}", batch_size, max_new_tokens, blind)
+            way: answer_all(model, questions, f"{name}, {way}", batch_size, max_new_tokens, blind)
             for way, blind in ways.items()
         }
-    Path(output).write_text(json.dumps(said), encoding="utf-8")
+    return said
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import wait
@@ -29,7 +29,9 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared (``conf/study/``). ``{data}`` in any text is the data set's name.
+    """What is compared (``conf/study/``). ``{data}`` and ``{study}`` in any text are names of data set and study.
+
+    A file that begins with ``like: OTHER.yaml`` takes from that file beside it what it does not say itself.
 
     Attributes:
         about: what the study asks, for its report.
@@ -70,25 +72,35 @@ class Study:
         Raises:
             UserError: it cannot be read, or lacks or misnames a field.
         """
-        if not file.is_file():
-            raise UserError(f"--study: there is no file {file}. Those of this package lie in conf/study/.")
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = _load(file)
         known = {f.name for f in fields(cls)}
         if not isinstance(raw, dict) or not known - {"expected", "against"} <= raw.keys() <= known:
             raise UserError(f"--study: {file} must have exactly these fields: {', '.join(sorted(known))}.")
-        study = cls(**_filled(raw, data))
+        study = cls(**_filled(raw, {"{data}": data, "{study}": file.stem}))
         named = {study.baseline, *study.against, *study.against.values(), *(n for pair in study.expected for n in pair)}
         if unknown := named - study.methods.keys():
             raise UserError(f"--study: {file}: {', '.join(sorted(unknown))} stands there, but is none of its methods.")
         return study
 
 
-def _filled(value: Any, data: str) -> Any:
+def _load(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError(f"--study: there is no file {file}. Those of this package lie in conf/study/.")
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if isinstance(raw, dict) and "like" in raw:
+        raw = {**_load(file.parent / raw.pop("like")), **raw}
+    return raw
+
+
+def _filled(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(entry, data) for key, entry in value.items()}
+        return {key: _filled(entry, names) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_filled(entry, data) for entry in value]
-    return value.replace("{data}", data) if isinstance(value, str) else value
+        return [_filled(entry, names) for entry in value]
+    if isinstance(value, str):
+        for placeholder, name in names.items():
+            value = value.replace(placeholder, name)
+    return value
 
 
 @dataclass(frozen=True)
@@ -228,9 +240,8 @@ def _do(job: Job) -> None:
                 sys.argv[1:] = ["fit", *job.fit, root, *(["--ckpt_path=last"] if goes_on else [])]
                 print(f"$ python -m lightning_switchkd {shlex.join(sys.argv[1:])}", flush=True)
                 main(sys.argv[1:])
+        answers = ask(job.model, job.questions, job.image_root)
         written = job.answers.with_suffix(".part")
-        ask(job.model, job.questions, job.image_root, str(written))
-        answers = json.loads(written.read_text(encoding="utf-8"))
         written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
         written.rename(job.answers)
 
@@ -274,43 +285,36 @@ def ablation(
         raise UserError(
             f"--methods: {', '.join(sorted(unknown))}: not in {file}. There are: {', '.join(chosen.methods)}."
         )
-    names = [name for name in chosen.methods if methods is None or name in methods]
-    over = chosen.seeds if seeds is None else seeds
     questions = {name: path for name, path in chosen.questions.items() if Path(path).is_file()}
-    if next(iter(chosen.questions)) not in questions:
-        raise UserError(
-            f"--study: there is no {next(iter(chosen.questions.values()))}: make data DATA={data} writes it."
-        )
-    root = Path(chosen.folder)
-
-    def job(name: str, model: str, fit: tuple[str, ...] = ()) -> Job:
-        return Job(name, root / name, fit, model, questions, chosen.image_root)
-
-    asked = {name: job(name, model) for name, model in chosen.models.items()}
+    main = next(iter(chosen.questions))
+    if main not in questions:
+        raise UserError(f"--study: there is no {chosen.questions[main]}: make data DATA={data} writes it.")
+    asked = {name: _job(chosen, questions, name, model) for name, model in chosen.models.items()}
     trained = {
-        name: [
-            job(
-                f"{name}/{seed}",
-                str(root / name / str(seed) / "student"),
-                (*_arguments([*chosen.base, *chosen.methods[name]]), f"--seed_everything={seed}", *shlex.split(flags)),
-            )
-            for seed in over
-        ]
-        for name in names
+        name: [_training(chosen, questions, name, seed, flags) for seed in (chosen.seeds if seeds is None else seeds)]
+        for name in chosen.methods
+        if methods is None or name in methods
     }
     every = [*asked.values(), *(run for runs in zip(*trained.values(), strict=True) for run in runs)]
     todo = [one for one in every if not one.finished()]
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs or cores))))
     try:
-        cores = os.cpu_count() or 1
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs or cores))))
         run_jobs(todo, len(every) - len(todo), jobs or cores)
     except KeyboardInterrupt:
-        print(f"\nInterrupted: the same command goes on. Finished runs are in {root}.", file=sys.stderr)
+        print(f"\nInterrupted: the same command goes on. Finished runs are in {chosen.folder}.", file=sys.stderr)
         sys.exit(130)
     folder = Path(output or f"reports/{file.stem}-{data}")
     print(write_study(folder, chosen, questions, asked, trained))
 
 
-def _arguments(parts: Sequence[str]) -> list[str]:
-    """Files become ``--config``; flags stay."""
-    return [part if part.startswith("--") else f"--config={part}" for part in parts]
+def _job(study: Study, questions: dict[str, str], name: str, model: str, fit: Sequence[str] = ()) -> Job:
+    return Job(name, Path(study.folder, name), tuple(fit), model, questions, study.image_root)
+
+
+def _training(study: Study, questions: dict[str, str], method: str, seed: int, flags: str) -> Job:
+    """One run of a method: its files as ``--config``, its flags, the seed, and the user's flags over all."""
+    parts = [part if part.startswith("--") else f"--config={part}" for part in (*study.base, *study.methods[method])]
+    name = f"{method}/{seed}"
+    fit = [*parts, f"--seed_everything={seed}", *shlex.split(flags)]
+    return _job(study, questions, name, f"{study.folder}/{name}/student", fit)

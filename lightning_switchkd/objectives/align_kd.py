@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.base import Objective, nonzero
 from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import LanguageModel, Need, Term, Views, ViewTerm
+from lightning_switchkd.objectives.terms import LanguageModel, Need, Views, ViewTerm
 
 
 class AdaptedTerm(ViewTerm):
@@ -127,11 +127,13 @@ class AlignKD(Objective):
         temperature: float = 1.0,
     ) -> None:
         projected = EmbedsTerm()
-        terms: dict[str, tuple[float, Term]] = {
-            "text": (text, DivergenceTerm("fkl", temperature)),
-            "attention": (attention, AttentionTerm()),
-            "embeds": (embeds, projected),
-            "focus": (focus if embeds else 0.0, FocusTerm(projected, focus_tokens)),
-        }
-        kept = {name: pair for name, pair in terms.items() if pair[0] != 0}
-        super().__init__({n: term for n, (_, term) in kept.items()}, {n: weight for n, (weight, _) in kept.items()})
+        super().__init__(
+            *nonzero(
+                {
+                    "text": (text, DivergenceTerm("fkl", temperature)),
+                    "attention": (attention, AttentionTerm()),
+                    "embeds": (embeds, projected),
+                    "focus": (focus if embeds else 0.0, FocusTerm(projected, focus_tokens)),
+                }
+            )
+        )

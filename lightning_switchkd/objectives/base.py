@@ -55,6 +55,12 @@ class Terms:
         return {name: getattr(counts, unit) for name, unit in self.units.items()}
 
 
+def nonzero(weighed: Mapping[str, tuple[float, Term]]) -> tuple[dict[str, Term], dict[str, float]]:
+    """Terms and weights as :class:`Objective` takes them; a weight of 0 leaves its term out, and what only it needs."""
+    kept = {name: pair for name, pair in weighed.items() if pair[0] != 0}
+    return {name: term for name, (_, term) in kept.items()}, {name: weight for name, (weight, _) in kept.items()}
+
+
 class Objective(nn.Module):
     """Cross-entropy plus weighted terms.
 

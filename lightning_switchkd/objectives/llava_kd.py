@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses.chunk import Head
-from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.base import Objective, nonzero
 from lightning_switchkd.objectives.kd import DivergenceTerm
 from lightning_switchkd.objectives.terms import Need, Views, ViewTerm
 
@@ -81,10 +81,12 @@ class LLaVAKD(Objective):
     """
 
     def __init__(self, text: float = 1.0, visual: float = 1.0, relation: float = 1.0, temperature: float = 1.0) -> None:
-        terms = {
-            "text": (text, DivergenceTerm("fkl", temperature)),
-            "visual": (visual, DivergenceTerm("fkl", temperature, kind="image")),
-            "relation": (relation, RelationTerm()),
-        }
-        kept = {name: pair for name, pair in terms.items() if pair[0] != 0}
-        super().__init__({n: term for n, (_, term) in kept.items()}, {n: weight for n, (weight, _) in kept.items()})
+        super().__init__(
+            *nonzero(
+                {
+                    "text": (text, DivergenceTerm("fkl", temperature)),
+                    "visual": (visual, DivergenceTerm("fkl", temperature, kind="image")),
+                    "relation": (relation, RelationTerm()),
+                }
+            )
+        )

@@ -13,9 +13,9 @@ from lightning_switchkd.losses.chunk import Chunk, Side, Statistics
 from lightning_switchkd.losses.difference import logits_difference_kl
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
-from lightning_switchkd.objectives.base import Objective
+from lightning_switchkd.objectives.base import Objective, nonzero
 from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import Kind, Need, RowTerm
+from lightning_switchkd.objectives.terms import Kind, Need, RowTerm, Term
 
 Direction = Literal["reverse", "forward", "symmetric"]
 """KL(student ‖ teacher), KL(teacher ‖ student), or the mean of both."""
@@ -107,19 +107,14 @@ class SwitchKDObjective(Objective):
         image_rows: bool = False,
         warmup_steps: int = 0,
     ) -> None:
-        terms: dict[str, RowTerm] = {}
-        weights: dict[str, float] = {}
-        places: tuple[tuple[Kind, str], ...] = (("answer", ""), ("image", "_image"))
-        for kind, ending in places if image_rows else places[:1]:
-            pathways: tuple[tuple[str, Side, float], ...]
-            pathways = ("align", "student", lambda_align), ("vsd", "switch", lambda_vsd)
-            for name, side, weight in pathways:
-                if weight == 0:
-                    continue
-                weights[name + ending] = weight
-                if side == "switch" and switch_divergence == "fkl":
-                    terms[name + ending] = DivergenceTerm("fkl", temperature, side=side, kind=kind)
-                else:
-                    settings = temperature, select or Kneedle(), direction, tau_squared, leader_gradient
-                    terms[name + ending] = DBiLDTerm(*settings, side, kind)
-        super().__init__(terms, weights, warmup_steps)
+        settings = temperature, select or Kneedle(), direction, tau_squared, leader_gradient
+        kinds: tuple[Kind, ...] = ("answer", "image") if image_rows else ("answer",)
+        weighed: dict[str, tuple[float, Term]] = {}
+        for kind in kinds:
+            ending = "" if kind == "answer" else "_image"
+            switch: Term = DBiLDTerm(*settings, "switch", kind)
+            if switch_divergence == "fkl":
+                switch = DivergenceTerm("fkl", temperature, side="switch", kind=kind)
+            weighed[f"align{ending}"] = lambda_align, DBiLDTerm(*settings, "student", kind)
+            weighed[f"vsd{ending}"] = lambda_vsd, switch
+        super().__init__(*nonzero(weighed), warmup_steps)

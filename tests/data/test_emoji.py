@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lightning_switchkd.data.demo import emoji
 from lightning_switchkd.data.demo.digits import PLACES
-from lightning_switchkd.data.demo.emoji import ABILITIES, Settings, side_of, write
-from lightning_switchkd.data.demo.emoji_things import FAMILIES, HELD_OUT, NOTO, held_out, openmoji, things
+from lightning_switchkd.data.demo.emoji import Settings, write
+from lightning_switchkd.data.demo.emoji_questions import ABILITIES
+from lightning_switchkd.data.demo.emoji_scenes import side_of
+from lightning_switchkd.data.demo.emoji_things import FAMILIES, HELD_OUT, held_out, openmoji, things
 from lightning_switchkd.data.records import Place, parse_record
 from lightning_switchkd.errors import UserError
 
@@ -150,11 +153,16 @@ def test_colours_are_what_one_sees() -> None:
     assert "panda" not in colours or colours["panda"] in ("white", "grey"), "black outlines are no colour"
 
 
-@pytest.mark.skipif(not NOTO.is_file(), reason="fonts-noto-color-emoji is not installed")
-def test_another_style(folder: Path) -> None:
-    style = records(folder, "test_style.json")
-    assert len(style) > 4 * SETTINGS.test_scenes
+def test_another_style(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its font is installed; here the same font stands for it."""
+    monkeypatch.setattr(emoji, "noto", openmoji)
+    assert write(SETTINGS, tmp_path / "both")
+    style = records(tmp_path / "both", "test_style.json")
+    assert len(style) == len(ABILITIES) * SETTINGS.test_scenes
     assert not any("colour" in turns(record)[0][0] for record in style), "another style has other colours"
+    assert {side_of(shown(record)) for record in style} == {"test"}
+    assert "Noto" in (tmp_path / "both" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
+    assert records(tmp_path / "both", "test.json") == records(folder, "test.json")
 
 
 def test_settings_out_of_bounds() -> None:
