@@ -10,7 +10,7 @@ from string import ascii_uppercase
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import loaddigits
+from sklearn.datasets import load_digits
 
 from lightning_switchkd.data.demo.digits import PLACES, split_scans
 from lightning_switchkd.data.demo.emoji_things import Style, held_out, things
@@ -26,7 +26,7 @@ WORDS = (
 """Read when held out: one half in validation, one in tests. In training, other letters stand side by side."""
 
 
-digits = cache(loaddigits)
+digits = cache(load_digits)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scene:
     Attributes:
         cells: name of the thing in each cell, in reading order; None where there is none.
         word: its letters, and the row it stands in.
-        digit: the row of ``loaddigits``, and its cell.
+        digit: the row of ``load_digits``, and its cell.
     """
 
     cells: tuple[str | None, ...]
