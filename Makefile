@@ -66,12 +66,21 @@ $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
 teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
 $(EMBEDDED:%=$(call student,%,tower)): $(call student,%,tower): | datasets/%/manifest.json
 	$(call prepare,$*,tower)
-define from_tower
-$(EMBEDDED:%=$(call student,%,$(1))): $(call student,%,$(1)): | $(call student,%,tower)
-	$$(call prepare,$$*,$(1))
+# each of these data sets: a stage, and the one before it
+define stage
+$(1:%=$(call student,%,$(2))): $(call student,%,$(2)): | $(call student,%,$(3))
+	$$(call prepare,$$*,$(2))
 endef
+$(eval $(call stage,$(EMBEDDED),teacher,tower))
+$(eval $(call stage,digits easy_vqa,start,tower))
+$(eval $(call stage,emoji emoji_quick,pretrained,tower))
+$(eval $(call stage,emoji emoji_quick,start,pretrained))
+$(eval $(call stage,emoji,pretrained_small,tower))
+$(eval $(call stage,emoji,start_small,pretrained_small))
+$(eval $(call stage,emoji,pretrained_large,tower))
+$(eval $(call stage,emoji,start_large,pretrained_large))
+$(eval $(call stage,emoji,teacher_large,tower))
 STAGES_sizes := start_small start_large teacher_large
-$(foreach stage,teacher start $(STAGES_sizes),$(eval $(call from_tower,$(stage))))
 
 # what was held out, asked of teacher and start; whoever uses it adds --output and more models
 EVALUATE = $(CMD) evaluate --annotations datasets/$(DATA)/test.json --image_root datasets/$(DATA)/images \

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -48,8 +48,15 @@ def train_tokenizer(text: Sequence[str], vocab_size: int = 384) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def write_processor(text: Sequence[str], folder: Path, image_size: int, patch_size: int, vocab_size: int = 384) -> None:
-    """Writes a LlavaProcessor for a CLIP tower: tokenizer of this training text, images resized to ``image_size``²."""
+def write_processor(
+    text: Sequence[str],
+    folder: Path,
+    image_size: int,
+    patch_size: int,
+    vocab_size: int = 384,
+    tower: Literal["clip", "siglip"] = "clip",
+) -> None:
+    """Writes a LlavaProcessor: tokenizer of this training text, images resized to ``image_size``² for such a tower."""
     from transformers import CLIPImageProcessorPil
 
     from lightning_switchkd.data.processor import make_processor
@@ -57,7 +64,8 @@ def write_processor(text: Sequence[str], folder: Path, image_size: int, patch_si
 
     half, size = [0.5, 0.5, 0.5], {"height": image_size, "width": image_size}
     pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
-    parts = train_tokenizer(text, vocab_size), pixels, patch_size, "default", 1
+    features = ("default", 1) if tower == "clip" else ("full", 0)  # a class token that is dropped, or none
+    parts = train_tokenizer(text, vocab_size), pixels, patch_size, *features
     make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
 
 

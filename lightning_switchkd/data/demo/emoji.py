@@ -16,7 +16,7 @@ and scans of digits are split as well; some things, look-alikes together, are sh
 where the font of another style is installed, ``test_style.json`` draws test scenes in that.
 
     images/{train,val,test,glyphs,style}/000000.png
-    captions.json     what stands in each cell of a training scene: a vision tower is trained on it
+    captions.json     what is where in a training scene: a vision tower is trained on it
     train.json        several questions a training scene, as turns of one record
     train_small.json  the first of these records: what the student is given
     val.json, test.json, test_glyphs.json, test_style.json   one question a record, its ability under "source"
@@ -41,11 +41,11 @@ from lightning_switchkd.data.demo.embedded import (
     write_whole,
 )
 from lightning_switchkd.data.demo.emoji_questions import ABILITIES, Asker
-from lightning_switchkd.data.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene, caption
+from lightning_switchkd.data.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene
 from lightning_switchkd.data.demo.emoji_things import Style, attribution, held_out, noto, openmoji
 
 Record = dict[str, Any]
-VERSION = 2  # raised whenever equal settings would give other files
+VERSION = 3  # raised whenever equal settings would give other files
 TURNS = 8
 
 
@@ -88,9 +88,10 @@ def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]
         for ability in asker.rng.permutation(ABILITIES * 2).tolist()[:TURNS]:
             if (asked := asker.ask(ability, scene)) is not None:
                 turns.setdefault(*asked[1:])
+        caption = asker.describe(scene)
         records.append(keys | {"conversations": conversation(list(turns.items()))})
-        captions.append(keys | {"conversations": conversation([("", caption(scene))])})
-        text += [part for turn in turns.items() for part in turn] + [caption(scene)]
+        captions.append(keys | {"conversations": conversation([("", caption)])})
+        text += [part for turn in turns.items() for part in turn] + [caption]
     dump(records, folder / "train.json")
     dump(records[: settings.small_scenes], folder / "train_small.json")
     dump(captions, folder / "captions.json")
@@ -125,7 +126,7 @@ def write(settings: Settings, output: Path) -> bool:
             print("emoji: no test_style.json: that style's font is not installed (apt install fonts-noto-color-emoji)")
         (folder / "ATTRIBUTION.txt").write_text(attribution(list(sides)), encoding="utf-8")
         # a patch a cell
-        write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768)
+        write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, tower="siglip")
 
     return write_whole("emoji", VERSION, settings, fill, output)
 

@@ -37,6 +37,22 @@ class Asker:
                 return kinds[ability][i].__name__.removeprefix("_"), *found
         return None
 
+    def describe(self, scene: Scene) -> str:
+        """A caption.
+
+        Half of them say what stands in each cell in reading order, which is learned fast, for a word's place in the
+        text is its place in the picture; half say what is where in any order, which teaches to find things by place
+        and places by thing.
+        """
+        turn = self._alternate("describe", of=4)
+        if turn < 2:
+            return " ".join(scene.seen)
+        if turn == 2:
+            said = [f"{name} {PLACES[GRID][i]}" for i, name in enumerate(scene.cells) if name is not None]
+        else:
+            said = [f"{PLACES[GRID][i]} {seen}" for i, seen in enumerate(scene.seen)]
+        return ", ".join(self.rng.permutation(said).tolist())
+
     def _alternate(self, what: str, of: int = 2) -> int:
         self._turn[what] = self._turn.get(what, -1) + 1
         return self._turn[what] % of

@@ -48,6 +48,21 @@ class Scene:
         """All things, each as often as it is there."""
         return [name for name in self.cells if name is not None]
 
+    @property
+    def seen(self) -> list[str]:
+        """One word for each cell.
+
+        >>> Scene((None, "cat", *[None] * 7), word=("ICE", 2)).seen[:2]
+        ['nothing', 'cat']
+        """
+        said = [name or "nothing" for name in self.cells]
+        if self.word is not None:
+            letters, row = self.word
+            said[GRID * row : GRID * (row + 1)] = letters
+        if self.digit is not None:
+            said[self.digit[1]] = str(digits().target[self.digit[0]])
+        return said
+
     def place(self, name: str) -> str:
         """Where a thing is that is there once."""
         return PLACES[GRID][self.cells.index(name)]
@@ -171,18 +186,3 @@ class Painter:
             for place, side, shift in zip((cell % GRID, cell // GRID), drawing.size, (dx, dy), strict=True)
         )
         picture.paste(drawing, (left, top), drawing)
-
-
-def caption(scene: Scene) -> str:
-    """Every cell in reading order: one word each, so that a word's place in the text is its place in the picture.
-
-    >>> caption(Scene((None, "cat", *[None] * 7), word=("ICE", 2)))
-    'nothing cat nothing nothing nothing nothing I C E'
-    """
-    said = [name or "nothing" for name in scene.cells]
-    if scene.word is not None:
-        letters, row = scene.word
-        said[GRID * row : GRID * (row + 1)] = letters
-    if scene.digit is not None:
-        said[scene.digit[1]] = str(digits().target[scene.digit[0]])
-    return " ".join(said)
