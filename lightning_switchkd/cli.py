@@ -186,6 +186,7 @@ OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {"validate-data": ValidateDataCLI
 LIGHTNING_COMMANDS = ("fit", "validate", "test", *OWN_COMMANDS)
 
 NOISE = (
+    ".*FSDP2-wrapped module.*returned a view tensor.*",  # nobody writes into it
     ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose
     ".*does not have many workers.*",
     ".*LightningCLI's args parameter.*",

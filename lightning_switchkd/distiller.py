@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from lightning_switchkd.objectives.terms import Need, Views
 from lightning_switchkd.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
 from lightning_switchkd.vlm.attention import watch_first_attention
 from lightning_switchkd.vlm.seams import VLM, Frozen
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Distiller(nn.Module):
         views = self.views(batch, features, cache)
         terms = cast(Terms, self.objective(views, totals, step, self.logits_gib))
         return replace(terms, features=features)
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Calls a function that runs the models beside :meth:`forward`, as decoding does; sharded weights are there."""
+        return function()
 
     def features(self, batch: Batch) -> dict[Side, Tensor]:
         """V^S(x_v) ``[M, P, H_v]``, computed once: one view of it for each pathway that reads it."""

@@ -31,6 +31,7 @@ from lightning_switchkd.objectives.base import Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
+from lightning_switchkd.strategies import FSDP2
 from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
 from lightning_switchkd.vlm.compat import check_data, check_packing, check_pair, same_encoder
 from lightning_switchkd.vlm.seams import Part
@@ -144,6 +145,8 @@ class SwitchKD(L.LightningModule):
             check_packing(student, teacher)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
         self._distiller = Distiller(student, teacher, self.objective, len(tokenizer), self.logits_gib).train()
+        if isinstance(strategy := self.trainer.strategy, FSDP2):
+            strategy.shard(self._distiller)
         self.train_means = Means(self.objective.terms)
         self.held_out_means = Means([*self.objective.terms, "correct"])
 

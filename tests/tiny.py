@@ -15,8 +15,10 @@ import lightning as L
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
+from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
@@ -207,6 +209,11 @@ def save_vlm(folder: Path, seed: int, **changes: Any) -> str:
     vlm(seed=seed, **changes).model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """What a model folder holds."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def _as_rank(rank: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -45,12 +45,10 @@ class AnswerPanel(L.Callback):
             self._shown = seeing[:: max(1, len(seeing) // self.records)][: self.records]
         if not self._shown:
             return
-        said = {"student": questions.ask(distiller.student, self._shown)}
+        said = {"student": questions.ask(distiller, self._shown)}
         if distiller.teacher is not None:
-            teacher = distiller.frozen_teacher
-            self._teacher = self._teacher or questions.ask(teacher, self._shown, teacher=True)
-            switched = questions.ask(teacher, self._shown, encoder=distiller.student)
-            said = {"teacher": self._teacher, **said, "switched": switched}
+            self._teacher = self._teacher or questions.ask(distiller, self._shown, "teacher")
+            said = {"teacher": self._teacher, **said, "switched": questions.ask(distiller, self._shown, "switch")}
         if trainer.is_global_zero:
             log_text(trainer, "val/panel", markdown(self._shown, said))
             figure = draw(self._shown, said)

@@ -9,8 +9,9 @@ import torch
 
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.records import Record
+from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.evaluation.generate import Prompts, answers
-from lightning_switchkd.vlm.seams import VLM
+from lightning_switchkd.losses.chunk import Side
 
 
 @dataclass(frozen=True)
@@ -28,26 +29,34 @@ class ValidationQuestions:
     max_new_tokens: int
 
     def records(self, count: int, rank: int = 0, world_size: int = 1) -> list[Record]:
-        """At most ``count`` records, evenly spaced over the validation data; a rank's share of them."""
-        dataset = self.data.dataset("val")
-        count = min(count, len(dataset))
-        return [dataset.record(i * len(dataset) // count) for i in range(rank, count, world_size)]
+        """At most ``count`` records, evenly spaced over the validation data; a rank's share of them.
 
-    def ask(self, vlm: VLM, records: Sequence[Record], encoder: VLM | None = None, teacher: bool = False) -> list[str]:
-        """Greedy answers of a model.
+        All shares are equally long, for sharded models answer together: the last may repeat, beyond :meth:`number`.
+        """
+        dataset, count = self.data.dataset("val"), self.number(count)
+        asked = range(rank, -(-count // world_size) * world_size, world_size)
+        return [dataset.record(min(i, count - 1) * len(dataset) // count) for i in asked]
+
+    def number(self, count: int, rank: int = 0, world_size: int = 1) -> int:
+        """How many records of a rank's share are no repetition."""
+        return len(range(rank, min(count, len(self.data.dataset("val"))), world_size))
+
+    def ask(self, distiller: Distiller, records: Sequence[Record], side: Side = "student") -> list[str]:
+        """Greedy answers.
 
         Args:
-            vlm: projects and decodes.
+            distiller: holds the models.
             records: what is asked.
-            encoder: encodes the images; None is ``vlm`` itself.
-            teacher: prepare the images by the teacher's processor, where that differs.
+            side: the pathway that answers; the switch's is the teacher behind the student's vision encoder.
         """
         prompts = Prompts.of(
             [self.data.prompter.encode_question(record) for record in records],
             [image for record in records for image in record.pictures()],
-            self.data.pixels[-1 if teacher else 0],
+            self.data.pixels[-1 if side == "teacher" else 0],
             self.data.processor.tokenizer.pad_token_id,
             self.device,
         )
-        stop_ids = self.data.prompter.stop_ids
-        return answers(vlm, prompts, self.data.processor, stop_ids, self.max_new_tokens, encoder)
+        vlm = distiller.student if side == "student" else distiller.frozen_teacher
+        encoder = vlm if side == "teacher" else distiller.student
+        settings = self.data.processor, self.data.prompter.stop_ids, self.max_new_tokens, encoder
+        return distiller.run(lambda: answers(vlm, prompts, *settings))

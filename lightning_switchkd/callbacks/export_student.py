@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_switchkd.checkpoints.export import write_student
+from lightning_switchkd.checkpoints.export import student_of, write_student
 from lightning_switchkd.module import SwitchKD
 
 
@@ -21,13 +21,16 @@ class ExportStudent(L.Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Exports on rank 0."""
-        if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+        """Gathers what is sharded, and exports on rank 0."""
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, SwitchKD)
-        write_student(
-            pl_module.distiller.student,
-            trainer.datamodule.processor,  # type: ignore[attr-defined]
-            Path(trainer.default_root_dir) / self.folder,
-            pl_module.record(),
-        )
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            write_student(
+                pl_module.distiller.student,
+                student_of(state),
+                trainer.datamodule.processor,  # type: ignore[attr-defined]
+                Path(trainer.default_root_dir) / self.folder,
+                pl_module.record(),
+            )

@@ -32,8 +32,10 @@ class GreedyValidation(L.Callback):
             return
         questions = ValidationQuestions(trainer.datamodule, pl_module.device, self.max_new_tokens)  # type: ignore[attr-defined]
         mean = Means(["exact_match"]).to(pl_module.device)
-        for batch in batches(questions.records(self.records, trainer.global_rank, trainer.world_size), self.batch_size):
-            said = questions.ask(pl_module.distiller.student, batch)
-            right = sum(answer == record.answer.strip() for answer, record in zip(said, batch, strict=True))
-            mean.update({"exact_match": torch.tensor(right, device=pl_module.device)}, {"exact_match": len(batch)})
+        share = self.records, trainer.global_rank, trainer.world_size
+        asked = questions.records(*share)
+        said = [x for batch in batches(asked, self.batch_size) for x in questions.ask(pl_module.distiller, batch)]
+        pairs = list(zip(said, asked, strict=True))[: questions.number(*share)]
+        right = sum(answer == record.answer.strip() for answer, record in pairs)
+        mean.update({"exact_match": torch.tensor(right, device=pl_module.device)}, {"exact_match": len(pairs)})
         pl_module.log("val/exact_match", mean.collect()["exact_match"], prog_bar=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LlavaProcessor
 
 from lightning_switchkd.checkpoints.record import STUDENT_PREFIX, record_of
@@ -70,11 +72,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def write_student(vlm: VLM, processor: LlavaProcessor, folder: Path, facts: dict[str, Any]) -> None:
+def student_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's own Hugging Face weights in the state dict of a checkpoint or run."""
+    return {name.removeprefix(STUDENT_PREFIX): w for name, w in state.items() if name.startswith(STUDENT_PREFIX)}
+
+
+def write_student(
+    vlm: VLM, weights: dict[str, Tensor], processor: LlavaProcessor, folder: Path, facts: dict[str, Any]
+) -> None:
     """Writes model, processor and model card; the folder appears whole or not at all.
 
     Args:
         vlm: the student.
+        weights: its whole weights, wherever its own are.
         processor: what makes its ids and images; its chat template is set to the training's prompt style.
         folder: where to; replaced if it is there.
         facts: what the model card says (the checkpoint's record).
@@ -86,7 +96,8 @@ def write_student(vlm: VLM, processor: LlavaProcessor, folder: Path, facts: dict
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    tied = model.all_tied_weights_keys  # gathered from shards, they are twice the same
+    model.save_pretrained(unfinished, state_dict={name: w for name, w in weights.items() if name not in tied})
     processor.save_pretrained(unfinished)
     (unfinished / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,11 +118,9 @@ def export(ckpt: str, output: str, processor: str | None = None) -> None:
     checkpoint = read_checkpoint(ckpt)
     facts = record_of(checkpoint, ckpt)
     vlm = skeleton(facts["student_config"])
-    state = {
-        k.removeprefix(STUDENT_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(STUDENT_PREFIX)
-    }
-    vlm.model.load_state_dict(state)
-    vlm.model.to(next(iter(state.values())).dtype)
+    weights = student_of(checkpoint["state_dict"])
+    vlm.model.load_state_dict(weights)
+    vlm.model.to(next(iter(weights.values())).dtype)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_student(vlm, load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts)
+    write_student(vlm, weights, load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts)
     print(f"Student written to {folder}. Ask it: python -m lightning_switchkd generate --model {folder} --image FILE")

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_switchkd.callbacks import AnswerPanel
 from lightning_switchkd.callbacks.answer_panel import markdown
 from lightning_switchkd.callbacks.asking import ValidationQuestions
+from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec
@@ -54,11 +55,8 @@ def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
     questions = ValidationQuestions(tiny.data_module(folder), model.device, 4)
     swapped = copy.deepcopy(model.distiller.frozen_teacher)
     swapped.model.model.vision_tower = copy.deepcopy(model.distiller.student.model.model.vision_tower)
-    said = {
-        "teacher": questions.ask(model.distiller.frozen_teacher, panel._shown),
-        "student": questions.ask(model.distiller.student, panel._shown),
-        "switched": questions.ask(swapped, panel._shown),
-    }
+    alone = {"teacher": model.distiller.frozen_teacher, "student": model.distiller.student, "switched": swapped}
+    said = {name: questions.ask(Distiller(vlm, None, SFT(), 10), panel._shown) for name, vlm in alone.items()}
     assert text == markdown(panel._shown, said)
 
 
