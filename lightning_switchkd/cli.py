@@ -24,6 +24,7 @@ from lightning_switchkd.callbacks import (
     DataHealth,
     DBiLDStatistics,
     ExportStudent,
+    FiniteSteps,
     GreedyValidation,
     Interruption,
     StepProgressBar,
@@ -33,10 +34,11 @@ from lightning_switchkd.callbacks import (
 from lightning_switchkd.callbacks.interruption import Interrupted
 from lightning_switchkd.callbacks.run_record import RunRecord, set_aside
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
+from lightning_switchkd.checkpoints.io import newest
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.validate import validate_data
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.errors import UserError, out_of_memory
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.evaluation.study import ablation
@@ -55,6 +57,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": ModelCheckpoint,
     "interruption": Interruption,
     "lr_monitor": LearningRateMonitor,
+    "finite": FiniteSteps,
     "statistics": DBiLDStatistics,
     "gradients": VisionGradients,
     "data_health": DataHealth,
@@ -100,11 +103,12 @@ class SwitchKDCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         if config.get("ckpt_path") == "last":
             root = config["trainer"]["default_root_dir"] or "."
-            last = Path(config["checkpoint"]["dirpath"] or f"{root}/checkpoints") / "last.ckpt"
-            config["ckpt_path"] = str(last) if last.is_file() else None
-            if config["ckpt_path"] is None and self.config["subcommand"] != "fit":
-                raise UserError(f"--ckpt_path=last: there is no checkpoint {last}. `fit` writes it.")
-            print(f"Going on from {last}." if config["ckpt_path"] else f"There is no {last} yet: starting anew.")
+            folder = Path(config["checkpoint"]["dirpath"] or f"{root}/checkpoints")
+            last = newest(folder)
+            config["ckpt_path"] = None if last is None else str(last)
+            if last is None and self.config["subcommand"] != "fit":
+                raise UserError(f"--ckpt_path=last: there is no checkpoint in {folder}. `fit` writes them.")
+            print(f"Going on from {last}." if last else f"There is no checkpoint in {folder} yet: starting anew.")
         config["weights_only"] = True  # for Lightning's own reading
         if config.get("ckpt_path") is not None:
             read_checkpoint(config["ckpt_path"])  # missing, damaged or foreign: say so before anything is built
@@ -243,8 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        if (mistake := user_error_in(error)) is None:
+    except (ValueError, RuntimeError, MemoryError, MisconfigurationException) as error:
+        if (mistake := user_error_in(error) or out_of_memory(error)) is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

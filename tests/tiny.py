@@ -7,12 +7,16 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -209,6 +213,20 @@ def save_vlm(folder: Path, seed: int, **changes: Any) -> str:
     vlm(seed=seed, **changes).model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[str]:
+    """A folder that holds so many bytes; skips the test where none may be mounted."""
+    with TemporaryDirectory() as folder:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode:
+            pytest.skip("mounting a small tmpfs is not allowed here")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from lightning_switchkd.checkpoints.io import newest
 from lightning_switchkd.checkpoints.record import STUDENT_PREFIX, record_of
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
@@ -62,9 +63,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        before = newest(path.parent, but=path)
+        other = f"The one before it is {before}: --ckpt_path={before}." if before else "Its folder holds no other."
         raise UserError(
             f"'{path}' cannot be read as a checkpoint ({str(error).strip().splitlines()[0]}). It may be damaged or cut "
-            "short; take another one from its folder."
+            f"short. {other}"
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"'{path}' is no Lightning checkpoint. Give a .ckpt that `fit` wrote.")
