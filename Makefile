@@ -12,6 +12,8 @@ TRAINER ?= cpu
 RUN ?= runs/$(DATA)/$(EXP)
 WITH ?=
 RESUME ?=
+STAGE ?= distil
+RECIPE ?= runs/$(MODEL)
 ARGS ?=
 
 PY := .venv/bin/python
@@ -30,14 +32,14 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train fill-cache validate-data ablation prepared test test-all lint tensorboard clean
+.PHONY: help setup data teacher train recipe dry-run fill-cache validate-data ablation prepared test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@echo
-	@for kind in experiment data model trainer with; do \
+	@for kind in experiment data model trainer with stage; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
 
 # -- set-up: .venv is made again when a requirements file changes ------------------------------------------------------
@@ -94,6 +96,21 @@ train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, st
 ifneq ($(EMBEDDED_DATA),)
 	$(EVALUATE) --models.student=$(RUN)/student --run $(RUN) --output $(RUN)/report
 endif
+
+# A recipe of full size: stage after stage, each from the student of the one before; what is finished is kept, what was
+# stopped goes on.
+STAGES ?= pretrain distil
+recipe: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
+	@from=""; for stage in $(STAGES); do \
+	  if [ ! -f $(RECIPE)/$$stage/student/config.json ]; then \
+	    (set -x; $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$$stage.yaml \
+	      $(WITH:%=--config conf/with/%.yaml) $$from --trainer.default_root_dir=$(RECIPE)/$$stage --ckpt_path=last $(ARGS)); \
+	  fi; \
+	  from="--model.student.checkpoint=$(RECIPE)/$$stage/student --model.student.vision=null --model.student.lm=null"; \
+	done
+
+dry-run: .venv/ready ## a recipe at full size without a download: MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGE=distil
+	$(CMD) dry-run $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$(STAGE).yaml $(ARGS)
 
 validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## read every record: reports/data/DATA/report.md, and a list of those to leave out
 	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \

@@ -7,11 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers are forked after tokenizers ran
 
+import torch
 from jsonargparse import _typehints, auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -33,20 +35,25 @@ from lightning_switchkd.callbacks import (
 )
 from lightning_switchkd.callbacks.interruption import Interrupted
 from lightning_switchkd.callbacks.run_record import RunRecord, set_aside
+from lightning_switchkd.checkpoints.convert import convert
 from lightning_switchkd.checkpoints.export import export, read_checkpoint
 from lightning_switchkd.checkpoints.io import newest
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.validate import validate_data
+from lightning_switchkd.dry_run import Plan, dry_run
 from lightning_switchkd.errors import UserError, out_of_memory
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.evaluation.study import ablation
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.terms import Need
+from lightning_switchkd.strategies import FSDP2
+from lightning_switchkd.vlm.memory import Shards
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
+    "convert": convert,
     "generate": generate,
     "evaluate": evaluate,
     "ablation": ablation,
@@ -76,11 +83,13 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   validate       loss terms and token accuracy on the validation data
   test           the same on the test data
   export         write the student of a checkpoint as a Hugging Face folder
+  convert        write a TinyLLaVA, LLaVA-1.5 or xtuner checkpoint as a native model folder
   generate       ask a model folder a question about an image
   evaluate       greedy answers of model folders on LLaVA records: table, plot, example page
   ablation       train the methods of a study over several seeds, and compare them
   validate-data  read every record of the data: a report, and a list of those to leave out
   fill-cache     write the teacher's hidden rows of all records to model.teacher_cache, for the runs to come
+  dry-run        a recipe at full size without a download: time and memory of its steps, hours and GPU memory of all
   repack         write a data set in another format: JSON, JSONL, Parquet or tar
 
 Configurations lie in conf/ and are given in this order: base, data, model, trainer, experiment (`make help`).
@@ -186,7 +195,29 @@ class FillCacheCLI(OwnCommandCLI):
         trainer.predict(self.model, self.datamodule, return_predictions=False)
 
 
-OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {"validate-data": ValidateDataCLI, "fill-cache": FillCacheCLI}
+class DryRunCLI(OwnCommandCLI):
+    """Makes the models at their sizes, and takes a few steps."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds its own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Plan)
+
+    def instantiate_classes(self) -> None:
+        """Prints the report."""
+        super().instantiate_classes()
+        config, strategy, precision = self.config, self.trainer.strategy, str(self.trainer.precision)
+        plan = Plan(**{f.name: config[f.name] for f in fields(Plan)})
+        shards = Shards(plan.devices, strategy.shard_teacher) if isinstance(strategy, FSDP2) else Shards()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(dry_run(self.model, plan, precision, device, config.data.batch_size, shards))
+
+
+OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {
+    "validate-data": ValidateDataCLI,
+    "fill-cache": FillCacheCLI,
+    "dry-run": DryRunCLI,
+}
 LIGHTNING_COMMANDS = ("fit", "validate", "test", *OWN_COMMANDS)
 
 NOISE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -97,9 +97,12 @@ class Distiller(nn.Module):
         return {side: features.view_as(features) for side in sides}
 
     def views(self, batch: Batch, features: dict[Side, Tensor], cache: RecordCache | None = None) -> Views:
-        """Runs the pathways and keeps what the objective needs of them."""
+        """Runs the pathways, and keeps what the objective needs of them."""
+        return self.kept_views(batch, self.pathways(batch, features, cache is None), cache)
+
+    def kept_views(self, batch: Batch, ran: Mapping[Side, Pathway], cache: RecordCache | None = None) -> Views:
+        """What the objective needs of the pathways that ran."""
         kept, needs = self.kept(batch), self.objective.needs
-        ran = self.pathways(batch, features, cache is None)
         hidden = {side: pathway.hidden.flatten(0, 1)[kept.positions] for side, pathway in ran.items()}
         if cache is not None and Need.TEACHER in needs:
             hidden["teacher"] = cache.rows(batch, kept.positions, self.teacher_rows)

@@ -185,7 +185,8 @@ def _from_checkpoint(spec: VLMSpec, where: str) -> VLM:
     return family(_load(family.hf_class, spec.checkpoint, spec, where))
 
 
-def _vision(spec: VLMSpec, where: str) -> PreTrainedModel:
+def load_vision(spec: VLMSpec, where: str) -> PreTrainedModel:
+    """The vision tower of ``spec.vision``: from a folder or hub id of a tower, a pair or a LLaVA model, or random."""
     if isinstance(spec.vision, dict):
         tower = AutoModel.from_config(AutoConfig.for_model(**spec.vision), attn_implementation=spec.attn_implementation)
         return cast(PreTrainedModel, tower)
@@ -226,7 +227,7 @@ def _lm(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -> PreTra
 
 def _from_parts(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -> VLM:
     try:
-        vision = _vision(spec, f"{where}.vision")
+        vision = load_vision(spec, f"{where}.vision")
         lm = _lm(spec, tokenizer, f"{where}.lm")
     except UserError:
         raise
