@@ -21,7 +21,7 @@ from lightning_switchkd import __version__
 from lightning_switchkd.batch import Batch, Counts
 from lightning_switchkd.cache import RecordCache, TeacherCache
 from lightning_switchkd.checkpoints.record import RECORD, check_resumable, fingerprint
-from lightning_switchkd.checkpoints.rewind import count_running_epoch, rewind
+from lightning_switchkd.checkpoints.rewind import rewind, settle
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import rows_of_a_record
 from lightning_switchkd.distiller import Distiller
@@ -214,9 +214,8 @@ class SwitchKD(L.LightningModule):
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Lets checkpoints of this epoch continue in it."""
-        if batch_idx == 0:
-            count_running_epoch(self.trainer)
+        """Lets checkpoints continue where they are."""
+        settle(self.trainer, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum.

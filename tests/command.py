@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,3 +86,53 @@ def signalled(hook: str, step: int, signum: int = signal.SIGINT) -> list[str]:
         f"{path}.step={step}",
         f"{path}.signum={int(signum)}",
     ]
+
+
+class Killer(L.Callback):
+    """Writes down which records each step saw, and kills this process at the n-th moment from its start.
+
+    Moments are hooks of training and validation, and the middle of writing a checkpoint.
+
+    Args:
+        moments: how many it lives to see; 0 lets it live.
+        rank: the process that dies.
+        seen: file that the records of each step are added to.
+    """
+
+    def __init__(self, moments: int, rank: int, seen: str) -> None:
+        self.left, self.rank, self.seen = moments, rank, seen
+
+        def moment(*_: Any, **__: Any) -> None:
+            self._moment()
+
+        for hook in (
+            *("on_train_batch_start", "on_after_backward", "on_before_optimizer_step", "on_validation_batch_start"),
+            *("on_validation_batch_end", "on_validation_end", "on_save_checkpoint"),
+        ):
+            setattr(self, hook, moment)
+
+    def _moment(self) -> None:
+        self.left -= 1
+        if self.left == 0 and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
+        """Stands in for the writing of checkpoints: in two halves, with a moment between them."""
+        from lightning_switchkd.checkpoints import io
+
+        def in_halves(checkpoint: Any, file: Any) -> None:
+            whole = BytesIO()
+            torch.save(checkpoint, whole)
+            content = whole.getvalue()
+            file.write(content[: len(content) // 2])
+            file.flush()
+            self._moment()
+            file.write(content[len(content) // 2 :])
+
+        io.torch = SimpleNamespace(save=in_halves)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The records of a step."""
+        with Path(f"{self.seen}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
+            file.write(f"{trainer.global_step} {' '.join(batch.record_ids)}\n")
+        self._moment()

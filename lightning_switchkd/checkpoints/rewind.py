@@ -37,12 +37,16 @@ def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
         )
 
 
-def count_running_epoch(trainer: L.Trainer) -> None:
-    """Says that an epoch has begun, where Lightning forgot to: to be called in its first step.
+def settle(trainer: L.Trainer, batch_idx: int) -> None:
+    """Puts right what a restart leaves in Lightning's counters: to be called as a batch starts.
 
-    After a restart from the checkpoint of an epoch's last step, Lightning 2.6 counts the next epoch only when it is
-    over. Checkpoints written in it would continue with the epoch before, once more.
+    What :func:`rewind` says to one restart ("in a step") must not be read by the next one, from a checkpoint written
+    later. And after a restart from the checkpoint of an epoch's last step, Lightning 2.6 counts the next epoch only
+    when it is over: checkpoints written in it would continue with the epoch before, once more.
     """
-    for tracker in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
-        if tracker.ready == tracker.completed:
-            tracker.ready = tracker.started = tracker.completed + 1  # type: ignore[attr-defined]
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total
+    batches.started = batches.ready - 1  # the one that starts is counted next
+    if batch_idx == 0:
+        for epochs in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+            if epochs.ready == epochs.completed:
+                epochs.ready = epochs.started = epochs.completed + 1  # type: ignore[attr-defined]
