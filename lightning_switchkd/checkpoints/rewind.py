@@ -45,7 +45,8 @@ def settle(trainer: L.Trainer, batch_idx: int) -> None:
     when it is over: checkpoints written in it would continue with the epoch before, once more.
     """
     batches = trainer.fit_loop.epoch_loop.batch_progress.total
-    batches.started = batches.ready - 1  # the one that starts is counted next
+    # the one that starts is counted next
+    batches.started = batches.ready - 1  # type: ignore[attr-defined]
     if batch_idx == 0:
         for epochs in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
             if epochs.ready == epochs.completed:

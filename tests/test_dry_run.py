@@ -1,0 +1,132 @@
+"""Recipes at their size without a download; here at tiny sizes, and the arithmetic of the large ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from command import ROOT, configs
+
+from lightning_switchkd.cli import main
+from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.dry_run import made_up
+from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.vlm.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, frame
+from lightning_switchkd.vlm.build import VLMSpec
+from lightning_switchkd.vlm.memory import Geometry, Shards, step_memory
+from lightning_switchkd.vlm.seams import PARTS
+
+RECIPES = sorted(
+    path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem.startswith(("qwen", "llava"))
+)
+
+
+def arguments(model: str, *more: str) -> list[str]:
+    return [
+        "dry-run",
+        *configs("llava", model, "cpu", None, "stage/distil"),
+        "--data.batch_size=2",
+        "--trainer.precision=bf16-true",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("model", RECIPES)
+def test_every_recipe_steps(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own parts, strategies and names, each shrunk to two layers."""
+    for known in (TOWERS, LANGUAGE_MODELS):
+        for name, sizes in known.items():
+            vision = "image_size" in sizes
+            small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+            small |= {"num_attention_heads": 4} | ({"image_size": 28} if vision else {"num_key_value_heads": 2})
+            monkeypatch.setitem(known, name, {**sizes, **small})
+    main(arguments(model, "--devices=4", "--hardware=h100-80g"))
+    said = capsys.readouterr().out
+    for phase in ("student pathway", "teacher pathway", "switch pathway", "heads and losses", "backward", "optimizer"):
+        assert phase in said
+    assert "4 × h100-80g" in said
+    assert "hours" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--hardware=abacus"], "'abacus' is not known"),
+        (["--answer=500"], "--answer must lie between"),
+        (["--model.student.lm=somebody/unknown"], "the sizes of 'somebody/unknown' are not known here"),
+    ],
+)
+def test_mistakes(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments("qwen2.5-0.5b-siglip", *more))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sizes_are_those_of_the_models() -> None:
+    """Parameters by the makers' model cards, in millions."""
+    cards = {"qwen2.5-0.5b": 494, "qwen2.5-1.5b": 1544, "qwen2.5-3b": 3086, "qwen1.5-0.5b": 464, "qwen1.5-7b": 7721}
+    towers = {"siglip-so400m-patch14-384": 428, "clip-vit-large-patch14-336": 304}
+    for lm, millions in cards.items():
+        vlm = frame(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "model.student", torch.bfloat16, "meta")
+        body = {id(p): p.numel() for p in [*vlm.language_model.parameters(), vlm.model.lm_head.weight]}
+        assert sum(body.values()) / 1e6 == pytest.approx(millions, rel=0.01), lm
+    for tower, millions in towers.items():
+        vlm = frame(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "model.student", torch.bfloat16, "meta")
+        number = sum(p.numel() for p in vlm.model.model.vision_tower.parameters())
+        assert number / 1e6 == pytest.approx(millions, rel=0.01), tower
+    assert {lm for _, lm, _ in WHOLE.values()} <= LANGUAGE_MODELS.keys()
+
+
+def test_memory_is_that_of_the_tensors() -> None:
+    """Weights, gradients and averages to the byte; shards divide blocks alone."""
+    student, teacher = tiny.vlm(), tiny.vlm(seed=1, width=24, lm="llama", tied=False)
+    distiller = Distiller(student, teacher, SwitchKDObjective(), 100)
+    batch = made_up(student, Geometry(2, 20, 1, 5), torch.device("cpu"))
+    optimizer = torch.optim.AdamW([p for p in distiller.parameters() if p.requires_grad])
+    distiller(batch, batch.counts.tensor(), 0).loss.backward()
+    gradients = [p.grad for p in distiller.parameters() if p.grad is not None]
+    optimizer.step()
+    none: dict[str, set[Any]] = {"student": set(), "teacher": set()}
+    found = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none)
+    assert found["student weights"] == 4 * sum(p.numel() for p in student.parameters())
+    assert found["teacher weights"] == 4 * sum(p.numel() for p in teacher.parameters())
+    assert found["gradients"] == 4 * sum(g.numel() for g in gradients)
+    kept = [t for s in optimizer.state.values() for t in s.values() if t.dim()]
+    assert found["optimizer"] == 4 * sum(t.numel() for t in kept)
+    half = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none, Shards(2))
+    apart = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none, Shards(2, teacher=False))
+    assert half["optimizer"] == found["optimizer"] / 2
+    blocks = 4 * sum(p.numel() for part in PARTS for b in teacher.blocks(part) for p in b.parameters())
+    assert half["teacher weights"] == found["teacher weights"] - blocks / 2
+    assert apart["teacher weights"] == found["teacher weights"]
+
+
+def test_stages_of_a_recipe_chain(folder: Path, tmp_path: Path) -> None:
+    """What `make recipe` does: each stage from the student of the one before, a stopped stage goes on."""
+    common = [
+        "fit",
+        f"--data.processor={folder / 'processor'}",
+        f"--data.train.annotations={folder / 'records.json'}",
+        f"--data.train.image_root={folder / 'images'}",
+        f"--model.teacher.checkpoint={folder / 'teacher'}",
+        "--data.max_bad_share=1",  # text-only records have no captions
+        "--trainer.accumulate_grad_batches=1",
+        "--ckpt_path=last",
+    ]
+    where = folder / "student"
+    for stage in ("pretrain", "distil"):
+        files = configs("llava", "qwen2.5-0.5b-siglip", "cpu", None, f"stage/{stage}")
+        start = [f"--model.student.checkpoint={where}", "--model.student.vision=null", "--model.student.lm=null"]
+        main([common[0], *files, *common[1:], *start, f"--trainer.default_root_dir={tmp_path / stage}"])
+        where = tmp_path / stage / "student"
+        assert (where / "config.json").is_file()
+    before, after = tiny.load_weights(folder / "student"), tiny.load_weights(tmp_path / "pretrain" / "student")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("multi_modal_projector" in name for name in moved), "pretraining trains the projector alone"
