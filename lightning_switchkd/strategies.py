@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.vlm.seams import PARTS, VLM
+from lightning_switchkd.vlm.seams import PARTS
 
 
 class FSDP2(ModelParallelStrategy):
@@ -49,15 +50,7 @@ class FSDP2(ModelParallelStrategy):
             reduce_dtype=torch.float32 if half else None,
             cast_forward_inputs=False,  # counts would lose their last digits
         )
-        settings: dict[str, Any] = {"mesh": self.device_mesh["data_parallel"], "mp_policy": policy}
-        _shard_blocks(distiller.student, settings)
-        whole: set[nn.Parameter] = set()
-        if distiller.teacher is not None:
-            if self.shard_teacher:
-                _shard_blocks(distiller.teacher.vlm, settings)
-            whole = {p for p in distiller.teacher.parameters() if not isinstance(p, DTensor)}
-        fully_shard(distiller, ignored_params=whole, reshard_after_forward=False, **settings)
-        register_fsdp_forward_method(distiller, "run")
+        shard(distiller, self.device_mesh["data_parallel"], self.shard_teacher, policy)
 
     # -- checkpoints: plain tensors in one file ------------------------------------------------------------------------
 
@@ -106,10 +99,19 @@ class FSDP2(ModelParallelStrategy):
         return gathered if self.is_global_zero else {}
 
 
-def _shard_blocks(vlm: VLM, settings: Mapping[str, Any]) -> None:
-    for part in PARTS:
-        for block in vlm.blocks(part):
-            fully_shard(block, reshard_after_forward=True, **settings)
+def shard(
+    distiller: Distiller, mesh: DeviceMesh, shard_teacher: bool, policy: MixedPrecisionPolicy | None = None
+) -> None:
+    """Shards a pair in place, bottom-up, around one root: the blocks of both models, and what else the student has."""
+    settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
+    teacher = None if distiller.teacher is None else distiller.teacher.vlm
+    for vlm in (distiller.student, teacher if shard_teacher else None):
+        if vlm is not None:
+            for block in (block for part in PARTS for block in vlm.blocks(part)):
+                fully_shard(block, reshard_after_forward=True, **settings)
+    whole = {p for p in (teacher.parameters() if teacher else ()) if not isinstance(p, DTensor)}
+    fully_shard(distiller, ignored_params=whole, reshard_after_forward=False, **settings)
+    register_fsdp_forward_method(distiller, "run")
 
 
 def _gathered(value: Any, keep: bool) -> Any:

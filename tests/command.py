@@ -113,7 +113,8 @@ class Killer(L.Callback):
 
     def _moment(self) -> None:
         self.left -= 1
-        if self.left == 0 and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
+        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.left == 0 and first_life and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def setup(self, trainer: Any, *_: Any, **__: Any) -> None:

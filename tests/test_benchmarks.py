@@ -41,6 +41,7 @@ def test_the_data_benchmark_fills_its_table(tmp_path: Path) -> None:
         ),
         ("step", ["--steps=1", "--vocabulary=384"], ["optimizer", "whole step", "teacher's rows from a warm cache"]),
         ("observing", ["--steps=1", "--vocabulary=384"], ["384 | sets and pathways (the default)"]),
+        ("scaling", ["--vocabulary=384"], ["DDP reduces, a step", "FSDP2 holds: student", "FSDP2 holds: teacher"]),
         ("switches", ["--steps=1"], ["plain (float32, sdpa)", "compile: both"]),
     ],
 )

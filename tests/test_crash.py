@@ -7,12 +7,13 @@ import os
 import random
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import fit_arguments
+from command import ROOT, fit_arguments
 
 KILLS = {1: 20, 2: 8}
 """At least so many, by number of processes."""
@@ -68,47 +69,72 @@ def same(ours: Any, theirs: Any, where: str = "") -> None:
         assert equal, where
 
 
+def arguments(
+    folder: Path, run: Path, moments: int, rank: int, strategy: tuple[str, ...] = (), steps: int = 60
+) -> list[str]:
+    """A run with a :class:`command.Killer`, that goes on where there is a checkpoint."""
+    killer = "--trainer.callbacks.init_args"
+    return fit_arguments(
+        folder,
+        run,
+        *strategy,
+        f"--trainer.max_steps={steps}",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.val_check_interval=10",
+        "--trainer.check_val_every_n_epoch=null",
+        "--checkpoint.every_n_train_steps=3",
+        "--panel.records=0",
+        "--greedy.records=4",
+        "--data.batch_size=2",
+        "--data.val_batch_size=16",
+        "--trainer.callbacks+=command.Killer",
+        f"{killer}.moments={moments}",
+        f"{killer}.rank={rank}",
+        f"{killer}.seen={run}.seen",
+        "--ckpt_path=last",
+    )
+
+
+def compare(killed: Path, straight: Path, ranks: int) -> None:
+    """All that a checkpoint holds, and what every step saw on every rank."""
+    ours, theirs = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (killed, straight))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        same(ours[part], theirs[part], part)
+    for rank in range(ranks):
+        assert records(f"{killed}.seen", rank) == records(f"{straight}.seen", rank)
+    assert not list((killed / "checkpoints").glob(".*.part"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(folder: Path, tmp_path: Path, ranks: int) -> None:
     CONTEXT.set_forkserver_preload(["lightning_switchkd.cli", "command"])
 
-    def arguments(name: str, moments: int, rank: int) -> list[str]:
-        path = "--trainer.callbacks.init_args"
-        killer = (f"{path}.moments={moments}", f"{path}.rank={rank}", f"{path}.seen={tmp_path / name}.seen")
-        strategy = ("--trainer.strategy=ddp", f"--trainer.devices={ranks}") if ranks > 1 else ()
-        return fit_arguments(
-            folder,
-            tmp_path / name,
-            *strategy,
-            "--trainer.max_steps=60",
-            "--trainer.accumulate_grad_batches=2",
-            "--trainer.val_check_interval=10",
-            "--trainer.check_val_every_n_epoch=null",
-            "--checkpoint.every_n_train_steps=3",
-            "--panel.records=0",
-            "--greedy.records=4",
-            "--data.batch_size=2",
-            "--data.val_batch_size=16",
-            "--trainer.callbacks+=command.Killer",
-            *killer,
-            "--ckpt_path=last",
-        )
-
-    assert live(arguments("straight", 0, 0), ranks, tmp_path / "straight.log") == [0] * ranks
-    chance, kills, codes = random.Random(ranks), 0, [1]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    strategy = ("--trainer.strategy=ddp", f"--trainer.devices={ranks}") if ranks > 1 else ()
+    assert live(arguments(folder, straight, 0, 0, strategy), ranks, tmp_path / "straight.log") == [0] * ranks
+    chance, kills, codes = random.Random(ranks), 0, list[int | None]([1])
     while any(codes):
         moments = chance.randrange(5, 60) if kills < KILLS[ranks] else 0
-        codes = live(arguments("killed", moments, chance.randrange(ranks)), ranks, tmp_path / "killed.log")
+        again = arguments(folder, killed, moments, chance.randrange(ranks), strategy)
+        codes = live(again, ranks, tmp_path / "killed.log")
         kills += -signal.SIGKILL in codes
         assert kills < 200, "no step forward"
         assert not any(codes) or -signal.SIGKILL in codes, (tmp_path / "killed.log.0").read_text()[-3000:]
     assert kills >= KILLS[ranks], "it ended before it was killed often enough"
-    ours, theirs = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("killed", "straight")
-    )
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        same(ours[part], theirs[part], part)
-    for rank in range(ranks):
-        assert records(f"{tmp_path / 'killed'}.seen", rank) == records(f"{tmp_path / 'straight'}.seen", rank)
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*.part"))
+    compare(killed, straight, ranks)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_rank_has_died(folder: Path, tmp_path: Path) -> None:
+    """conf/cluster/torchrun.sh, on two CPU processes."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    strategy = ("--trainer.strategy=ddp",)
+    both = (*strategy, "--trainer.devices=2")
+    assert live(arguments(folder, straight, 0, 0, both, steps=20), 2, tmp_path / "straight.log") == [0, 0]
+    environment = {**os.environ, "GPUS": "2", "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    command = [str(ROOT / "conf" / "cluster" / "torchrun.sh"), *arguments(folder, killed, 70, 1, strategy, steps=20)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "Going on from" in said.stdout + said.stderr
+    compare(killed, straight, 2)

@@ -5,6 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 NODES=${NODES:-1} GPUS=${GPUS:-8}
-exec .venv/bin/torchrun --nnodes="$NODES" --nproc-per-node="$GPUS" --max-restarts="${RESTARTS:-3}" \
-  --rdzv-backend=c10d --rdzv-endpoint="${HEAD:-localhost:0}" \
+if [ "$NODES" = 1 ]; then
+  meeting=(--standalone)
+else
+  meeting=(--rdzv-backend=c10d --rdzv-endpoint="${HEAD:?HEAD=host:port of one of the nodes, the same on all}")
+fi
+exec .venv/bin/torchrun "${meeting[@]}" --nnodes="$NODES" --nproc-per-node="$GPUS" --max-restarts="${RESTARTS:-3}" \
   -m lightning_switchkd "$@" --trainer.num_nodes="$NODES" --trainer.devices="$GPUS" --ckpt_path=last
