@@ -295,6 +295,7 @@ class SwitchKD(L.LightningModule):
             "objective": type(self.objective).__name__,
             "teacher": self.teacher_spec.checkpoint if self.teacher_fingerprint and self.teacher_spec else None,
             "teacher_fingerprint": self.teacher_fingerprint,
+            "lora_scale": None if self.student_spec.lora is None else self.student_spec.lora.scale,
             "student_config": json.loads(self.distiller.student.model.config.to_json_string(use_diff=False)),
             **data.record(),
         }

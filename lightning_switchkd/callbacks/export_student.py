@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_switchkd.checkpoints.export import student_of, write_student
+from lightning_switchkd.checkpoints.export import write_student
 from lightning_switchkd.module import SwitchKD
 
 
@@ -27,10 +27,5 @@ class ExportStudent(L.Callback):
         assert isinstance(pl_module, SwitchKD)
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            write_student(
-                pl_module.distiller.student,
-                student_of(state),
-                trainer.datamodule.processor,  # type: ignore[attr-defined]
-                Path(trainer.default_root_dir) / self.folder,
-                pl_module.record(),
-            )
+            folder = Path(trainer.default_root_dir) / self.folder
+            write_student(state, trainer.datamodule.processor, folder, pl_module.record())  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.vlm.build import skeleton
-from lightning_switchkd.vlm.seams import VLM
+from lightning_switchkd.vlm.lora import merged
 
 CARD = """\
 ---
@@ -75,26 +75,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def student_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The student's own Hugging Face weights in the state dict of a checkpoint or run."""
-    return {name.removeprefix(STUDENT_PREFIX): w for name, w in state.items() if name.startswith(STUDENT_PREFIX)}
+def student_of(state: Mapping[str, Tensor], lora_scale: float | None) -> dict[str, Tensor]:
+    """The student's own Hugging Face weights in the state dict of a checkpoint or run, adapters merged."""
+    own = {name.removeprefix(STUDENT_PREFIX): w for name, w in state.items() if name.startswith(STUDENT_PREFIX)}
+    return own if lora_scale is None else merged(own, lora_scale)
 
 
-def write_student(
-    vlm: VLM, weights: dict[str, Tensor], processor: LlavaProcessor, folder: Path, facts: dict[str, Any]
-) -> None:
+def write_student(state: Mapping[str, Tensor], processor: LlavaProcessor, folder: Path, facts: dict[str, Any]) -> None:
     """Writes model, processor and model card; the folder appears whole or not at all.
 
     Args:
-        vlm: the student.
-        weights: its whole weights, wherever its own are.
+        state: of a checkpoint or run; whole, wherever the run's own weights are.
         processor: what makes its ids and images; its chat template is set to the training's prompt style.
         folder: where to; replaced if it is there.
         facts: what the model card says (the checkpoint's record).
     """
     style = prompt_style(facts["prompt_style"], facts["system"])
     processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
-    model = vlm.model
+    weights = student_of(state, facts["lora_scale"])
+    with torch.device("meta"):  # only the frame
+        model = skeleton(facts["student_config"]).model
+    model.to(next(iter(weights.values())).dtype)
     model.generation_config.eos_token_id = Prompter(processor.tokenizer, style, 1, 1).stop_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -120,10 +121,8 @@ def export(ckpt: str, output: str, processor: str | None = None) -> None:
         raise UserError(f"--output: '{folder}' exists and is no model folder. Give a new folder.")
     checkpoint = read_checkpoint(ckpt)
     facts = record_of(checkpoint, ckpt)
-    vlm = skeleton(facts["student_config"])
-    weights = student_of(checkpoint["state_dict"])
-    vlm.model.load_state_dict(weights)
-    vlm.model.to(next(iter(weights.values())).dtype)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_student(vlm, weights, load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts)
+    write_student(
+        checkpoint["state_dict"], load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts
+    )
     print(f"Student written to {folder}. Ask it: python -m lightning_switchkd generate --model {folder} --image FILE")

@@ -32,6 +32,7 @@ from transformers.utils.import_utils import (
 )
 
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.vlm.lora import LoRA, add_lora
 from lightning_switchkd.vlm.seams import VLM, Llava, Part, family_of
 from lightning_switchkd.vlm.speed import compile_blocks, recompute_blocks
 
@@ -54,6 +55,7 @@ class VLMSpec:
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ... for the tower and the language model.
         compile: Parts (``vision``, ``projector``, ``lm``) whose blocks ``torch.compile`` compiles.
         activation_checkpointing: Parts whose blocks are computed again in the backward pass instead of being kept.
+        lora: Low-rank adapters in the language model, whose own weights then stay as they are. For the student.
         trust_remote_code: Let a hub model run its own Python. Off unless you trust its author.
     """
 
@@ -67,6 +69,7 @@ class VLMSpec:
     attn_implementation: str = "sdpa"
     compile: list[Part] = field(default_factory=list)
     activation_checkpointing: list[Part] = field(default_factory=list)
+    lora: LoRA | None = None
     trust_remote_code: bool = False
 
     @property
@@ -100,6 +103,8 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLM:
         vlm = _from_checkpoint(spec, f"model.{name}.checkpoint")
     else:
         vlm = _from_parts(spec, tokenizer, f"model.{name}")
+    if spec.lora is not None:
+        add_lora(vlm, spec.lora, f"model.{name}.lora")
     for part in set(spec.compile):
         compile_blocks(vlm.blocks(part), f"model.{name}.compile")
     for part in set(spec.activation_checkpointing):

@@ -1,0 +1,71 @@
+"""Adapters in the student's language model: what trains, what is saved, what is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from command import fit_arguments
+
+from lightning_switchkd.checkpoints.export import export
+from lightning_switchkd.cli import main
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.vlm.build import VLMSpec, build
+from lightning_switchkd.vlm.lora import LoRA, merged
+
+
+def adapted(folder: Path, **changes: object) -> VLMSpec:
+    return VLMSpec(checkpoint=str(folder / "student"), lora=LoRA(**{"rank": 4, "alpha": 8.0, **changes}))  # type: ignore[arg-type]
+
+
+def test_starts_as_the_model_and_trains_adapters_alone(folder: Path) -> None:
+    plain, lora = (
+        build(s, tiny.tokenizer(), "student").eval() for s in (VLMSpec(str(folder / "student")), adapted(folder))
+    )
+    batch = tiny.batch()
+    outputs = [
+        vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(vlm.encode_image(batch.pixel_values)))
+        for vlm in (plain, lora)
+    ]
+    torch.testing.assert_close(*outputs)
+    trained = [name for name, p in lora.model.named_parameters() if p.requires_grad and "language_model" in name]
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert not lora.model.lm_head.weight.requires_grad
+
+
+def test_merged_weights_give_the_adapted_outputs(folder: Path) -> None:
+    lora = build(adapted(folder), tiny.tokenizer(), "student").eval()
+    for name, parameter in lora.model.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    plain = build(VLMSpec(str(folder / "student")), tiny.tokenizer(), "student").eval()
+    plain.model.load_state_dict(merged(lora.model.state_dict(), 2.0))
+    batch = tiny.batch()
+    outputs = [
+        vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(vlm.encode_image(batch.pixel_values)))
+        for vlm in (plain, lora)
+    ]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_exports_a_plain_folder_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = fit_arguments(folder, run, "--model.student.lora.rank=4", "--model.lr=0.05")
+    main(arguments)
+    before, after = tiny.load_weights(folder / "student"), tiny.load_weights(run / "student")
+    assert before.keys() == after.keys()
+    moved = [name for name in before if "language_model" in name and not torch.equal(before[name], after[name])]
+    assert moved
+    assert all("proj.weight" in name for name in moved), "embeddings and norms stay"
+    export(str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "exported"))
+    for name, tensor in tiny.load_weights(tmp_path / "exported").items():
+        assert torch.equal(after[name], tensor), name
+    main([*arguments, "--trainer.max_steps=6", "--ckpt_path=last"])
+
+
+def test_names_that_are_not_there(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.student\.lora: .*nowhere"):
+        build(adapted(folder, targets=["nowhere"]), tiny.tokenizer(), "student")
