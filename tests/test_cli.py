@@ -19,12 +19,13 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "experiment", "prepare", "with", "ablation", "study")
+    for kind in ("data", "model", "trainer", "experiment", "prepare", "with", "ablation", "study", "stage")
 }
 COMPOSITIONS: list[list[str]] = [
     *(configs(data, model, "cpu", "switch_kd") for data, model in itertools.product(NAMES["data"], NAMES["model"])),
     *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["experiment"])),
     *(configs("emoji", "emoji", "cpu", "switch_kd", f"ablation/{name}") for name in NAMES["ablation"]),
+    *(configs("llava", "qwen2.5-0.5b-siglip", "ddp", None, f"stage/{name}") for name in NAMES["stage"]),
     configs("emoji", "emoji", "cpu", "switch_kd", "study/lean", "study/from_scratch"),
     *(
         configs(name.partition("-")[0], f"../prepare/{name.replace('_quick', '')}", "cpu", None, *more)
