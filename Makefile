@@ -59,7 +59,7 @@ prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHER
   $(patsubst %,--config conf/prepare/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
   --trainer.default_root_dir=runs/$(1)/$(2) $(if $(RESUME),--ckpt_path=last)
 
-DRAWN_emoji_quick := --scenes 2400 --small-scenes 800 --val-scenes 40 --test-scenes 200
+DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-scenes 200
 
 data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa, emoji) as LLaVA JSON + PNG
 $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
