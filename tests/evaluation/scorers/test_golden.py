@@ -1,0 +1,149 @@
+"""Every worked example of how the reference codes score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_switchkd.evaluation.scorers.choice import (
+    circular,
+    mmbench_letter,
+    mmmu_letter,
+    mmmu_open,
+    scienceqa_letter,
+)
+from lightning_switchkd.evaluation.scorers.short_answer import consensus, equal, evalai, official
+from lightning_switchkd.evaluation.scorers.yes_no import detection, mme_category, mme_reply, pope_reply
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "scorers.json").read_text("utf-8"))
+USED = {
+    *("vqa", "vqa_normalise_evalai", "vqa_normalise_official", "gqa", "mme_parse", "mme_score", "pope_parse"),
+    *("pope_f1", "scienceqa", "mmbench_extract", "mmbench_circular", "mmmu_mc", "mmmu_open", "averages"),
+}
+
+
+def cases(name: str) -> Any:
+    return pytest.mark.parametrize("case", GOLDEN[name], ids=lambda case: str(case.get("pred", ""))[:30])
+
+
+def test_nothing_is_left_out() -> None:
+    assert GOLDEN.keys() == USED
+
+
+@cases("vqa")
+def test_consensus(case: dict[str, Any]) -> None:
+    assert consensus(case["pred"], case["gold"], "evalai") == pytest.approx(case["evalai"])
+    assert consensus(case["pred"], case["gold"], "official") == pytest.approx(case["official"])
+
+
+def test_normalisers() -> None:
+    assert {text: evalai(text) for text in GOLDEN["vqa_normalise_evalai"]} == GOLDEN["vqa_normalise_evalai"]
+    assert {text: official(text) for text in GOLDEN["vqa_normalise_official"]} == GOLDEN["vqa_normalise_official"]
+
+
+@cases("gqa")
+def test_gqa(case: dict[str, Any]) -> None:
+    for protocol in ("llava", "lmms", "vlmevalkit"):
+        assert equal(case["pred"], case["gold"], protocol) == bool(case[protocol]), protocol  # type: ignore[arg-type]
+
+
+@cases("mme_parse")
+def test_mme(case: dict[str, Any]) -> None:
+    assert mme_reply(case["pred"]) == case["official"]
+    assert mme_reply(case["pred"], "lmms") == case["lmms"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["mme_score"])
+def test_mme_scores(case: dict[str, Any]) -> None:
+    if "pairs" in case:
+        assert mme_category([tuple(map(bool, pair)) for pair in case["pairs"]]) == case["category_score"]  # type: ignore[misc]
+    else:
+        assert case["perception_total"] / 20 == pytest.approx(case["percent"])
+
+
+@cases("pope_parse")
+def test_pope(case: dict[str, Any]) -> None:
+    names = {"Yes": "yes", "No": "no", "Unknown": "other", None: "other", "yes": "yes", "no": "no"}
+    assert pope_reply(case["pred"]) == case["llava"]
+    assert pope_reply(case["pred"], "lmms") == names[case["lmms_equal_to"]]
+    assert pope_reply(case["pred"], "vlmevalkit") == names[case["vlmevalkit"]]
+
+
+@pytest.mark.parametrize("case", GOLDEN["pope_f1"])
+def test_pope_scores(case: dict[str, Any]) -> None:
+    if "pred" in case:
+        found = detection(case["pred"], case["gold"])
+        names = {"acc": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1", "yes_ratio": "yes_ratio"}
+        assert {name: getattr(found, own) for name, own in names.items()} == pytest.approx(
+            {name: case[name] for name in names}
+        )
+    else:
+        assert 100 * sum(case["split_f1"]) / 3 == pytest.approx(case["reported"], abs=0.005)
+
+
+@cases("scienceqa")
+def test_scienceqa(case: dict[str, Any]) -> None:
+    for protocol in ("llava", "lmms"):
+        letter = scienceqa_letter(case["pred"], case["choices"], protocol)  # type: ignore[arg-type]
+        assert (letter == "ABCDE"[case["gold"]]) == bool(case[protocol]), protocol
+
+
+@cases("mmbench_extract")
+def test_mmbench(case: dict[str, Any]) -> None:
+    assert mmbench_letter(case["pred"], case["options"]) == case["vlmevalkit"]
+    assert (mmbench_letter(case["pred"], case["options"], "lmms") or "") == case["lmms_static_extractor"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["mmbench_circular"])
+def test_circular(case: dict[str, Any]) -> None:
+    assert circular([tuple(row) for row in case["rows"]]) == bool(case["hit"])  # type: ignore[misc]
+
+
+@cases("mmmu_mc")
+def test_mmmu(case: dict[str, Any]) -> None:
+    for name, protocol in (("official", "llava"), ("lmms", "lmms")):
+        assert (mmmu_letter(case["pred"], case["options"], protocol) or "RANDOM") == case[name], name  # type: ignore[arg-type]
+
+
+@cases("mmmu_open")
+def test_mmmu_open(case: dict[str, Any]) -> None:
+    assert mmmu_open(case["pred"], case["gold"]) == bool(case["official"])
+
+
+@pytest.mark.parametrize("case", GOLDEN["averages"])
+def test_averages(case: dict[str, Any]) -> None:
+    assert sum(case["row"]) / len(case["row"]) == pytest.approx(case["avg10"], abs=0.005)
+
+
+WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20)
+
+
+@given(WORDS, st.lists(WORDS, min_size=10, max_size=10), st.randoms())
+def test_consensus_minds_no_order_and_no_case(prediction: str, answers: list[str], chance: Any) -> None:
+    score = consensus(prediction, answers)
+    shuffled = list(answers)
+    chance.shuffle(shuffled)
+    assert score in (0, 0.3, 0.6, 0.9, 1)
+    assert consensus(f"  {prediction.upper()} ", shuffled) == score
+
+
+@given(WORDS)
+def test_normalising_twice_changes_nothing_more_than_marks(text: str) -> None:
+    assert evalai(text.upper()) == evalai(text.lower())
+    assert not set(evalai(text)) & set('/[]{}()=+<>@`"')
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["yes", "no", "other"]), st.sampled_from(["yes", "no"])), min_size=1),
+    st.randoms(),
+)
+def test_detection_minds_no_order(pairs: list[tuple[Any, Any]], chance: Any) -> None:
+    found = detection(*zip(*pairs, strict=True))
+    chance.shuffle(pairs)
+    assert detection(*zip(*pairs, strict=True)) == found
+    assert min(found.precision, found.recall) - 1e-12 <= found.f1 <= max(found.precision, found.recall) + 1e-12
