@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -43,14 +42,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, distiller: Distiller) -> None:
-        """Shards a pair in place, bottom-up; its weights are loaded, its blocks compiled or recomputed by now."""
-        half = self.precision_plugin.precision == "bf16-mixed"
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if half else None,
-            reduce_dtype=torch.float32 if half else None,
-            cast_forward_inputs=False,  # counts would lose their last digits
-        )
-        shard(distiller, self.device_mesh["data_parallel"], self.shard_teacher, policy)
+        """Shards a pair in place; its weights are loaded, its blocks compiled or recomputed by now."""
+        shard(distiller, self.device_mesh["data_parallel"], self.shard_teacher)
 
     # -- checkpoints: plain tensors in one file ------------------------------------------------------------------------
 
@@ -99,18 +92,18 @@ class FSDP2(ModelParallelStrategy):
         return gathered if self.is_global_zero else {}
 
 
-def shard(
-    distiller: Distiller, mesh: DeviceMesh, shard_teacher: bool, policy: MixedPrecisionPolicy | None = None
-) -> None:
-    """Shards a pair in place, bottom-up, around one root: the blocks of both models, and what else the student has."""
-    settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
+def shard(distiller: Distiller, mesh: DeviceMesh, shard_teacher: bool) -> None:
+    """Shards a pair in place, bottom-up, around one root: the blocks of both models, and what else the student has.
+
+    Weights are gathered in the dtype they are kept in: autocast then computes as it does in one process.
+    """
     teacher = None if distiller.teacher is None else distiller.teacher.vlm
     for vlm in (distiller.student, teacher if shard_teacher else None):
         if vlm is not None:
             for block in (block for part in PARTS for block in vlm.blocks(part)):
-                fully_shard(block, reshard_after_forward=True, **settings)
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
     whole = {p for p in (teacher.parameters() if teacher else ()) if not isinstance(p, DTensor)}
-    fully_shard(distiller, ignored_params=whole, reshard_after_forward=False, **settings)
+    fully_shard(distiller, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
     register_fsdp_forward_method(distiller, "run")
 
 

@@ -167,11 +167,12 @@ def switch_kd(
     objective: Objective | None = None,
     cls: type[SwitchKD] = SwitchKD,
     student: str = "student",
+    dtype: Any = "float64",
     **changes: Any,
 ) -> SwitchKD:
-    """The pair in ``folder``, in float64, to be trained."""
-    spec = VLMSpec(checkpoint=str(folder / student), dtype="float64")
-    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype="float64")
+    """The pair in ``folder``, to be trained."""
+    spec = VLMSpec(checkpoint=str(folder / student), dtype=dtype)
+    teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype=dtype)
     return cls(spec, teacher, objective or SwitchKDObjective(), **{"lr": 1e-2, **changes})
 
 
