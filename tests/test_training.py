@@ -31,40 +31,8 @@ def records_of(folder: Path) -> DataPaths:
     return DataPaths(str(folder / "records.json"), str(folder / "images"))
 
 
-def train(folder: Path, root: Path, batch_size: int, **settings: Any) -> dict[str, Tensor]:
-    model = tiny.switch_kd(folder, cls=tiny.PlainSGD)
-    tiny.trainer(root, **settings).fit(model, datamodule=tiny.data_module(folder, batch_size=batch_size, seed=SEED))
-    return weights(model)
-
-
-def _rank(rank: int, folder: Path, root: Path) -> None:
-    result = train(folder, root, 4, devices=2, strategy="ddp")
-    if rank == 0:
-        torch.save(result, root / "weights.pt")
-
-
-def test_ranks_and_accumulation_give_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    """1 × 8, 2 ranks × 4 and accumulation 2 × 4; answers of unequal length, some batches without an image."""
-    one = train(folder, tmp_path, 8)
-    accumulated = train(folder, tmp_path, 4, accumulate_grad_batches=2)
-    tiny.on_two_ranks(_rank, folder, tmp_path)
-    two = torch.load(tmp_path / "weights.pt")
-    start = weights_of_start(folder)
-    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
-    assert moved > 1e-3
-    for name, tensor in one.items():
-        torch.testing.assert_close(accumulated[name], tensor, atol=1e-8, rtol=0)
-        torch.testing.assert_close(two[name], tensor, atol=1e-8, rtol=0)
-
-
-def weights_of_start(folder: Path) -> dict[str, Tensor]:
-    model = tiny.switch_kd(folder)
-    tiny.trainer(folder, max_steps=0).fit(model, datamodule=tiny.data_module(folder))
-    return weights(model)
-
-
 def test_a_rank_has_a_batch_without_images(folder: Path) -> None:
-    """What the parity test relies on: among its batches of 4 is one of text only, beside one with images."""
+    """What the parity test (test_strategies.py) relies on: among its batches of 4 is one of text only, beside one with images."""
     data = tiny.data_module(folder, batch_size=4, seed=SEED)
     batches = list(data.train_dataloader())[:10]
     images = [batch.counts.image for batch in batches]
