@@ -32,7 +32,7 @@ def records_of(folder: Path) -> DataPaths:
 
 
 def test_a_rank_has_a_batch_without_images(folder: Path) -> None:
-    """What the parity test (test_strategies.py) relies on: among its batches of 4 is one of text only, beside one with images."""
+    """What test_strategies.py relies on: among its batches of 4 is one of text only, beside one with images."""
     data = tiny.data_module(folder, batch_size=4, seed=SEED)
     batches = list(data.train_dataloader())[:10]
     images = [batch.counts.image for batch in batches]
