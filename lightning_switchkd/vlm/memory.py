@@ -80,6 +80,12 @@ def step_memory(
     if Need.SWITCH in needs:
         kept += _lm_kept(distiller.frozen_teacher, shape, compute_bytes, "lm" in recomputed["teacher"])
     found["activations"] = kept
+    cast = {
+        id(p): p.numel() for part in PARTS if part not in recomputed["student"] for p in student.part_parameters(part)
+    }
+    cast[id(student.head.weight)] = student.head.weight.numel()
+    wider = student.head.weight.element_size() > compute_bytes
+    found["autocast's copies"] = float(compute_bytes * sum(cast.values()) if wider else 0)
     widths = [student.width, *([distiller.frozen_teacher.width] * 2 if Need.TEACHER in needs else [])]
     found["rows"] = 2.0 * 4 * shape.records * shape.rows * sum(widths)
     gib = LOGITS_GIB[device] if distiller.logits_gib is None else distiller.logits_gib
