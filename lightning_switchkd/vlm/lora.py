@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_switchkd.errors import UserError
@@ -68,7 +69,8 @@ def merged(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
             continue
         layer = name.partition(BASE)[0]
         if BASE in name and name.endswith(".weight"):
-            product = weights[layer + UP].float() @ weights[layer + DOWN].float()
-            weight = (weight.float() + scale * product).to(weight.dtype)
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            product = weights[layer + UP].to(exact) @ weights[layer + DOWN].to(exact)
+            weight = (weight.to(exact) + scale * product).to(weight.dtype)
         plain[name.replace(BASE, ".")] = weight
     return plain
