@@ -20,7 +20,7 @@ from lightning_switchkd.evaluation.scorers.choice import (
 from lightning_switchkd.evaluation.scorers.short_answer import consensus, equal, evalai, official
 from lightning_switchkd.evaluation.scorers.yes_no import detection, mme_category, mme_reply, pope_reply
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "scorers.json").read_text("utf-8"))
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
 USED = {
     *("vqa", "vqa_normalise_evalai", "vqa_normalise_official", "gqa", "mme_parse", "mme_score", "pope_parse"),
     *("pope_f1", "scienceqa", "mmbench_extract", "mmbench_circular", "mmmu_mc", "mmmu_open", "averages"),
