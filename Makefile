@@ -14,6 +14,7 @@ WITH ?=
 RESUME ?=
 STAGE ?= distil
 RECIPE ?= runs/$(MODEL)
+LAUNCH ?=
 ARGS ?=
 
 PY := .venv/bin/python
@@ -103,7 +104,7 @@ STAGES ?= pretrain distil
 recipe: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
 	@from=""; for stage in $(STAGES); do \
 	  if [ ! -f $(RECIPE)/$$stage/student/config.json ]; then \
-	    (set -x; $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$$stage.yaml \
+	    (set -x; $(LAUNCH) $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$$stage.yaml \
 	      $(WITH:%=--config conf/with/%.yaml) $$from --trainer.default_root_dir=$(RECIPE)/$$stage --ckpt_path=last $(ARGS)); \
 	  fi; \
 	  from="--model.student.checkpoint=$(RECIPE)/$$stage/student --model.student.vision=null --model.student.lm=null"; \

@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measuring import forget_peak, held, now, peak, row
+from benchmarks.measuring import row
 from lightning_switchkd.losses import logits_difference_kl
 from lightning_switchkd.losses.chunk import COLUMNS, Head, Heads, Rows, Side
 from lightning_switchkd.losses.head import LOGITS_GIB, rows_at_a_time
 from lightning_switchkd.losses.select import Kneedle, Selection
+from lightning_switchkd.measuring import forget_peak, held, now, peak
 from lightning_switchkd.objectives import KD, Objective, SwitchKDObjective, Views
 
 TAU = 3.0

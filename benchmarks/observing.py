@@ -16,9 +16,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from benchmarks.measuring import now
 from benchmarks.pair import train
 from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
+from lightning_switchkd.measuring import now
 
 
 class EverySecondGradients(VisionGradients):

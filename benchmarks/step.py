@@ -21,10 +21,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import now
 from benchmarks.pair import RECORDS, train
 from lightning_switchkd.cache import RecordCache
 from lightning_switchkd.losses.rows import supervised
+from lightning_switchkd.measuring import now
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.pathways import student_pathway, switch_pathway
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import held, peak
 from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
 from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.measuring import held, peak
 from lightning_switchkd.objectives import SwitchKDObjective
 
 VOCABULARY = 2048

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +14,13 @@ from lightning_switchkd.batch import IGNORE, Batch, Counts
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.losses.chunk import Side
+from lightning_switchkd.measuring import held, now, peak
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.optim import parameter_groups
 from lightning_switchkd.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
 from lightning_switchkd.vlm.architectures import frame
+from lightning_switchkd.vlm.compat import check_pair
 from lightning_switchkd.vlm.flops import step_cost
 from lightning_switchkd.vlm.memory import Geometry, Shards, step_memory
 from lightning_switchkd.vlm.seams import VLM, Part
@@ -39,6 +39,7 @@ SHARE_OF_PEAK = 0.35
 """Of those TFLOP/s that training usually reaches."""
 
 
+GIB = 2**30
 ROOM = 0.92
 """Of a GPU's memory that PyTorch can use."""
 
@@ -87,31 +88,10 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measures what is within."""
-        self._wait()
-        begun = time.perf_counter()
+        begun = now(self.device.type)
         yield
-        self._wait()
-        self.seconds[name] = time.perf_counter() - begun
-        self.held[name] = held_gib(self.device)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def held_gib(device: torch.device) -> float:
-    """GiB in use now: allocated on a GPU, resident in a process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**30
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**30
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+        self.seconds[name] = now(self.device.type) - begun
+        self.held[name] = held(self.device.type) / GIB
 
 
 def made_up(student: VLM, shape: Geometry, device: torch.device) -> Batch:
@@ -139,22 +119,14 @@ def made_up(student: VLM, shape: Geometry, device: torch.device) -> Batch:
 
 def made_pair(module: SwitchKD, dtype: torch.dtype | None, device: torch.device) -> Distiller:
     """The module's models and objective at their sizes; ``dtype`` is the student's, where it is not its own."""
-    student = frame(module.student_spec, "model.student", dtype or module.student_spec.torch_dtype, device)
-    for part in module.freeze_parts:
-        for parameter in student.part_parameters(part):
-            parameter.requires_grad_(False)
+    student = frame(module.student_spec, "student", dtype or module.student_spec.torch_dtype, device)
+    student.freeze(module.freeze_parts)
     teacher = None
-    if Need.TEACHER in module.objective.needs:
-        if module.teacher_spec is None:
-            raise UserError("dry-run: the objective needs a teacher, but model.teacher is null.")
-        teacher = frame(module.teacher_spec, "model.teacher", module.teacher_spec.torch_dtype, device)
-        if Need.SWITCH in module.objective.needs and teacher.feature_space != student.feature_space:
-            raise UserError(
-                f"dry-run: the visual switch needs one feature space, but model.student has {student.feature_space} "
-                f"and model.teacher {teacher.feature_space}."
-            )
-    sizes = [vlm.head_size for vlm in (student, teacher) if vlm is not None]
-    return Distiller(student, teacher, module.objective, min(sizes), module.logits_gib).train()
+    if module.teacher_spec is not None and Need.TEACHER in module.objective.needs:
+        teacher = frame(module.teacher_spec, "teacher", module.teacher_spec.torch_dtype, device)
+    vocabulary = min(vlm.head_size for vlm in (student, teacher) if vlm is not None)
+    check_pair(student, teacher, module.objective.needs, vocabulary)
+    return Distiller(student, teacher, module.objective, vocabulary, module.logits_gib).train()
 
 
 def one_step(
@@ -209,7 +181,7 @@ def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, 
     batch = made_up(distiller.student, shape, device)
     for _ in tqdm(range(plan.steps), desc="dry-run", unit="step"):
         one_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
-    total, peak = sum(clock.seconds.values()), peak_gib(device)
+    total, most = sum(clock.seconds.values()), peak(device.type) / GIB
     cost = step_cost(distiller).total(
         batch_size * shape.tokens, batch_size * shape.tokens**2, batch_size, batch_size * plan.answer
     )
@@ -225,7 +197,7 @@ def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, 
         f"\n{_named(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
         f"made in {made:.0f} s; the last of {plan.steps} steps, and memory held after each phase:",
         *(f"  {n:{width}}  {s:8.2f} s  {clock.held[n]:7.2f} GiB" for n, s in clock.seconds.items()),
-        f"  {'all':{width}}  {total:8.2f} s  {peak:7.2f} GiB at the peak of the process",
+        f"  {'all':{width}}  {total:8.2f} s  {most:7.2f} GiB at the peak of the process",
         f"  {cost / 1e12:.1f} TFLOP a step, {cost / total / 1e12:.2f} TFLOP/s",
         *_estimate(plan, here, there, shards, cost / batch_size, width),
     ]
@@ -236,13 +208,13 @@ def _estimate(
     plan: Plan, here: dict[str, float], there: dict[str, float], shards: Shards, cost: float, width: int
 ) -> list[str]:
     gib, tflops = HARDWARE[plan.hardware]
-    needed = sum(there.values()) / 2**30
+    needed = sum(there.values()) / GIB
     fits = "fits" if needed < ROOM * gib else "does NOT fit: a smaller data.batch_size, or TRAINER=fsdp2"
     hours = cost * plan.records / (plan.devices * tflops * 1e12 * SHARE_OF_PEAK) / 3600
     return [
         f"\nmemory by arithmetic: here, and on each of {plan.devices} × {plan.hardware} ({shards.processes} shards)",
-        *(f"  {n:{width}}  {b / 2**30:8.2f} GiB  {there[n] / 2**30:7.2f} GiB" for n, b in here.items()),
-        f"  {'all':{width}}  {sum(here.values()) / 2**30:8.2f} GiB  {needed:7.2f} GiB of {gib}: {fits}",
+        *(f"  {n:{width}}  {b / GIB:8.2f} GiB  {there[n] / GIB:7.2f} GiB" for n, b in here.items()),
+        f"  {'all':{width}}  {sum(here.values()) / GIB:8.2f} GiB  {needed:7.2f} GiB of {gib}: {fits}",
         f"\n{plan.records:,} records on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
         f"at {SHARE_OF_PEAK:.0%} of {tflops:.0f} TFLOP/s",
     ]

@@ -33,7 +33,7 @@ from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.optim import parameter_groups, warmup_cosine
 from lightning_switchkd.strategies import FSDP2
 from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
-from lightning_switchkd.vlm.compat import check_data, check_packing, check_pair, same_encoder
+from lightning_switchkd.vlm.compat import check_data, check_packing, check_pair, check_vocabulary, same_encoder
 from lightning_switchkd.vlm.seams import Part
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class SwitchKD(L.LightningModule):
         self.teacher_cache = teacher_cache
         self._caches: dict[str, RecordCache] = {}
         self._distiller: Distiller | None = None
-        self._switch_looked_at = False
+        self._switch_looked_at = self._same_encoder = False
         self._totals: Tensor | None = None
         self._configured: list[dict[str, Any]] = []
 
@@ -128,24 +128,31 @@ class SwitchKD(L.LightningModule):
                 "GradientAccumulationScheduler changes the accumulation between epochs, but every term is divided by "
                 "the units of a whole window, which is read ahead. Set trainer.accumulate_grad_batches instead."
             )
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(strategy, FSDP2):
+            raise UserError(
+                f"trainer.strategy is {type(strategy).__name__}, which knows no plan for this pair and writes other "
+                "checkpoints. Use TRAINER=fsdp2 (class_path: lightning_switchkd.strategies.FSDP2)."
+            )
         tokenizer = cast(LlavaProcessor, data.processor).tokenizer
         student = build(self.student_spec, tokenizer, "student")
         check_data(student, tokenizer, data.image_tokens)
-        for part in self.freeze_parts:
-            for parameter in student.part_parameters(part):
-                parameter.requires_grad_(False)
-        teacher, teacher_tokenizer = None, None
+        student.freeze(self.freeze_parts)
+        teacher = None
         if self.teacher_spec is not None and Need.TEACHER in self.objective.needs:
             teacher = build(self.teacher_spec, tokenizer, "teacher")
             teacher_tokenizer = tokenizer_of(self.teacher_spec)
             if teacher_tokenizer is None:
                 log.warning("The teacher's folder holds no tokenizer: that both share one vocabulary is not checked.")
-        check_pair(student, teacher, self.objective.needs, tokenizer, teacher_tokenizer)
+            else:
+                check_vocabulary(tokenizer, teacher_tokenizer)
+        check_pair(student, teacher, self.objective.needs, len(tokenizer))
         if data.hparams["packing"]:
             check_packing(student, teacher)
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
+        self._same_encoder = teacher is not None and same_encoder(student, teacher)
         self._distiller = Distiller(student, teacher, self.objective, len(tokenizer), self.logits_gib).train()
-        if isinstance(strategy := self.trainer.strategy, FSDP2):
+        if isinstance(strategy, FSDP2):
             strategy.shard(self._distiller)
         self.train_means = Means(self.objective.terms)
         self.held_out_means = Means([*self.objective.terms, "correct"])
@@ -178,7 +185,7 @@ class SwitchKD(L.LightningModule):
                     f"model.teacher_cache keeps the teacher's last hidden states, but {type(self.objective).__name__} "
                     "also reads its first attention or its image embeddings. Set model.teacher_cache to null."
                 )
-            if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            if isinstance(self.trainer.strategy, FSDP2):
                 raise UserError(
                     "model.teacher_cache lets a process leave the teacher out where it has its rows, but the shards of "
                     "a teacher need all processes. Set model.teacher_cache to null, or use TRAINER=ddp."
@@ -278,7 +285,7 @@ class SwitchKD(L.LightningModule):
         if "vsd" not in terms.sums:
             return
         per_token = float(terms.sums["vsd"]) / batch.counts.visual_token
-        if per_token < 1e-5 and same_encoder(self.distiller.student, self.distiller.frozen_teacher):
+        if per_token < 1e-5 and self._same_encoder:
             log.warning(
                 "The student's vision encoder equals the teacher's: the visual switch changes nothing yet, so L_VSD is "
                 "0 and sends no gradient. Start the student from another encoder of the same feature space."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,11 @@ def test_sizes_are_those_of_the_models() -> None:
     cards = {"qwen2.5-0.5b": 494, "qwen2.5-1.5b": 1544, "qwen2.5-3b": 3086, "qwen1.5-0.5b": 464, "qwen1.5-7b": 7721}
     towers = {"siglip-so400m-patch14-384": 428, "clip-vit-large-patch14-336": 304}
     for lm, millions in cards.items():
-        vlm = frame(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "model.student", torch.bfloat16, "meta")
+        vlm = frame(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "student", torch.bfloat16, "meta")
         body = {id(p): p.numel() for p in [*vlm.language_model.parameters(), vlm.model.lm_head.weight]}
         assert sum(body.values()) / 1e6 == pytest.approx(millions, rel=0.01), lm
     for tower, millions in towers.items():
-        vlm = frame(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "model.student", torch.bfloat16, "meta")
+        vlm = frame(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "student", torch.bfloat16, "meta")
         number = sum(p.numel() for p in vlm.model.model.vision_tower.parameters())
         assert number / 1e6 == pytest.approx(millions, rel=0.01), tower
     assert {lm for _, lm, _ in WHOLE.values()} <= LANGUAGE_MODELS.keys()
@@ -130,3 +132,13 @@ def test_stages_of_a_recipe_chain(folder: Path, tmp_path: Path) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("multi_modal_projector" in name for name in moved), "pretraining trains the projector alone"
+
+
+def test_slurm_starts_every_stage_by_itself() -> None:
+    """`make` and its shell are no processes of a job step, which alone get SLURM's signal."""
+    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    command = ["bash", str(ROOT / "conf" / "cluster" / "slurm.sh"), "-n", "MODEL=qwen2.5-0.5b-siglip", "DATA=llava"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "srun .venv/bin/python -m lightning_switchkd fit" in said
+    assert "--ckpt_path=last --trainer.num_nodes=2 --trainer.devices=4" in said
+    assert "for stage in pretrain distil" in said

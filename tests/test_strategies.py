@@ -11,10 +11,12 @@ import pytest
 import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_switchkd.callbacks import AnswerPanel, ExportStudent, GreedyValidation
+from lightning_switchkd.errors import UserError
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.strategies import FSDP2
 
@@ -176,3 +178,15 @@ def test_a_checkpoint_of_any_resumes_in_any(folder: Path, tmp_path: Path) -> Non
     for of, way in itertools.product(RESUMED, RESUMED):
         for name, tensor in torch.load(tmp_path / f"{of}-to-{way}.pt").items():
             torch.testing.assert_close(tensor, one[name], atol=1e-8, rtol=0, msg=f"{of} to {way}: {name}")
+
+
+def _foreign_on(rank: int, folder: Path, root: Path) -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    with pytest.raises(UserError, match="Use TRAINER=fsdp2"):
+        tiny.trainer(root, devices=2, strategy=strategy).fit(
+            tiny.switch_kd(folder), datamodule=tiny.data_module(folder, batch_size=4)
+        )
+
+
+def test_other_sharding_is_refused(folder: Path, tmp_path: Path) -> None:
+    tiny.on_two_ranks(_foreign_on, folder, tmp_path)

@@ -15,5 +15,6 @@
 #SBATCH --output=runs/slurm-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run me by sbatch}"
-srun make recipe "$@" \
+# make stays in the batch step: the signal is for the processes that srun starts, a stage's ranks
+exec make recipe LAUNCH=srun "$@" \
   ARGS="--trainer.num_nodes=$SLURM_NNODES --trainer.devices=${SLURM_GPUS_ON_NODE:-8} ${EXTRA:-}"

@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 NODES=${NODES:-1} GPUS=${GPUS:-8}
+# A store of its own for each start: in one that is shared, ranks may find addresses of the life before, and wait for ever.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 if [ "$NODES" = 1 ]; then
   meeting=(--standalone)
 else

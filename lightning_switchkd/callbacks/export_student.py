@@ -29,3 +29,4 @@ class ExportStudent(L.Callback):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / self.folder
             write_student(state, trainer.datamodule.processor, folder, pl_module.record())  # type: ignore[attr-defined]
+        trainer.strategy.barrier()  # what comes after a run may read the folder on any rank

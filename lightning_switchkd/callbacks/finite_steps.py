@@ -19,9 +19,10 @@ from lightning_switchkd.errors import UserError
 class FiniteSteps(L.Callback):
     """Leaves out an optimizer step whose gradient holds NaN or infinity: weights and averages stay as they are.
 
-    What its batches held is written to ``nonfinite.jsonl`` in the run's folder, a line a rank: step, loss of each
-    micro-batch, ids of its records; ``train/steps_left_out`` counts them. With float16, whose loss scale looks for the
-    largest that is finite, the loss is looked at in place of the gradient. A step costs one read of the device.
+    What its batches held is written to ``nonfinite.jsonl`` in the run's folder (of several ranks, each to a file of its
+    own): step, loss of each micro-batch, ids of its records; ``train/steps_left_out`` counts them. With float16, whose
+    loss scale looks for the largest that is finite, the loss is looked at in place of the gradient. A step costs one
+    read of the device.
 
     Args:
         limit: more steps left out than this end the run.
@@ -37,15 +38,12 @@ class FiniteSteps(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Takes away a gradient that is not finite, before it is clipped: an optimizer passes by what has none."""
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if _scales_loss(trainer):
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
-        finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
-        if trainer.world_size > 1:
-            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
-        if not finite:
-            self._bad = True
+        self._bad = not _on_all_ranks(trainer, bool(torch.nn.utils.get_total_norm(gradients).isfinite()))
+        if self._bad:
             for parameter in parameters:
                 parameter.grad = None
 
@@ -59,10 +57,9 @@ class FiniteSteps(L.Callback):
         self._window.append((loss.detach(), batch.record_ids))
         if not batch.window_end:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self.left_out:  # type: ignore[attr-defined]
-            pl_module.log("train/steps_left_out", float(self.left_out), batch_size=1)
-        if self._bad or (getattr(trainer.precision_plugin, "scaler", None) is not None and self._loss_is_bad(trainer)):
-            self._bad = False
+        if _scales_loss(trainer):
+            self._bad = not _on_all_ranks(trainer, all(bool(torch.isfinite(loss)) for loss, _ in self._window))
+        if self._bad:
             self.left_out += 1
             place = self._write(trainer)
             if self.left_out > self.limit:
@@ -72,10 +69,8 @@ class FiniteSteps(L.Callback):
                     "(data.exclude); else lower model.lr, or set trainer.precision to bf16-mixed or 32-true. "
                     "--ckpt_path=last goes on from the last checkpoint."
                 )
-
-    def _loss_is_bad(self, trainer: L.Trainer) -> bool:
-        finite = all(bool(torch.isfinite(loss)) for loss, _ in self._window)
-        return not (trainer.strategy.reduce_boolean_decision(finite, all=True) if trainer.world_size > 1 else finite)
+        if trainer.global_step % trainer.log_every_n_steps == 0 and self.left_out:  # type: ignore[attr-defined]
+            pl_module.log("train/steps_left_out", float(self.left_out), batch_size=1)
 
     def _write(self, trainer: L.Trainer) -> Path:
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
@@ -93,3 +88,11 @@ class FiniteSteps(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
         self.left_out = state_dict["left_out"]
+
+
+def _scales_loss(trainer: L.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def _on_all_ranks(trainer: L.Trainer, decision: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(decision, all=True) if trainer.world_size > 1 else decision

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -13,6 +11,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 
 from lightning_switchkd.batch import Batch
+from lightning_switchkd.measuring import forget_peak, peak
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.vlm.flops import StepCost, step_cost
 
@@ -48,7 +47,7 @@ class Throughput(L.Callback):
         self._seen = torch.zeros(len(UNITS), dtype=torch.float64, device=device)
         self._since, self._paused = time.perf_counter(), 0.0
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            forget_peak("cuda")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops the clock."""
@@ -81,7 +80,7 @@ class Throughput(L.Callback):
         seen = dict(zip(UNITS, summed.tolist(), strict=True))  # the device has caught up here
         now, world = time.perf_counter(), trainer.world_size
         seconds = now - self._since - self._paused
-        memory: Any = trainer.strategy.reduce(torch.tensor(_peak_memory(device), device=device), reduce_op="max")
+        memory: Any = trainer.strategy.reduce(torch.tensor(peak(device.type), device=device), reduce_op="max")
         flops = self._cost.total(seen["tokens"], seen["token_pairs"], seen["images"], seen["supervised_tokens"])
         values = {
             "samples_per_s": seen["samples"] / seconds,
@@ -103,10 +102,3 @@ class Throughput(L.Callback):
 def _known_peak(trainer: L.Trainer, device: torch.device) -> float | None:
     dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
     return get_available_flops(device, dtype)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes, float32's precision being enough."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

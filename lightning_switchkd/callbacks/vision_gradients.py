@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -17,6 +16,7 @@ from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.metrics import Means
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Terms
+from lightning_switchkd.strategies import FSDP2
 
 PLACE = "train/vision_gradient"
 
@@ -47,7 +47,7 @@ class VisionGradients(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens to the distiller."""
         assert isinstance(pl_module, SwitchKD)
-        if self.split_every_n_steps and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        if self.split_every_n_steps and isinstance(trainer.strategy, FSDP2):
             raise UserError(
                 "gradients.split_every_n_steps differentiates each term alone, which sharded models do not allow. "
                 "Set it to 0 (the norms by pathway stay), or use another strategy (TRAINER=ddp)."

@@ -23,38 +23,41 @@ from lightning_switchkd.vlm.build import VLMSpec, load_vision, skeleton
 
 Layout = Literal["tinyllava", "llava", "xtuner"]
 
-VISION, PROJECTOR, LM = "model.vision_tower.", "model.multi_modal_projector.linear_", "model.language_model."
-NAMES: dict[Layout, list[tuple[str, str]]] = {
-    "tinyllava": [
-        (r"vision_tower\.(?:_vision_tower\.)?(?:vision_model\.)?(.+)", VISION + r"\1"),
-        (r"connector\.(?:_connector\.)?0\.(.+)", PROJECTOR + r"1.\1"),
-        (r"connector\.(?:_connector\.)?2\.(.+)", PROJECTOR + r"2.\1"),
-        (r"language_model\.model\.(.+)", LM + r"\1"),
-        (r"language_model\.lm_head\.(.+)", r"lm_head.\1"),
-    ],
-    "llava": [
-        (r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.+)", VISION + r"\1"),
-        (r"model\.mm_projector\.0\.(.+)", PROJECTOR + r"1.\1"),
-        (r"model\.mm_projector\.2\.(.+)", PROJECTOR + r"2.\1"),
-        (r"lm_head\.(.+)", r"lm_head.\1"),
-        (r"model\.(.+)", LM + r"\1"),
-    ],
-    "xtuner": [
-        (r"visual_encoder\.(?:vision_model\.)?(.+)", VISION + r"\1"),
-        (r"projector\.model\.0\.(.+)", PROJECTOR + r"1.\1"),
-        (r"projector\.model\.2\.(.+)", PROJECTOR + r"2.\1"),
-        (r"llm\.model\.(.+)", LM + r"\1"),
-        (r"llm\.lm_head\.(.+)", r"lm_head.\1"),
-    ],
+VISION, PROJECTOR, LM = "model.vision_tower.", "model.multi_modal_projector.", "model.language_model."
+PREFIXES: dict[Layout, dict[str, str]] = {
+    "tinyllava": {
+        r"vision_tower\.(?:_vision_tower\.)?(?:vision_model\.)?": VISION,
+        r"connector\.(?:_connector\.)?": PROJECTOR,
+        r"language_model\.(?=lm_head\.)": "",
+        r"language_model\.model\.": LM,
+    },
+    "llava": {
+        r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?": VISION,
+        r"model\.mm_projector\.": PROJECTOR,
+        r"(?=lm_head\.)": "",
+        r"model\.": LM,
+    },
+    "xtuner": {
+        r"visual_encoder\.(?:vision_model\.)?": VISION,
+        r"projector\.model\.": PROJECTOR,
+        r"llm\.(?=lm_head\.)": "",
+        r"llm\.model\.": LM,
+    },
 }
-"""What a foreign tensor is called here; the first pattern that matches the whole name holds."""
+"""What stands before the names of a part's tensors there, and here; the first that matches holds."""
 
-FOLDERS: dict[Layout, tuple[str, ...]] = {
-    "tinyllava": ("language_model", "vision_tower", "connector"),
-    "llava": (),
-    "xtuner": ("llm", "visual_encoder", "projector"),
-}
-"""Parts that lie in folders of their own, each named like the prefix that its tensors have in one file."""
+LAYERS = {PROJECTOR + "0.": PROJECTOR + "linear_1.", PROJECTOR + "2.": PROJECTOR + "linear_2."}
+"""The projector's two, numbered there within a ``Sequential``."""
+
+SIGNS: dict[Layout, str] = {"tinyllava": "connector.", "llava": "model.mm_projector.", "xtuner": "projector.model."}
+"""Beginnings of the projector's names, by which a layout is told."""
+
+LM_FOLDERS, VISION_FOLDERS, PROJECTOR_FOLDERS = (
+    ("language_model", "llm"),
+    ("vision_tower", "visual_encoder"),
+    ("connector", "projector"),
+)
+"""Of parts that lie apart, TinyLLaVA's and xtuner's: named like the prefix that their tensors have in one file."""
 
 IGNORED = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 """Buffers that older versions wrote and newer ones compute."""
@@ -116,7 +119,7 @@ def convert(
     layout = layout or _layout_of(folder)
     config, tokenizer = _config(folder, vision, lm), _tokenizer(folder, lm)
     image_processor = _image_processor(folder, vision)
-    weights, report = mapped(_tensors(folder, layout), layout)
+    weights, report = mapped(_tensors(folder), layout)
     if vision is not None and not any(name.startswith(VISION) for name in weights):
         weights |= {VISION + n: t for n, t in load_vision(VLMSpec(vision=vision), "--vision").state_dict().items()}
     if lm is not None and not any(name.startswith(LM) for name in weights):
@@ -170,41 +173,43 @@ def mapped(foreign: Iterable[tuple[str, Tensor]], layout: Layout) -> tuple[dict[
     for name, tensor in foreign:
         if IGNORED.fullmatch(name):
             continue
-        for pattern, here in NAMES[layout]:
-            if match := re.fullmatch(pattern, name):
-                report.mapped[name] = match.expand(here)
-                weights[report.mapped[name]] = tensor
-                break
-        else:
+        found = ((match, here) for there, here in PREFIXES[layout].items() if (match := re.match(there, name)))
+        match, here = next(found, (None, ""))
+        if match is None:
             report.unexpected.append(name)
+            continue
+        own = here + name[match.end() :]
+        for numbered, named in LAYERS.items():
+            own = own.replace(numbered, named)
+        report.mapped[name], weights[own] = own, tensor
     return weights, report
 
 
+def _apart(folder: Path) -> tuple[str, ...]:
+    """The folders of parts that are there; none where the projector lies with all else."""
+    if not any((folder / name).is_dir() for name in PROJECTOR_FOLDERS):
+        return ()
+    return tuple(n for n in (*LM_FOLDERS, *VISION_FOLDERS, *PROJECTOR_FOLDERS) if (folder / n).is_dir())
+
+
 def _layout_of(folder: Path) -> Layout:
-    for layout, parts in FOLDERS.items():
-        if parts and (folder / parts[-1]).is_dir():
-            return layout
-    names = [name for name, _ in _in_folder(folder)]
-    signs: dict[Layout, str] = {"tinyllava": "connector.", "llava": "model.mm_projector.", "xtuner": "projector.model."}
-    for layout, sign in signs.items():
-        if any(name.startswith(sign) for name in names):
-            return layout
+    for name, _ in _tensors(folder):
+        for layout, sign in SIGNS.items():
+            if name.startswith(sign):
+                return layout
     raise UserError(
-        f"convert: the tensors in {folder} are of no known layout (no {', '.join(signs.values())} among them). "
-        f"Known are {', '.join(signs)}; a folder in Hugging Face's LLaVA format needs no conversion."
+        f"convert: the tensors in {folder} are of no known layout (no {', '.join(SIGNS.values())} among them). "
+        f"Known are {', '.join(SIGNS)}; a folder in Hugging Face's LLaVA format needs no conversion."
     )
 
 
-def _tensors(folder: Path, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, named as in one file."""
-    if not (FOLDERS[layout] and (folder / FOLDERS[layout][-1]).is_dir()):
-        yield from _in_folder(folder)
-        return
-    for part in FOLDERS[layout]:
-        if (folder / part).is_dir():
-            yield from ((f"{part}.{name}", tensor) for name, tensor in _in_folder(folder / part))
-    if layout == "xtuner" and not (folder / "llm").is_dir():
-        yield from ((f"llm.{name}", tensor) for name, tensor in _in_folder(folder))
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, named as in one file; parts apart first."""
+    apart = _apart(folder)
+    for part in apart:
+        yield from ((f"{part}.{name}", tensor) for name, tensor in _in_folder(folder / part))
+    if not set(apart) & set(LM_FOLDERS):  # all lie here; or, with parts apart, xtuner's language model alone
+        yield from ((f"llm.{name}" if apart else name, tensor) for name, tensor in _in_folder(folder))
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -212,9 +217,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
     if not folder.is_dir():
         raise UserError(f"convert: there is no folder '{folder}'.")
     for kind in TENSOR_FILES:
-        files = sorted(
-            f for f in folder.glob(kind) if f.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")
-        )
+        files = sorted(file for file in folder.glob(kind) if file.name not in NO_WEIGHTS)
         for file in files:
             try:
                 if kind == "*.safetensors":
@@ -250,7 +253,7 @@ def _config(folder: Path, vision: str | None, lm: str | None) -> LlavaConfig:
 
 def _sub_config(folder: Path, part: str, given: str | None, raw: dict[str, Any]) -> Any:
     """A part's configuration: as given, from its own folder, or from within the whole model's."""
-    own = {"lm": ("language_model", "llm"), "vision": ("vision_tower", "visual_encoder")}[part]
+    own = LM_FOLDERS if part == "lm" else VISION_FOLDERS
     sub = next((folder / name for name in own if (folder / name / "config.json").is_file()), None)
     inside = raw.get({"lm": "text_config", "vision": "vision_config"}[part])
     try:
@@ -275,7 +278,7 @@ def _sub_config(folder: Path, part: str, given: str | None, raw: dict[str, Any])
 
 
 def _tokenizer(folder: Path, lm: str | None) -> Any:
-    for place in (folder, folder / "language_model", folder / "llm", lm):
+    for place in (folder, *(folder / name for name in LM_FOLDERS), lm):
         if place is not None and (place == lm or (Path(place) / "tokenizer_config.json").is_file()):
             tokenizer = AutoTokenizer.from_pretrained(place)
             if tokenizer.pad_token is None:
@@ -285,7 +288,7 @@ def _tokenizer(folder: Path, lm: str | None) -> Any:
 
 
 def _image_processor(folder: Path, vision: str | None) -> Any:
-    for place in (folder, folder / "vision_tower", folder / "visual_encoder", vision):
+    for place in (folder, *(folder / name for name in VISION_FOLDERS), vision):
         if place is not None and (place == vision or (Path(place) / "preprocessor_config.json").is_file()):
             return AutoImageProcessor.from_pretrained(place, use_fast=False)
     raise UserError(f"convert: {folder} holds no image processor. Give --vision, the tower's folder or hub id.")

@@ -41,11 +41,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             unfinished.replace(path)
         except (OSError, RuntimeError) as error:  # torch wraps what its writer meets
             unfinished.unlink(missing_ok=True)
-            said = error if isinstance(error, OSError) or error.__context__ is None else error.__context__
+            said = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(said, OSError):
+                raise
             there = newest(path.parent)
             held = f"The newest whole one is {there}" if there else "There is none yet"
             raise UserError(
-                f"The checkpoint {path} could not be written ({str(said).strip().splitlines()[0]}). {held}. Make room "
+                f"The checkpoint {path} could not be written ({said}). {held}. Make room "
                 "on that disk, or set checkpoint.dirpath to another; then go on with --ckpt_path=last (make: "
                 "RESUME=auto)."
             ) from error

@@ -10,9 +10,8 @@ from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.vlm.build import VLMSpec
+from lightning_switchkd.vlm.build import VLMSpec, switched
 from lightning_switchkd.vlm.seams import VLM, family_of
-from lightning_switchkd.vlm.speed import recompute_blocks
 
 
 def _qwen(width: int, inner: int, layers: int, heads: int, groups: int, tied: bool, vocabulary: int = 151936) -> Any:
@@ -68,20 +67,20 @@ WHOLE = {
 IMAGE_TOKEN_ID = 151646
 
 
-def frame(spec: VLMSpec, where: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> VLM:
+def frame(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> VLM:
     """The model of a recipe at its size: no weight is read, each is a cheap random number of a plausible size.
 
     Args:
         spec: as in ``model.student``; ids and folders are known by their last part.
-        where: the setting, for messages.
+        name: ``student`` or ``teacher``.
         dtype: of the weights.
         device: where it is made.
 
     Raises:
         UserError: its sizes are not known, and neither its folder nor the hub's cache tells them.
     """
-    config = _config(spec, where)
-    family = family_of(config, where)
+    config = _config(spec, f"model.{name}")
+    family = family_of(config, f"model.{name}")
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
@@ -99,10 +98,7 @@ def frame(spec: VLMSpec, where: str, dtype: torch.dtype, device: torch.device | 
             part = flat[start : start + noise.numel()]
             part.copy_(noise[: part.numel()])
     model.tie_weights()
-    vlm = family(model)
-    for part in set(spec.activation_checkpointing):
-        recompute_blocks(vlm.blocks(part))
-    return vlm
+    return switched(family(model), spec, name)
 
 
 def _config(spec: VLMSpec, where: str) -> PretrainedConfig:

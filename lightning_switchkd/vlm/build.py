@@ -103,7 +103,14 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLM:
         vlm = _from_checkpoint(spec, f"model.{name}.checkpoint")
     else:
         vlm = _from_parts(spec, tokenizer, f"model.{name}")
+    return switched(vlm, spec, name)
+
+
+def switched(vlm: VLM, spec: VLMSpec, name: str) -> VLM:
+    """The same model with what its specification switches on: adapters, compiled and recomputed blocks."""
     if spec.lora is not None:
+        if name == "teacher":
+            raise UserError("model.teacher.lora: a teacher does not learn, so it takes no adapters. Set it to null.")
         add_lora(vlm, spec.lora, f"model.{name}.lora")
     for part in set(spec.compile):
         compile_blocks(vlm.blocks(part), f"model.{name}.compile")

@@ -72,8 +72,7 @@ def check_pair(
     student: VLM,
     teacher: VLM | None,
     needs: Need,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    vocabulary: int,
 ) -> None:
     """METHOD section 6, as far as the objective needs it.
 
@@ -81,8 +80,7 @@ def check_pair(
         student: the model that learns.
         teacher: the model it learns from, or None.
         needs: what the objective reads.
-        tokenizer: the tokenizer that makes the ids (data.processor).
-        teacher_tokenizer: the teacher's own, or None where its folder has none.
+        vocabulary: ids of the tokenizer (data.processor).
 
     Raises:
         UserError: names both sides, both values and the setting that would bridge them.
@@ -94,11 +92,9 @@ def check_pair(
             "The objective compares with a teacher, but model.teacher is null. Set model.teacher.checkpoint to the "
             "teacher's folder or hub id, or train without one (EXP=sft)."
         )
-    if teacher_tokenizer is not None:
-        _check_vocabulary(tokenizer, teacher_tokenizer)
-    if teacher.head_size < len(tokenizer):
+    if teacher.head_size < vocabulary:
         raise UserError(
-            f"The tokenizer (data.processor) has {len(tokenizer)} ids, but the teacher's head has only "
+            f"The tokenizer (data.processor) has {vocabulary} ids, but the teacher's head has only "
             f"{teacher.head_size} columns. Teacher and student must share one vocabulary; choose a teacher of the "
             "student's language-model family (model.teacher)."
         )
@@ -124,7 +120,12 @@ def _check_features(student: VLM, teacher: VLM, switch: bool) -> None:
             )
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Logits are compared id by id: both tokenizers must give all tokens the same ids.
+
+    Raises:
+        UserError: they do not; the message names one.
+    """
     ours, theirs = tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     if ours == theirs:
         return

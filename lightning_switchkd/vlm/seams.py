@@ -7,7 +7,7 @@ which family it is dealing with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -134,6 +134,12 @@ class VLM(nn.Module, ABC):
     def part_parameters(self, part: Part) -> list[nn.Parameter]:
         """Parameters of one part, in a fixed order."""
         return [p for module in self.parts()[part] for p in module.parameters()]
+
+    def freeze(self, parts: Iterable[Part]) -> None:
+        """Leaves some parts as they are."""
+        for part in parts:
+            for parameter in self.part_parameters(part):
+                parameter.requires_grad_(False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Buffers keep their dtype, as in Hugging Face's loading: rotary frequencies rounded to bfloat16 turn a token

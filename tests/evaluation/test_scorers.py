@@ -18,7 +18,15 @@ from lightning_switchkd.evaluation.scorers.choice import (
     scienceqa_letter,
 )
 from lightning_switchkd.evaluation.scorers.short_answer import consensus, equal, evalai, official
-from lightning_switchkd.evaluation.scorers.yes_no import detection, mme_category, mme_reply, pope_reply
+from lightning_switchkd.evaluation.scorers.yes_no import (
+    COGNITION,
+    PERCEPTION,
+    detection,
+    mme_category,
+    mme_reply,
+    mme_totals,
+    pope_reply,
+)
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
 USED = {
@@ -63,7 +71,10 @@ def test_mme_scores(case: dict[str, Any]) -> None:
     if "pairs" in case:
         assert mme_category([tuple(map(bool, pair)) for pair in case["pairs"]]) == case["category_score"]  # type: ignore[misc]
     else:
-        assert case["perception_total"] / 20 == pytest.approx(case["percent"])
+        share = case["perception_total"] / len(PERCEPTION)
+        perception, cognition = mme_totals(dict.fromkeys(PERCEPTION, share) | dict.fromkeys(COGNITION, 50.0))
+        assert perception / 20 == pytest.approx(case["percent"])
+        assert cognition == 200
 
 
 @cases("pope_parse")

@@ -66,6 +66,11 @@ def test_a_run_exports_a_plain_folder_and_goes_on(folder: Path, tmp_path: Path) 
     main([*arguments, "--trainer.max_steps=6", "--ckpt_path=last"])
 
 
+def test_a_teacher_takes_none(folder: Path) -> None:
+    with pytest.raises(UserError, match="a teacher does not learn"):
+        build(adapted(folder), tiny.tokenizer(), "teacher")
+
+
 def test_names_that_are_not_there(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.student\.lora: .*nowhere"):
         build(adapted(folder, targets=["nowhere"]), tiny.tokenizer(), "student")

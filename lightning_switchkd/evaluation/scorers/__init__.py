@@ -7,4 +7,3 @@ A *protocol* says whose rules hold where the harnesses disagree: ``llava`` (what
 from typing import Literal
 
 Protocol = Literal["llava", "lmms", "vlmevalkit"]
-PROTOCOLS: tuple[Protocol, ...] = ("llava", "lmms", "vlmevalkit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,15 @@ def mme_category(pairs: Sequence[tuple[bool, bool]]) -> float:
     """
     single = sum(map(sum, pairs)) / (2 * len(pairs))
     return 100 * single + 100 * sum(all(pair) for pair in pairs) / len(pairs)
+
+
+def mme_totals(categories: Mapping[str, float]) -> tuple[float, float]:
+    """Perception (at most 2,000) and cognition (at most 800) from the scores of all fourteen categories.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    return sum(categories[name] for name in PERCEPTION), sum(categories[name] for name in COGNITION)
 
 
 def pope_reply(text: str, protocol: Protocol = "llava") -> Reply:
