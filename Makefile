@@ -25,6 +25,10 @@ RESUMING = $(if $(RESUME),--ckpt_path=$(if $(filter auto,$(RESUME)),last,$(RESUM
 DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(1).yaml \
   $(WITH:%=--config conf/with/%.yaml)
 
+empty :=
+comma := ,
+listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
+
 EMBEDDED := digits easy_vqa emoji emoji_quick
 EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
 
@@ -33,7 +37,7 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train recipe dry-run fill-cache validate-data ablation prepared test test-all lint tensorboard clean
+.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -85,18 +89,23 @@ $(eval $(call stage,emoji,start_large,pretrained_large))
 $(eval $(call stage,emoji,teacher_large,tower))
 STAGES_sizes := start_small start_large teacher_large
 
-# what was held out, asked of teacher and start; whoever uses it adds --output and more models
-EVALUATE = $(CMD) evaluate --annotations datasets/$(DATA)/test.json --image_root datasets/$(DATA)/images \
-  --majority datasets/$(DATA)/train.json \
-  --models.teacher=runs/$(DATA)/teacher/student --models.start=runs/$(DATA)/start/student
+# what was held out, asked of teacher, start and student, seeing and blind
+BENCHMARKS ?= $(DATA)
+OUTPUT ?= $(RUN)/report
+EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --blind true --batch_size 128 \
+  --models.teacher=runs/$(DATA)/teacher/student --models.start=runs/$(DATA)/start/student \
+  --models.student=$(RUN)/student --run $(RUN) --output $(OUTPUT)
 
 # -- the main job ------------------------------------------------------------------------------------------------------
 
 train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, student before and after
 	$(call DISTIL,$(EXP)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
 ifneq ($(EMBEDDED_DATA),)
-	$(EVALUATE) --models.student=$(RUN)/student --run $(RUN) --output $(RUN)/report
+	$(EVALUATE)
 endif
+
+evaluate: .venv/ready | $(PREPARED) ## ask teacher, start and student of a run the held-out questions: DATA=, RUN=, BENCHMARKS="emoji emoji_glyphs"
+	$(EVALUATE) $(ARGS)
 
 # A recipe of full size: stage after stage, each from the student of the one before; what is finished is kept, what was
 # stopped goes on.
@@ -126,10 +135,6 @@ fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once 
 STUDY ?= methods
 METHODS ?=
 SEEDS ?= $(if $(QUICK),0 1)
-empty :=
-comma := ,
-listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
-
 ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
 ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points or sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)

@@ -45,6 +45,8 @@ from lightning_switchkd.dry_run import Plan, dry_run
 from lightning_switchkd.errors import UserError, out_of_memory
 from lightning_switchkd.evaluation.evaluate import evaluate
 from lightning_switchkd.evaluation.generate import generate
+from lightning_switchkd.evaluation.report import report
+from lightning_switchkd.evaluation.score import score
 from lightning_switchkd.evaluation.study import ablation
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.terms import Need
@@ -56,6 +58,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "generate": generate,
     "evaluate": evaluate,
+    "score": score,
+    "report": report,
     "ablation": ablation,
     "repack": repack,
 }
@@ -85,7 +89,9 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   export         write the student of a checkpoint as a Hugging Face folder
   convert        write a TinyLLaVA, LLaVA-1.5 or xtuner checkpoint as a native model folder
   generate       ask a model folder a question about an image
-  evaluate       greedy answers of model folders on LLaVA records: table, plot, example page
+  evaluate       ask model folders the questions of benchmarks, and score the answers
+  score          score any system's answer file on a benchmark
+  report         results of several systems side by side, with published rows: HTML, Markdown, JSON
   ablation       train the methods of a study over several seeds, and compare them
   validate-data  read every record of the data: a report, and a list of those to leave out
   fill-cache     write the teacher's hidden rows of all records to model.teacher_cache, for the runs to come

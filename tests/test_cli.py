@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,9 @@ def test_every_composition_parses(files: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_every_file_below_conf_is_offered() -> None:
-    offered = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base"}
-    assert {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")} == offered
+    offered = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
+    there = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {name for name in there if not name.startswith("benchmark/")} == offered
 
 
 @pytest.mark.parametrize("data", ["digits", "easy_vqa", "emoji", "emoji_quick"])
@@ -114,28 +114,12 @@ def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path:
         assert torch.isfinite(model(**inputs).logits).all()
 
 
-def test_generate_and_evaluate(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = next((folder / "images").glob("*.png"))
     main(
         ["generate", f"--model={run / 'student'}", f"--image={image}", "--question=What is in 1?", "--max_new_tokens=3"]
     )
     assert capsys.readouterr().out.endswith("\n")
-    main([
-        "evaluate", f"--models.teacher={folder / 'teacher'}", f"--models.student={run / 'student'}",
-        f"--annotations={folder / 'records.json'}", f"--image_root={folder / 'images'}", f"--run={run}",
-        f"--majority={folder / 'records.json'}", f"--output={tmp_path}", "--batch_size=16", "--max_new_tokens=4",
-    ])  # fmt: skip
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    for model in ("teacher", "student"):
-        assert results["models"][model]["exact_match"].keys() == {"kind0", "kind1", "average"}
-        assert results["models"][model]["blind"].keys() == {"kind0", "kind1", "average"}
-    assert results["majority"]["exact_match"]["average"] == 1  # the records ask each text once
-    table = capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text(encoding="utf-8") in table
-    assert "\nPoints above the majority of training answers (100.0 in average): teacher -" in table
-    assert re.search(r"^\| kind0 .*\n\| kind1 .*\n\| average ", table, re.MULTILINE)
-    assert (tmp_path / "report.png").stat().st_size > 1000
-    assert "data:image/png;base64" in (tmp_path / "examples.html").read_text(encoding="utf-8")
 
 
 def test_flags_win_on_resume(folder: Path, run: Path, tmp_path: Path) -> None:

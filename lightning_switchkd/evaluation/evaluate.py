@@ -1,160 +1,121 @@
-"""Several model folders on the same held-out records: exact match by kind of question, with a blind score beside it."""
+"""Model folders on benchmarks: asked, scored, and shown side by side."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
-from tqdm import tqdm
+import lightning as L
 
-from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.sources import open_source, read_record
+from lightning_switchkd.checkpoints.record import fingerprint
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.generate import LoadedModel, Question, batches, load_model
+from lightning_switchkd.evaluation.answers import Matched, match, read_answers
+from lightning_switchkd.evaluation.asking import AnswerLog, Asker, AskingBar
+from lightning_switchkd.evaluation.benchmarks import DATA_ROOT, Benchmark
+from lightning_switchkd.evaluation.formats import MAJORITY
+from lightning_switchkd.evaluation.generate import load_model
+from lightning_switchkd.evaluation.items import Item
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
-from lightning_switchkd.evaluation.report import MAJORITY, write_report
+from lightning_switchkd.evaluation.published import PUBLISHED, read_published
+from lightning_switchkd.evaluation.report import BLIND, report
+from lightning_switchkd.evaluation.score import check_protocol, rate
+from lightning_switchkd.evaluation.scorers import Protocol
+from lightning_switchkd.vlm.build import DType
 
-
-@dataclass
-class Scores:
-    """One column's answers and their exact match by kind of question, seeing and blind.
-
-    Attributes:
-        answers: one per question, seeing.
-        seeing: share of right answers by source.
-        blind: the same with every image blanked; empty for what never sees an image.
-    """
-
-    answers: list[str] = field(default_factory=list)
-    seeing: dict[str, float] = field(default_factory=dict)
-    blind: dict[str, float] = field(default_factory=dict)
-
-
-def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-    """Share of answers equal to the right one, by source; ``average`` is the plain mean over the sources.
-
-    Where the sources have different sizes, ``all questions`` is the share of all answers.
-
-    >>> asked = [Question((), (), answer="7", source="position"), Question((), (), answer="yes", source="exists")]
-    >>> exact_match(["7", "no"], asked)
-    {'exists': 0.0, 'position': 1.0, 'average': 0.5}
-    """
-    right: dict[str, list[bool]] = {source: [] for source in sorted({q.source for q in questions})}
-    for answer, question in zip(answers, questions, strict=True):
-        right[question.source].append(answer == question.answer.strip())
-    shares = {source: sum(found) / len(found) for source, found in right.items()}
-    overall = {"all questions": sum(map(sum, right.values())) / len(questions)}
-    return {
-        **shares,
-        "average": sum(shares.values()) / len(shares),
-        **(overall if len(set(map(len, right.values()))) > 1 else {}),
-    }
-
-
-def read_questions(annotations: str, image_root: str, limit: int | None) -> list[Question]:
-    """The last question of every record."""
-    if not Path(image_root).is_dir():
-        raise UserError(f"--image_root: there is no folder '{image_root}'.")
-    source = open_source(annotations, ImageFolder(image_root))
-    n = len(source) if limit is None else min(limit, len(source))
-    return [Question.of_record(read_record(source, i)) for i in range(n)]
-
-
-def answer_all(
-    model: LoadedModel, questions: Sequence[Question], name: str, batch_size: int, max_new_tokens: int, blind: bool
-) -> list[str]:
-    """Asks one model everything, with a progress bar of this name."""
-    answers: list[str] = []
-    with tqdm(total=len(questions), desc=name, unit="q") as bar:
-        for batch in batches(questions, batch_size):
-            answers += model.ask(batch, max_new_tokens, blind)
-            bar.update(len(batch))
-    return answers
-
-
-def score_model(name: str, folder: str, questions: Sequence[Question], batch_size: int, max_new_tokens: int) -> Scores:
-    """Asks one model everything, seeing and blind."""
-    model = load_model(folder)
-    answers = answer_all(model, questions, name, batch_size, max_new_tokens, blind=False)
-    blank = answer_all(model, questions, f"{name} (blind)", batch_size, max_new_tokens, blind=True)
-    return Scores(answers, exact_match(answers, questions), exact_match(blank, questions))
-
-
-def ask(
-    folder: str, files: Mapping[str, str], image_root: str, batch_size: int = 128, max_new_tokens: int = 16
-) -> dict[str, dict[str, list[str]]]:
-    """Greedy answers of a model to the last question of every record of LLaVA files.
-
-    Args:
-        folder: of the model.
-        files: LLaVA files by name; the first is also asked with every image blanked.
-        image_root: folder their images lie in.
-        batch_size: questions asked at once.
-        max_new_tokens: longest answer.
-
-    Returns:
-        by name of the file, ``seeing`` and, of the first, ``blind`` answers in the order of the records.
-    """
-    model = load_model(folder)
-    said: dict[str, dict[str, list[str]]] = {}
-    for name, file in files.items():
-        questions = read_questions(file, image_root, None)
-        ways = {"seeing": False} if said else {"seeing": False, "blind": True}
-        said[name] = {
-            way: answer_all(model, questions, f"{name}, {way}", batch_size, max_new_tokens, blind)
-            for way, blind in ways.items()
-        }
-    return said
+ANSWERS = ".answers.jsonl"
 
 
 def evaluate(
     models: dict[str, str],
-    annotations: str,
-    image_root: str,
     output: str,
+    benchmarks: list[str] | None = None,
+    annotations: dict[str, str] | None = None,
+    data_root: str = DATA_ROOT,
+    protocol: str = "llava",
+    blind: bool = False,
     run: str | None = None,
-    majority: str | None = None,
-    batch_size: int = 128,
-    max_new_tokens: int = 16,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
     limit: int | None = None,
+    workers: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    dtype: DType = "float32",
+    published: str = PUBLISHED,
 ) -> None:
-    """Greedy exact match of several model folders on held-out LLaVA records: table, plot and page of examples.
+    """Greedy answers of model folders on benchmarks, scored, beside published figures: HTML, Markdown and JSON.
 
-    Records are grouped by their ``source``. Every score has a blind one beside it: the same questions with every
-    image blanked, which is what can be guessed from the text.
+    Answers are written down as they come: a run that was stopped goes on, and what is finished is not asked again.
 
     Args:
-        models: name and folder of each model, ``--models.teacher=DIR --models.student=DIR``.
-        annotations: LLaVA JSON or JSONL file; the last answer of each record is the right one.
-        image_root: folder its images lie in.
-        output: folder for results.json, table.md, report.png and examples.html.
-        run: run folder whose metrics.csv gives the plot its training curves.
-        majority: training annotations; adds what their most frequent answer to each question text would score.
-        batch_size: questions asked at once.
-        max_new_tokens: longest answer.
-        limit: only the first so many records.
+        models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``.
+        output: folder of answers, results and report.
+        benchmarks: names in conf/benchmark/, or YAML files; by default the ten of the paper.
+        annotations: folders of benchmarks' files that lie elsewhere than their YAML says, ``--annotations.gqa=DIR``.
+        data_root: what {root} stands for in the YAML files.
+        protocol: llava, lmms or vlmevalkit: prompts and rules where the harnesses disagree.
+        blind: ask everything with every image blanked as well: what can be guessed from the question.
+        run: run folder whose metrics.csv gives the report its training curves.
+        batch_size: questions asked at once, on each device.
+        max_new_tokens: longest answer; by default as each benchmark says.
+        limit: only the first so many questions of each.
+        workers: processes that read images, for each device.
+        accelerator: cpu, gpu or auto.
+        devices: processes, one a device.
+        dtype: of the weights.
+        published: YAML file of rows to compare with.
     """
-    questions = read_questions(annotations, image_root, limit)
-    scores: dict[str, Scores] = {}
-    if majority is not None:
-        said = majority_answers(read_conversations(majority), questions)
-        scores[MAJORITY] = Scores(said, exact_match(said, questions))
-    for name, model in models.items():
-        scores[name] = score_model(name, model, questions, batch_size, max_new_tokens)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, object] = {
-        "annotations": annotations,
-        "questions": len(questions),
-        "models": {
-            n: {"folder": folder, "exact_match": scores[n].seeing, "blind": scores[n].blind}
-            for n, folder in models.items()
-        },
-    }
-    if majority is not None:
-        results["majority"] = {"annotations": majority, "exact_match": scores[MAJORITY].seeing}
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(write_report(folder, questions, scores, Path(run) if run else None))
-    print(f"\nTable, plot and examples: {folder}/table.md, report.png, examples.html")
+    rules = check_protocol(protocol)
+    papers = read_published(published)
+    chosen = [Benchmark.read(name) for name in benchmarks or papers[0].benchmarks]
+    if reserved := {MAJORITY, BLIND} & models.keys():
+        raise UserError(f"--models: {', '.join(sorted(reserved))} is a name of the report; take another.")
+    questions = {}
+    for one in chosen:
+        folder = one.folder(data_root, (annotations or {}).get(one.name))
+        questions[one.name] = folder, one.items(folder)[:limit]
+    bar = AskingBar()
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        callbacks=[bar],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        strategy="ddp" if devices > 1 else "auto",
+    )
+    for name, model_folder in models.items():
+        model = load_model(model_folder, "cpu", dtype)
+        weights = fingerprint(model.vlm)
+        for one, is_blind in product(chosen, (False, True) if blind else (False,)):
+            folder, items = questions[one.name]
+            longest = max_new_tokens or one.max_new_tokens
+            place = Path(output, name, f"{one.name}.{BLIND}" if is_blind else one.name)
+            asked = {"model": name, "weights": weights, "dtype": dtype, "max_new_tokens": longest, "blind": is_blind}
+            prompts = [one.prompt_of(item, rules) for item in items]
+            log = AnswerLog(place.with_name(f"{place.name}{ANSWERS}"), items, prompts, asked)
+            bar.name = f"{name}, {one.title}{', blind' if is_blind else ''}"
+            if trainer.is_global_zero:
+                log.begin()
+            trainer.strategy.barrier("begun")
+            if log.todo():
+                asker = Asker(model, log, batch_size, longest, is_blind, workers)
+                trainer.predict(asker, return_predictions=False)
+            if trainer.is_global_zero:
+                matched = match(items, *read_answers(log.file))
+                rate(one, folder, items, matched, rules, str(log.file)).write(place.with_name(f"{place.name}.json"))
+    if not trainer.is_global_zero:
+        return
+    systems = {name: str(Path(output, name)) for name in models}
+    for one in (one for one in chosen if one.training):
+        _majority(one, *questions[one.name], rules, Path(output, MAJORITY))
+        systems = {MAJORITY: str(Path(output, MAJORITY)), **systems}
+    report(systems, output, [one.name for one in chosen], run, published)
+
+
+def _majority(benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: Protocol, output: Path) -> None:
+    """Scores what the training answers say to each question."""
+    said = majority_answers(read_conversations(benchmark.training), [item.question for item in items])
+    result = rate(benchmark, folder, items, Matched(list(said)), protocol, benchmark.training)
+    result.write(output / f"{benchmark.name}.json")

@@ -11,13 +11,14 @@ from typing import TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.records import IMAGE_TOKEN, ImageRef, Record, Turn
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.vlm.build import VLMSpec, build
+from lightning_switchkd.vlm.build import DType, VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
 T = TypeVar("T")
@@ -58,6 +59,10 @@ class Prompts:
     input_ids: Tensor
     attention_mask: Tensor
     pixel_values: Tensor
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on a device."""
+        return Prompts(self.input_ids.to(device), self.attention_mask.to(device), self.pixel_values.to(device))
 
     @classmethod
     def of(
@@ -115,24 +120,29 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model folder, ready to be asked: its own chat template writes the questions."""
+class Preparer:
+    """Writes questions down as a model wants them; needs no model, so that loader processes can do it.
 
-    vlm: VLM
+    Attributes:
+        processor: of the model's folder; its chat template writes the questions.
+        pixels: makes images ready.
+        image_tokens: how many placeholders an image has.
+    """
+
     processor: LlavaProcessor
     pixels: Pixels
     image_tokens: int
-    stop_ids: list[int]
 
-    def ask(self, questions: Sequence[Question], max_new_tokens: int, blind: bool = False) -> list[str]:
-        """Greedy answers; ``blind`` blanks every image."""
+    def __call__(
+        self, questions: Sequence[Question], blind: bool = False, device: torch.device | str = "cpu"
+    ) -> Prompts:
+        """The questions as one batch; ``blind`` blanks every image."""
         images = [image for question in questions for image in question.images]
-        tokenizer, device = self.processor.tokenizer, next(self.vlm.parameters()).device
         ids = [self._ids(question) for question in questions]
-        prompts = Prompts.of(ids, images, self.pixels, tokenizer.pad_token_id, device)
+        prompts = Prompts.of(ids, images, self.pixels, self.processor.tokenizer.pad_token_id, device)
         if blind:
             prompts = replace(prompts, pixel_values=torch.zeros_like(prompts.pixel_values))
-        return answers(self.vlm, prompts, self.processor, self.stop_ids, max_new_tokens)
+        return prompts
 
     def _ids(self, question: Question) -> list[int]:
         messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]
@@ -142,20 +152,49 @@ class LoadedModel:
         return list(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def load_model(folder: str, device: str = "auto") -> LoadedModel:
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model folder, ready to be asked."""
+
+    vlm: VLM
+    prepare: Preparer
+    stop_ids: list[int]
+
+    def ask(self, questions: Sequence[Question], max_new_tokens: int, blind: bool = False) -> list[str]:
+        """Greedy answers; ``blind`` blanks every image."""
+        device = next(self.vlm.parameters()).device
+        return self.answers(self.prepare(questions, blind, device), max_new_tokens)
+
+    def ask_all(
+        self, questions: Iterable[Question], number: int, name: str, batch_size: int, max_new_tokens: int, blind: bool
+    ) -> list[str]:
+        """Greedy answers to many, batch by batch, with a progress bar of this name."""
+        found: list[str] = []
+        with tqdm(total=number, desc=name, unit="q") as bar:
+            for batch in batches(questions, batch_size):
+                found += self.ask(batch, max_new_tokens, blind)
+                bar.update(len(batch))
+        return found
+
+    def answers(self, prompts: Prompts, max_new_tokens: int) -> list[str]:
+        """Greedy answers to questions that are ready."""
+        return answers(self.vlm, prompts, self.prepare.processor, self.stop_ids, max_new_tokens)
+
+
+def load_model(folder: str, device: str = "auto", dtype: DType = "float32") -> LoadedModel:
     """A model folder (or hub id) with its processor.
 
     Raises:
         UserError: there is no such folder, or it holds no supported model.
     """
     processor = load_processor(folder)
-    vlm = build(VLMSpec(checkpoint=folder), processor.tokenizer, "student").eval()
+    vlm = build(VLMSpec(checkpoint=folder, dtype=dtype), processor.tokenizer, "student").eval()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = vlm.model.generation_config.eos_token_id
     stop_ids = [stop] if isinstance(stop, int) else list(stop or [processor.tokenizer.eos_token_id])
-    pixels = Pixels(processor.image_processor)
-    return LoadedModel(vlm.to(device), processor, pixels, image_tokens(processor), stop_ids)
+    prepare = Preparer(processor, Pixels(processor.image_processor), image_tokens(processor))
+    return LoadedModel(vlm.to(device), prepare, stop_ids)
 
 
 def generate(

@@ -8,22 +8,20 @@ from itertools import pairwise
 
 from lightning_switchkd.data.records import Turn
 from lightning_switchkd.data.sources import open_source, read_record
-from lightning_switchkd.evaluation.generate import Question
 
 
-def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequence[Question]) -> list[str]:
+def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequence[str]) -> list[str]:
     """For each question the most frequent training answer to its text; for an unseen text, to all texts together.
 
     Of equally frequent answers the one met first is taken.
 
     Args:
         conversations: turns of the training records, answers included; every answer counts.
-        questions: what is asked.
+        questions: what is asked, without places of images.
 
     >>> first = [Turn("user", "<image>\\n1?"), Turn("assistant", "no"), Turn("user", "Which?"), Turn("assistant", "3")]
     >>> second = [Turn("user", "Which?\\n<image>"), Turn("assistant", "3")]
-    >>> asked = [Question((Turn("user", text),), ()) for text in ("<image>\\n1?", "Which?", "2?")]
-    >>> majority_answers([first, second], asked)
+    >>> majority_answers([first, second], ["1?", "Which?", "2?"])
     ['no', '3', '3']
     """
     by_text: dict[str, Counter[str]] = {}
@@ -32,7 +30,7 @@ def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequenc
             if said.role == "assistant":
                 by_text.setdefault(asked.text_only, Counter())[said.text.strip()] += 1
     overall = sum(by_text.values(), Counter[str]())
-    return [by_text.get(q.turns[-1].text_only, overall).most_common(1)[0][0] for q in questions]
+    return [by_text.get(text, overall).most_common(1)[0][0] for text in questions]
 
 
 def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:

@@ -1,168 +1,194 @@
-"""Scores as a table, a plot and a page of examples."""
+"""Results of several systems side by side: HTML in one file, Markdown and JSON."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import html
-import io
-import statistics
+import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Protocol
 
-from PIL import Image
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.charts import Curves, grouped_bars, loss_curves, pyplot, radar, validation_curves
+from lightning_switchkd.evaluation.formats import MAJORITY, markdown
+from lightning_switchkd.evaluation.paired import Paired, mcnemar
+from lightning_switchkd.evaluation.published import PUBLISHED, PublishedTable, read_published
+from lightning_switchkd.evaluation.report_page import Example, examples_of, page
+from lightning_switchkd.evaluation.score import QUESTIONS, Result
 
-from lightning_switchkd.evaluation.generate import Question
-
-EXAMPLES_PER_KIND = 6
-MAJORITY = "majority"  # the column of the text-only baseline
-
-
-class ModelScores(Protocol):
-    """What a report needs of ``evaluate.Scores``."""
-
-    answers: list[str]
-    seeing: dict[str, float]
-    blind: dict[str, float]
+BLIND = "blind"
+Systems = Mapping[str, Mapping[str, Result]]
+"""Results by benchmark (``NAME`` and ``NAME.blind``), by system."""
 
 
-def write_report(
-    folder: Path, questions: Sequence[Question], scores: Mapping[str, ModelScores], run: Path | None
-) -> str:
-    """Writes ``table.md``, ``report.png`` and ``examples.html``; returns the table."""
-    table = "\n\n".join([table_of(scores), *above_majority(scores)])
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    (folder / "examples.html").write_text(examples_page(questions, scores), encoding="utf-8")
-    plot(folder / "report.png", scores, run)
-    return table
+def report(
+    systems: dict[str, str],
+    output: str,
+    benchmarks: list[str] | None = None,
+    run: str | None = None,
+    published: str = PUBLISHED,
+    examples: int = 6,
+) -> None:
+    """Results of `score` and `evaluate` side by side, with published rows: HTML in one file, Markdown, JSON.
 
-
-def table_of(scores: Mapping[str, ModelScores]) -> str:
-    """A Markdown table in per cent: a row a kind of question, two columns a model, the blind score beside the score."""
-    columns: list[tuple[str, dict[str, float]]] = []
-    for name, score in scores.items():
-        columns += [(name, score.seeing), *([("blind", score.blind)] if score.blind else [])]
-    rows = [["exact match, %", *(name for name, _ in columns)]]
-    for kind in next(iter(scores.values())).seeing:
-        rows.append([kind, *(per_cent([shares[kind]]) for _, shares in columns)])
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first row the heading, its columns as wide as they must be."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
-
-
-def above_majority(scores: Mapping[str, ModelScores]) -> list[str]:
-    """A sentence: by how many points each model is above the majority over all questions; none without that column."""
-    if MAJORITY not in scores:
-        return []
-    row = list(scores[MAJORITY].seeing)[-1]  # all questions; where kinds have equal sizes, their average is the same
-    base = scores[MAJORITY].seeing[row]
-    gains = [f"{name} {per_cent([score.seeing[row] - base])}" for name, score in scores.items() if name != MAJORITY]
-    return [f"Points above the majority of training answers ({per_cent([base])} in {row}): {', '.join(gains)}."]
-
-
-def per_cent(shares: Sequence[float]) -> str:
-    """One share as ``97.5``, several as ``97.5 ± 0.3`` (mean and sample standard deviation).
-
-    >>> per_cent([0.975]), per_cent([0.97, 0.98])
-    ('97.5', '97.5 ± 0.7')
+    Args:
+        systems: name and folder of results (files written by `score --output FOLDER/BENCHMARK.json`, or `evaluate`) of
+            each system, ``--systems.ours=DIR --systems.theirs=DIR``.
+        output: folder of the report.
+        benchmarks: only these, in this order.
+        run: run folder whose metrics.csv gives training curves.
+        published: YAML file of rows to compare with.
+        examples: questions shown of each benchmark, with their images where these are still there.
     """
-    mean = f"{100 * statistics.mean(shares):.1f}"
-    return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
+    tables = read_published(published)
+    results = {name: _read(Path(folder), name) for name, folder in systems.items()}
+    found = dict.fromkeys(name for of in results.values() for name in of if not name.endswith(f".{BLIND}"))
+    order = dict.fromkeys(column for table in tables for column in table.benchmarks)
+    wanted = benchmarks or [*order, *(name for name in found if name not in order)]
+    if not (names := [name for name in wanted if name in found]):
+        raise UserError(
+            f"--systems: there are no results in {', '.join(systems.values())}. `score --output` writes them."
+        )
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = _pairs(results, names)
+    text = "\n\n".join([*_rows_of_papers(results, tables), *(_breakdown(results, name) for name in names), *pairs[0]])
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps(_as_json(results, names, pairs[1]), indent=2) + "\n", encoding="utf-8"
+    )
+    _draw(folder / "report.png", results, names, validation_curves(Path(run) / "metrics.csv") if run else {})
+    shown: dict[str, list[Example]] = {
+        name: examples_of({s: of[name] for s, of in results.items() if name in of}, examples) for name in names
+    }
+    (folder / "report.html").write_text(page(text, (folder / "report.png").read_bytes(), shown), encoding="utf-8")
+    print(text)
+    print(f"\nReport: {folder}/report.html, table.md, report.png, results.json")
 
 
-def plot(path: Path, scores: Mapping[str, ModelScores], run: Path | None) -> None:
-    """Bars by kind of question (hatched: blind; dashed: majority) and, for a run, its held-out loss terms by step."""
-    import matplotlib as mpl
+def _read(folder: Path, system: str) -> dict[str, Result]:
+    if not folder.is_dir():
+        raise UserError(f"--systems.{system}: there is no folder {folder}.")
+    files = sorted(file.with_name(file.name.replace(QUESTIONS, ".json")) for file in folder.glob(f"*{QUESTIONS}"))
+    return {file.name.removesuffix(".json"): Result.read(file) for file in files}
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    curves = {} if run is None else validation_curves(run / "metrics.csv")
-    figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(13 if curves else 8, 4.2), squeeze=False)
-    bars = axes[0][0]
-    kinds = list(next(iter(scores.values())).seeing)
-    models = {name: score for name, score in scores.items() if name != MAJORITY}
-    width = 0.8 / len(models)
-    for position, (name, score) in enumerate(models.items()):
-        places = [i + (position - (len(models) - 1) / 2) * width for i in range(len(kinds))]
-        drawn = bars.bar(places, [100 * score.seeing[kind] for kind in kinds], width * 0.9, label=name)
-        blind = [100 * score.blind[kind] for kind in kinds]
-        label = "blind" if position == 0 else None
-        bars.bar(places, blind, width * 0.9, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label=label)
-        bars.bar_label(drawn, fmt="%.0f", fontsize=7)
-    if MAJORITY in scores:
-        guessed = [100 * scores[MAJORITY].seeing[kind] for kind in kinds]
-        left, right = [i - 0.45 for i in range(len(kinds))], [i + 0.45 for i in range(len(kinds))]
-        bars.hlines(guessed, left, right, colors="black", linestyles="dashed", linewidth=1, label=MAJORITY)
-    bars.set_xticks(range(len(kinds)), kinds, rotation=20)
-    bars.set_ylabel("exact match, %")
-    bars.set_ylim(0, 122)
-    bars.legend(fontsize=8, ncols=len(models) + 2, loc="upper center")
-    bars.set_title("Held-out questions")
+def _rows_of_papers(systems: Systems, tables: Sequence[PublishedTable]) -> list[str]:
+    """Our rows in the papers' tables, where we have any of their columns."""
+    ours = {
+        name: {bench: r.score for bench, r in of.items() if r.score is not None}
+        for name, of in systems.items()
+        if name != MAJORITY
+    }
+    return [
+        f"{table.title} (papers: as published; MME: perception / 20)\n\n{markdown(table.rows(ours))}"
+        for table in tables
+        if any(column in scores for column in table.benchmarks for scores in ours.values())
+    ]
+
+
+def _breakdown(systems: Systems, name: str) -> str:
+    """A benchmark's table: a row a category, two columns a system, the blind score beside the score."""
+    columns: list[tuple[str, Result]] = []
+    for system, of in systems.items():
+        for key, heading in ((name, system), (f"{name}.{BLIND}", BLIND)):
+            if key in of:
+                columns.append((heading, of[key]))
+    first = columns[0][1]
+    rows = [[f"{first.title}, %", *(heading for heading, _ in columns)]]
+    for kind in first.categories:
+        rows.append([kind, *(f"{result.categories.get(kind, 0):.1f}" for _, result in columns)])
+    for figure in first.figures:
+        if round(first.figures[figure], 9) != round(first.score or 0, 9):
+            rows.append([figure, *(f"{result.figures.get(figure, 0):.1f}" for _, result in columns)])
+    rows.append(["score", *("" if r.score is None else f"{r.score:.1f}" for _, r in columns)])
+    rows.append(["95 % interval", *(f"{r.low:.1f} to {r.high:.1f}" for _, r in columns)])
+    lines = [f"{first.questions} questions, protocol {first.protocol}.", *_above_majority(systems, name)]
+    for heading, result in columns:
+        if result.odd:
+            counts = ", ".join(f"{count} {kind}" for kind, count in result.odd.items())
+            lines.append(f"Answers of {heading}: {counts}.")
+    return f"{markdown(rows)}\n\n" + "\n".join(lines)
+
+
+def _above_majority(systems: Systems, name: str) -> list[str]:
+    """By how many points each system is above what the training answers say."""
+    if name not in systems.get(MAJORITY, {}):
+        return []
+    base = systems[MAJORITY][name].score or 0.0
+    gains = [
+        f"{system} {(of[name].score or 0) - base:.1f}"
+        for system, of in systems.items()
+        if system != MAJORITY and name in of
+    ]
+    return [f"Points above the majority of training answers ({base:.1f}): {', '.join(gains)}."]
+
+
+def _pairs(systems: Systems, names: Sequence[str]) -> tuple[list[str], list[dict[str, object]]]:
+    """Every two systems question by question: a table, and the same for JSON."""
+    rows = [["McNemar", "benchmark", "first alone right", "second alone right", "p"]]
+    found: list[dict[str, object]] = []
+    for name in names:
+        asked = {
+            s: of[name] for s, of in systems.items() if name in of and of[name].score is not None and s != MAJORITY
+        }
+        for (one, first), (other, second) in combinations(asked.items(), 2):
+            if first.pairs != second.pairs or first.ids != second.ids:
+                continue  # not the same questions
+            test: Paired = mcnemar(first.right(), second.right())
+            rows.append([f"{one}, {other}", name, str(test.first), str(test.second), f"{test.p:.2g}"])
+            found.append({"benchmark": name, "systems": [one, other], **vars(test)})
+    return ([markdown(rows)] if found else []), found
+
+
+def _as_json(systems: Systems, names: Sequence[str], pairs: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    kept = ("score", "low", "high", "categories", "figures", "questions", "protocol", "odd", "annotations")
+    return {
+        "systems": {
+            system: {
+                key: {field: getattr(result, field) for field in kept}
+                for key, result in of.items()
+                if key.removesuffix(f".{BLIND}") in names
+            }
+            for system, of in systems.items()
+        },
+        "pairs": list(pairs),
+    }
+
+
+def _draw(file: Path, systems: Systems, names: Sequence[str], curves: Curves) -> None:
+    """Bars of a benchmark's categories, or of benchmarks; a radar chart of them; a run's held-out loss terms."""
+    plt = pyplot()
+    single = names[0] if len(names) == 1 else None
+    models = {s: of for s, of in systems.items() if s != MAJORITY}
+    axes_of = _axes(models, names, single, "")
+    blind = {s: v for s, v in _axes(models, names, single, f".{BLIND}")[1].items() if v}
+    labels, series = axes_of
+    guessed = _axes({s: of for s, of in systems.items() if s == MAJORITY}, names, single, "")[1].get(MAJORITY)
+    radial = len(labels) >= 3
+    columns = 1 + radial + bool(curves)
+    figure = plt.figure(figsize=(8 + 5.5 * (columns - 1), 4.4))
+    bars = figure.add_subplot(1, columns, 1)
+    grouped_bars(bars, labels, series, blind, guessed if guessed and len(guessed) == len(labels) else None)
+    bars.set_title(f"{systems[next(iter(models))][single].title}, held out" if single else "Benchmarks")
+    if radial:
+        colours = dict(zip(series, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+        radar(figure.add_subplot(1, columns, 2, projection="polar"), labels, series, colours)
     if curves:
-        for name, points in curves.items():
-            axes[0][1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-        axes[0][1].set_yscale("log")
-        axes[0][1].set_xlabel("optimizer step")
-        axes[0][1].set_ylabel("nats per token")
-        axes[0][1].set_title("Held-out loss terms")
-        axes[0][1].legend(fontsize=8)
+        loss_curves(figure.add_subplot(1, columns, columns), curves)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
-def validation_curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
-    """``val/loss/*`` of a run's metrics.csv: step and value, by term."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    if not metrics.is_file():
-        return curves
-    with metrics.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for column, value in row.items():
-                if column and column.startswith("val/loss/") and value:
-                    curves.setdefault(column.removeprefix("val/loss/"), []).append((int(row["step"]), float(value)))
-    return curves
-
-
-def examples_page(questions: Sequence[Question], scores: Mapping[str, ModelScores]) -> str:
-    """A self-contained HTML page: images, questions, right answers, and what each model said."""
-    shown: dict[str, list[int]] = {}
-    for i, question in enumerate(questions):
-        if len(shown.setdefault(question.source, [])) < EXAMPLES_PER_KIND:
-            shown[question.source].append(i)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in scores)
-    rows = "\n".join(
-        _example_row(questions[i], [s.answers[i] for s in scores.values()]) for ids in shown.values() for i in ids
-    )
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Examples</title>
-<style>body{{font:15px system-ui;margin:2em}}td,th{{padding:.4em .8em;border-bottom:1px solid #ddd;text-align:left}}
-img{{height:96px;image-rendering:pixelated}}.right{{color:#080}}.wrong{{color:#b00}}</style>
-<h1>Held-out examples</h1>
-<table><tr><th>image</th><th>kind</th><th>question</th><th>right answer</th>{head}</tr>
-{rows}
-</table></html>
-"""
-
-
-def _example_row(question: Question, answers: Sequence[str]) -> str:
-    asked = question.turns[-1].text_only
-    pictures = "".join(f'<img alt="" src="data:image/png;base64,{_png(image)}">' for image in question.images)
-    said = "".join(
-        f'<td class="{"right" if answer == question.answer.strip() else "wrong"}">{html.escape(answer)}</td>'
-        for answer in answers
-    )
-    cells = "".join(f"<td>{html.escape(text)}</td>" for text in (question.source, asked, question.answer))
-    return f"<tr><td>{pictures}</td>{cells}{said}</tr>"
-
-
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _axes(
+    systems: Systems, names: Sequence[str], single: str | None, ending: str
+) -> tuple[list[str], dict[str, list[float]]]:
+    """What is drawn: categories of the one benchmark, or the benchmarks that all systems have; and the values."""
+    if single is not None:
+        having = {s: of[single + ending] for s, of in systems.items() if single + ending in of}
+        labels = list(next(iter(having.values())).categories) if having else []
+        values = {s: [r.categories.get(label, 0.0) for label in labels] for s, r in having.items()}
+        if labels or not having:
+            return labels, values
+    common = [n for n in names if all(n + ending in of and of[n + ending].score is not None for of in systems.values())]
+    return common, {s: [of[n + ending].score or 0.0 for n in common] for s, of in systems.items()}

@@ -21,7 +21,9 @@ import yaml
 from tqdm import tqdm
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.evaluate import ask
+from lightning_switchkd.evaluation.generate import load_model
+from lightning_switchkd.evaluation.items import as_question
+from lightning_switchkd.evaluation.readers import llava
 from lightning_switchkd.evaluation.study_report import write_study
 
 WEIGHTS = "model.safetensors"
@@ -244,6 +246,32 @@ def _do(job: Job) -> None:
         written = job.answers.with_suffix(".part")
         written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
         written.rename(job.answers)
+
+
+def ask(
+    folder: str, files: Mapping[str, str], image_root: str, batch_size: int = 128, max_new_tokens: int = 16
+) -> dict[str, dict[str, list[str]]]:
+    """Greedy answers of a model to the last question of every record of LLaVA files.
+
+    Args:
+        folder: of the model.
+        files: LLaVA files by name; the first is also asked with every image blanked.
+        image_root: folder their images lie in.
+        batch_size: questions asked at once.
+        max_new_tokens: longest answer.
+
+    Returns:
+        by name of the file, ``seeing`` and, of the first, ``blind`` answers in the order of the records.
+    """
+    model = load_model(folder)
+    said: dict[str, dict[str, list[str]]] = {}
+    for name, file in files.items():
+        items = llava(Path(), file, image_root)
+        said[name] = {
+            way: model.ask_all(map(as_question, items), len(items), f"{name}, {way}", batch_size, max_new_tokens, blind)
+            for way, blind in {"seeing": False, **({} if said else {"blind": True})}.items()
+        }
+    return said
 
 
 @contextmanager

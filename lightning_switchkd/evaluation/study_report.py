@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
 from lightning_switchkd.data.sources import open_source, read_record
-from lightning_switchkd.evaluation.generate import Question
+from lightning_switchkd.evaluation.charts import pyplot, radar
+from lightning_switchkd.evaluation.formats import MAJORITY, markdown, per_cent
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
-from lightning_switchkd.evaluation.report import MAJORITY, markdown, per_cent
 
 if TYPE_CHECKING:
     from lightning_switchkd.evaluation.study import Job, Study
@@ -37,13 +37,13 @@ class Asked:
         answers: right ones.
         abilities: what each question is counted under.
         groups: number of the image that each is about; questions about one image are no independent evidence.
-        questions: the turns before the answer.
+        questions: what is asked.
     """
 
     answers: list[str]
     abilities: list[str]
     groups: NDArray[np.int64]
-    questions: list[Question]
+    questions: list[str]
 
     @classmethod
     def read(cls, file: str) -> Asked:
@@ -52,7 +52,7 @@ class Asked:
         records = [read_record(source, i) for i in range(len(source))]
         images = [record.images[0].path if record.images else record.id for record in records]
         groups = np.unique(images, return_inverse=True)[1].astype(np.int64)
-        questions = [Question(record.turns[:-1], ()) for record in records]
+        questions = [record.turns[-2].text_only for record in records]
         return cls([r.answer.strip() for r in records], [r.source for r in records], groups, questions)
 
     @cached_property
@@ -243,12 +243,8 @@ def draw(
     trained: Mapping[str, list[Job]],
 ) -> None:
     """``bars.png``, ``radar.png`` and ``curves.png``."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    colours = dict(zip(trained, plt.colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    plt = pyplot()
+    colours = dict(zip(trained, plt.colormaps["tab20"].colors, strict=False))
     figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(columns), 4.2))
     averages = {name: [100 * x for x in _averages(asked, column.right[main])] for name, column in columns.items()}
     heights = [float(np.mean(values)) for values in averages.values()]
@@ -266,14 +262,8 @@ def draw(
     plt.close(figure)
 
     figure, polar = plt.subplots(figsize=(6.4, 5), subplot_kw={"projection": "polar"})
-    angles = np.linspace(0, 2 * np.pi, len(asked.names), endpoint=False)
-    shown = {name: 100 * asked.by_ability(columns[name].right[main]).mean(0) for name in trained}
-    for name, values in shown.items():
-        polar.plot([*angles, angles[0]], [*values, values[0]], label=name, color=colours[name], linewidth=1.3)
-    polar.set_xticks(angles, asked.names)
-    lowest = min((float(values.min()) for values in shown.values()), default=0.0)
-    polar.set_ylim(max(0.0, lowest - 10), None)
-    polar.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.12, 0.5))
+    shown = {name: (100 * asked.by_ability(columns[name].right[main]).mean(0)).tolist() for name in trained}
+    radar(polar, asked.names, shown, colours)
     figure.tight_layout()
     figure.savefig(folder / "radar.png", dpi=130, bbox_inches="tight")
     plt.close(figure)

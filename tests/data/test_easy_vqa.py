@@ -17,9 +17,10 @@ from transformers import AutoProcessor
 from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
 from lightning_switchkd.data.records import Place, parse_record
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.evaluate import exact_match
-from lightning_switchkd.evaluation.generate import Question
+from lightning_switchkd.evaluation.answers import Matched
+from lightning_switchkd.evaluation.benchmarks import Benchmark
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
+from lightning_switchkd.evaluation.score import rate
 
 SETTINGS = Settings()
 TRAINING = ("captions.json", "train.json", "train_balanced.json", "train_small.json")
@@ -131,14 +132,11 @@ def test_captions_contradict_no_answer(folder: Path) -> None:
 
 
 def test_majority_of_the_training_answers_scores_what_the_text_gives_away(folder: Path) -> None:
-    questions = [
-        Question(record.turns[:-1], (), record.answer, record.source)
-        for record in (parse_record(raw, Place("test.json", i)) for i, raw in enumerate(records(folder, "test.json")))
-    ]
-    said = majority_answers(read_conversations(str(folder / "train.json")), questions)
-    scores = exact_match(said, questions)
-    assert scores["all questions"] == pytest.approx(0.670, abs=0.003)
-    assert scores["shape"] < 0.4
+    items = Benchmark.read("easy_vqa").items(folder)
+    said = majority_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
+    scores = rate(Benchmark.read("easy_vqa"), folder, items, Matched(list(said)), "llava", "")
+    assert scores.score == pytest.approx(67.0, abs=0.3)
+    assert scores.categories["shape"] < 40
 
 
 def test_processor_makes_36_tokens_of_an_image(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lightning_switchkd.data.records import Turn
-from lightning_switchkd.evaluation.generate import Question
 from lightning_switchkd.evaluation.majority import majority_answers
 
 
@@ -20,17 +19,12 @@ TRAINING = [
 
 
 def answers(*texts: str) -> list[str]:
-    return majority_answers(TRAINING, [Question((Turn("user", text),), ()) for text in texts])
+    return majority_answers(TRAINING, texts)
 
 
 def test_every_turn_counts_wherever_the_image_stands() -> None:
-    assert answers("Is it red?", "Is it round?\n<image>", "<image>\nWhich colour?") == ["no", "no", "teal"]
+    assert answers("Is it red?", "Is it round?", "Which colour?") == ["no", "no", "teal"]
 
 
 def test_an_unseen_text_gets_the_most_frequent_answer_of_all() -> None:
     assert answers("Is it large?") == ["no"]
-
-
-def test_the_last_question_of_a_conversation_is_answered() -> None:
-    turns = (*said(("<image>\nIs it red?", "no")), Turn("user", "Which colour?"))
-    assert majority_answers(TRAINING, [Question(turns, ())]) == ["teal"]

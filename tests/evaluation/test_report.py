@@ -1,68 +1,97 @@
-"""Scores by kind, curves read from a run's metrics."""
+"""Several systems side by side."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_switchkd.data.records import Turn
-from lightning_switchkd.evaluation.evaluate import Scores, exact_match
-from lightning_switchkd.evaluation.generate import Question
-from lightning_switchkd.evaluation.report import above_majority, examples_page, plot, table_of, validation_curves
-
-ASKED = [
-    Question((Turn("user", "<image>\nWhich <b>?"),), (Image.new("L", (4, 4)),), answer=answer, source=source)
-    for answer, source in (("7", "position"), ("3", "position"), ("yes", "exists"))
-]
+from lightning_switchkd.cli import main
+from lightning_switchkd.evaluation.charts import validation_curves
+from lightning_switchkd.evaluation.paired import mcnemar
+from lightning_switchkd.evaluation.score import Result
 
 
-def scores(*answers: str) -> Scores:
-    blind = exact_match(["", "", "yes"], ASKED)
-    return Scores(list(answers), exact_match(answers, ASKED), blind)
+def result(*texts: str, name: str = "digits") -> Result:
+    """Of three questions, whose answers are 7, 3 and yes."""
+    scores = [float(text == right) for text, right in zip(texts, ("7", "3", "yes"), strict=True)]
+    return Result(
+        name, f"{name}.yaml", "Digits", "llava", "nowhere", "x", 3, 100 * sum(scores) / 3, 0, 100,
+        {"exists": 100 * scores[2], "position": 50 * sum(scores[:2])},
+        {"average": 25 * sum(scores[:2]) + 50 * scores[2]},
+        pairs=["0", "1", "2"], ids=["a", "b", "c"], scores=scores, texts=list(texts),
+    )  # fmt: skip
 
 
-def test_table_shows_blind_scores() -> None:
-    table = table_of({"teacher": scores("7", "3", "yes"), "sft": scores("7", "1", "no")})
+def written(folder: Path, **systems: dict[str, Result]) -> list[str]:
+    for system, of in systems.items():
+        for name, one in of.items():
+            one.write(folder / system / f"{name}.json")
+    return [f"--systems.{system}={folder / system}" for system in systems]
+
+
+def test_blind_scores_majority_and_mcnemar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    systems = written(
+        tmp_path,
+        majority={"digits": result("7", "7", "no")},
+        teacher={"digits": result("7", "3", "yes"), "digits.blind": result("", "", "yes")},
+        sft={"digits": result("7", "<b>", "no")},
+    )
+    main(["report", *systems, f"--output={tmp_path / 'out'}"])
+    table = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["exact match, %", "teacher", "blind", "sft", "blind"]
-    assert rows[2:] == [
-        ["exists", "100.0", "100.0", "0.0", "100.0"],
-        ["position", "100.0", "0.0", "50.0", "0.0"],
-        ["average", "100.0", "50.0", "25.0", "50.0"],
-        ["all questions", "100.0", "33.3", "33.3", "33.3"],
+    assert rows[0] == ["Digits, %", "majority", "teacher", "blind", "sft"]
+    assert rows[2:6] == [
+        ["exists", "0.0", "100.0", "100.0", "0.0"],
+        ["position", "50.0", "100.0", "0.0", "50.0"],
+        ["average", "25.0", "100.0", "50.0", "25.0"],
+        ["score", "33.3", "100.0", "33.3", "33.3"],
+    ]
+    assert "Points above the majority of training answers (33.3): teacher 66.7, sft 0.0." in table
+    assert ["teacher, sft", "digits", "2", "0", "0.5"] in rows
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<td class="wrong">&lt;b&gt;</td>' in page
+    assert "<th>teacher</th>" in page
+    pairs = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["pairs"]
+    assert pairs == [
+        {
+            "benchmark": "digits",
+            "systems": ["teacher", "sft"],
+            "first": 2,
+            "second": 0,
+            "both": 1,
+            "neither": 0,
+            "p": 0.5,
+        }
     ]
 
 
-def test_all_questions_have_a_row_only_where_kinds_have_different_sizes() -> None:
-    assert "all questions" not in exact_match(["7", "yes"], ASKED[1:])
-    assert exact_match(["7", "1", "yes"], ASKED)["all questions"] == pytest.approx(2 / 3)
+def test_benchmarks_are_drawn_where_there_are_several(tmp_path: Path) -> None:
+    of = {name: result("7", "3", "no", name=name) for name in ("a", "b", "c")}
+    main(["report", *written(tmp_path, one=of, two=of), f"--output={tmp_path / 'out'}", "--examples=0"])
+    assert (tmp_path / "out" / "report.png").stat().st_size > 1000
 
 
-def test_majority_is_one_column_and_what_models_are_measured_against(tmp_path: Path) -> None:
-    guessed = ["7", "7", "no"]
-    columns = {
-        "majority": Scores(guessed, exact_match(guessed, ASKED)),
-        "teacher": scores("7", "3", "yes"),
-        "sft": scores("1", "3", "no"),
-    }
-    header = [cell.strip() for cell in table_of(columns).splitlines()[0].split("|")[1:-1]]
-    assert header == ["exact match, %", "majority", "teacher", "blind", "sft", "blind"]
-    assert above_majority(columns) == [
-        "Points above the majority of training answers (33.3 in all questions): teacher 66.7, sft 0.0."
-    ]
-    assert above_majority({"teacher": columns["teacher"]}) == []
-    plot(tmp_path / "report.png", columns, None)
-    assert (tmp_path / "report.png").stat().st_size > 1000
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("none", "there is no folder"), ("empty", "there are no results in")):
+        with pytest.raises(SystemExit):
+            main(["report", f"--systems.a={tmp_path / folder}", f"--output={tmp_path / 'out'}"])
+        assert message in capsys.readouterr().err
 
 
-def test_examples_are_escaped_and_marked() -> None:
-    page = examples_page(ASKED, {"student": scores("7", "<script>", "yes")})
-    assert "Which &lt;b&gt;?" in page
-    assert '<td class="wrong">&lt;script&gt;</td>' in page
-    assert '<td class="right">7</td>' in page
-    assert page.count("data:image/png;base64,") == 3
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_mcnemar_is_the_sign_test_on_what_differs(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = ({str(n): pair[k] for n, pair in enumerate(pairs)} for k in (0, 1))
+    found, turned = mcnemar(first, second), mcnemar(second, first)
+    assert found.p == pytest.approx(turned.p)
+    assert found.first + found.second + found.both + found.neither == len(pairs)
+    n, k = found.first + found.second, min(found.first, found.second)
+    assert found.p == pytest.approx(min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n))
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:

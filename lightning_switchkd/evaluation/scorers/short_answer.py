@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from lightning_switchkd.evaluation.scorers import Protocol
 
-Normaliser = Literal["official", "evalai", "lmms"]
+Normaliser = Literal["official", "evalai", "lmms", "vlmevalkit"]
+
+KEPT = 1 << 18
+"""Normalised texts that are kept: people give few different answers."""
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS = "zero one two three four five six seven eight nine ten"
@@ -37,17 +40,21 @@ def contractions() -> dict[str, str]:
     return {key: to for key, to in table.items() if key not in WORDS_OF_THEIR_OWN} | OTHERS
 
 
-def without_marks(text: str) -> str:
+def without_marks(text: str, period: str = r"\.(?!\d)") -> str:
     """Marks deleted where any of the kind touches a space, or digits are parted by a comma; else made spaces.
 
     Then periods go that stand before no digit, at most 32 of them (a flag is passed as a count in the source).
+
+    Args:
+        text: what is said.
+        period: the periods that go.
     """
     between_digits = re.search(r"\d,\d", text) is not None
     found = text
     for mark in MARKS:
         touches = f"{mark} " in text or f" {mark}" in text
         found = found.replace(mark, "" if touches or between_digits else " ")
-    return re.sub(r"\.(?!\d)", "", found, count=32)
+    return re.sub(period, "", found, count=32)
 
 
 def plain_words(text: str) -> str:
@@ -60,6 +67,7 @@ def _spaces(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=KEPT)
 def official(text: str) -> str:
     """As the VQA challenge's own code normalises.
 
@@ -71,6 +79,7 @@ def official(text: str) -> str:
     return plain_words(without_marks(_spaces(text)))
 
 
+@lru_cache(maxsize=KEPT)
 def evalai(text: str) -> str:
     """As LLaVA normalises for EvalAI (``m4c_evaluator.py``): commas and question marks go first, ``'s`` stands alone.
 
@@ -81,7 +90,22 @@ def evalai(text: str) -> str:
     return plain_words(without_marks(_spaces(text)))
 
 
-NORMALISERS: dict[Normaliser, Callable[[str], str]] = {"official": official, "evalai": evalai, "lmms": official}
+@lru_cache(maxsize=KEPT)
+def vlmevalkit(text: str) -> str:
+    """As VLMEvalKit normalises: like :func:`official`, but a period behind a digit stays.
+
+    >>> vlmevalkit("3."), vlmevalkit("A dog.")
+    ('3.', 'dog')
+    """
+    return plain_words(without_marks(_spaces(text), r"(?<!\d)\.(?!\d)"))
+
+
+NORMALISERS: dict[Normaliser, Callable[[str], str]] = {
+    "official": official,
+    "evalai": evalai,
+    "lmms": official,
+    "vlmevalkit": vlmevalkit,
+}
 
 
 def consensus(prediction: str, answers: Sequence[str], normaliser: Normaliser = "evalai") -> float:

@@ -1,0 +1,160 @@
+"""Models asked on benchmarks: in batches as one by one, by two processes as by one, going on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from command import ROOT
+
+from lightning_switchkd.cli import main
+from lightning_switchkd.evaluation.benchmarks import Benchmark
+from lightning_switchkd.evaluation.evaluate import ANSWERS
+from lightning_switchkd.evaluation.generate import load_model
+from lightning_switchkd.evaluation.items import as_question
+from lightning_switchkd.evaluation.score import Result
+
+RECORDS = 48
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_pair(tmp_path_factory.mktemp("pair"))
+    layouts = "[{reader: llava, records: records.json}]"
+    text = f"title: tiny\nscoring: exact\nannotations: {folder}\nlayouts: {layouts}\ntraining: {folder}/records.json\n"
+    (folder / "tiny.yaml").write_text(text + "max_new_tokens: 5\n", encoding="utf-8")
+    return folder
+
+
+def arguments(pair: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "evaluate", f"--models.teacher={pair / 'teacher'}", "--benchmarks", f"[{pair / 'tiny.yaml'}]",
+        f"--output={output}", "--accelerator=cpu", "--batch_size=5", *more,
+    ]  # fmt: skip
+
+
+def said(output: Path, name: str = "tiny") -> list[dict[str, str]]:
+    text = (output / "teacher" / f"{name}{ANSWERS}").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("out")
+    main(arguments(pair, output, "--blind=true"))
+    return output
+
+
+def test_batched_answers_equal_those_one_by_one(pair: Path, evaluated: Path) -> None:
+    model = load_model(str(pair / "teacher"), "cpu")
+    benchmark = Benchmark.read(str(pair / "tiny.yaml"))
+    items = benchmark.items(pair)
+    for name, blind in (("tiny", False), ("tiny.blind", True)):
+        rows = said(evaluated, name)
+        assert [row["question_id"] for row in rows] == [item.id for item in items]
+        alone = [model.ask([as_question(item)], 5, blind)[0] for item in items]
+        assert [row["text"] for row in rows] == alone
+    assert len({row["text"] for row in said(evaluated)}) > 3, "the answers differ"
+
+
+def test_what_is_left(pair: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result.read(evaluated / "teacher" / "tiny.json")
+    assert result.questions == RECORDS
+    assert result.categories.keys() == {"kind0", "kind1"}
+    assert Result.read(evaluated / "majority" / "tiny.json").score == pytest.approx(100)  # each text is asked once
+    whole = json.loads((evaluated / "results.json").read_text(encoding="utf-8"))
+    assert whole["systems"].keys() == {"teacher", "majority"}
+    before = {file: file.stat().st_mtime_ns for file in evaluated.rglob(f"*{ANSWERS}")}
+    main(arguments(pair, evaluated, "--blind=true"))
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing was asked again"
+    table = capsys.readouterr().out
+    assert (evaluated / "table.md").read_text(encoding="utf-8") in table
+    assert "\nPoints above the majority of training answers (100.0): teacher -" in table
+    page = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") > 3
+    assert 'class="wrong"' in page
+
+
+def test_another_question_is_asked_anew(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+    main(arguments(pair, tmp_path, "--max_new_tokens=1"))
+    short = said(tmp_path)
+    main(arguments(pair, tmp_path))
+    assert said(tmp_path) != short
+    assert [row["text"] for row in said(tmp_path)] == [row["text"] for row in said(evaluated)]
+
+
+def test_two_processes_give_the_same_file(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lightning_switchkd", *arguments(pair, tmp_path, "--devices=2", "--blind=true")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("tiny", "tiny.blind"):
+        assert said(tmp_path, name) == said(evaluated, name)
+    assert not list(tmp_path.rglob("*.part-*"))
+    assert done.stdout.count("Report: ") == 1
+
+
+def test_killed_and_started_again(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lightning_switchkd", *arguments(pair, tmp_path, "--batch_size=1")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = tmp_path / "teacher" / "tiny.answers.part-0.jsonl"
+    while process.poll() is None and not (part.is_file() and part.stat().st_size > 800):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    if not part.is_file():
+        pytest.skip("it was done before it could be killed")
+    kept = part.read_text(encoding="utf-8").count("\n")
+    with part.open("a", encoding="utf-8") as out:
+        out.write('{"question_id": "7", "te')  # the line that was being written
+    main(arguments(pair, tmp_path))
+    assert 0 < kept < RECORDS
+    assert said(tmp_path) == said(evaluated)
+
+
+def test_bad_images_are_reported_and_asked_again(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pair / "images" / "4.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"no image")
+    try:
+        main(arguments(pair, tmp_path))
+        assert "Answers of teacher: 1 failed." in capsys.readouterr().out
+        row = next(row for row in said(tmp_path) if row["question_id"] == "4")
+        assert row["text"] == ""
+        assert "'4.png' is no image" in row["error"]
+        assert Result.read(tmp_path / "teacher" / "tiny.json").odd == {"failed": 1}
+    finally:
+        image.write_bytes(whole)
+    main(arguments(pair, tmp_path))
+    assert Result.read(tmp_path / "teacher" / "tiny.json").odd == {}
+
+
+def test_readers_of_images_in_processes_of_their_own(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+    main(arguments(pair, tmp_path, "--workers=2"))
+    assert said(tmp_path) == said(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--models.majority=x"], "majority is a name of the report"),
+        (["--protocol=mine"], "is none of llava"),
+        (["--published=none.yaml"], "there is no file none.yaml"),
+        (["--annotations", "{tiny: /nowhere}"], "none of its layouts"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_loaded(
+    more: list[str], message: str, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(pair, tmp_path, *more))
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,267 @@
+"""From the files of ten benchmarks, in the layouts they come in, and raw answers, to the papers' row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import layouts
+import pytest
+
+from lightning_switchkd.cli import main
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.answers import match, read_answers
+from lightning_switchkd.evaluation.benchmarks import Benchmark, names
+from lightning_switchkd.evaluation.items import as_question
+from lightning_switchkd.evaluation.published import PUBLISHED, read_published
+from lightning_switchkd.evaluation.score import Result, rate
+from lightning_switchkd.evaluation.scorers import Protocol
+
+TEN = read_published(PUBLISHED)[0].benchmarks
+
+
+def test_every_benchmark_of_the_repository_is_read() -> None:
+    assert set(TEN) < set(names())
+    for name in names():
+        assert Benchmark.read(name).title
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_a_benchmark_as_llava_has_it(name: str, tmp_path: Path) -> None:
+    write, expected = layouts.LLAVA[name]
+    answers = layouts.write_answers(tmp_path, "answers", write(tmp_path / name))
+    benchmark = Benchmark.read(name)
+    items = benchmark.items(tmp_path / name)
+    matched = match(items, *read_answers(answers))
+    assert matched.oddities() == {}
+    result = rate(benchmark, tmp_path, items, matched, "llava", "")
+    assert result.score == pytest.approx(expected)
+    assert result.low <= expected <= result.high
+    for item in items:
+        question = as_question(item, benchmark.prompt_of(item))
+        assert question.turns[-1].text.startswith("<image>\n") == bool(item.pictures)
+        assert len(question.images) == len(item.pictures)
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_the_hub_s_tables_hold_the_same(name: str, tmp_path: Path) -> None:
+    write, expected = layouts.LLAVA[name]
+    answers = layouts.write_answers(tmp_path, "answers", write(tmp_path / "llava"))
+    layouts.HUB[name](tmp_path / "hub")
+    benchmark = Benchmark.read(name)
+    ours = benchmark.items(tmp_path / "llava")
+    hub = benchmark.items(tmp_path / "hub")
+    ours = [item for item in ours if item.pictures] if name == "scienceqa" else ours
+    key = lambda item: (item.category, item.image if name == "mme" else "", item.question, *item.answers)  # noqa: E731
+    matched = match(ours, *read_answers(answers))
+    by_question = lambda item: (item.category, item.question, item.answers, item.options.get("A"))  # noqa: E731
+    texts = {by_question(item): text for item, text in zip(ours, matched.texts, strict=True)}
+    if name in ("mme", "textvqa"):  # ids, image names and categories differ
+        assert len(hub) == len(ours)
+    else:
+        assert sorted(map(key, hub)) == sorted(map(key, ours))
+        said = [texts[by_question(item)] for item in hub]
+        result = rate(benchmark, tmp_path, hub, type(matched)(list(said)), "llava", "")
+        if name != "mmmu":  # what is guessed goes by the id
+            assert result.score == pytest.approx(expected)
+    assert all(picture().size == (8, 6) for item in hub for picture in item.pictures)
+
+
+def test_the_row_of_ten_and_its_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten commands and one: raw answers and annotations to the papers' table."""
+    for name, (write, _) in layouts.LLAVA.items():
+        answers = layouts.write_answers(tmp_path / "answers", name, write(tmp_path / "eval" / name))
+        main([
+            "score", f"--benchmark={name}", f"--data_root={tmp_path / 'eval'}", f"--answers={answers}", "--strict=true",
+            f"--output={tmp_path / 'ours' / f'{name}.json'}",
+        ])  # fmt: skip
+    capsys.readouterr()
+    main(["report", f"--systems.ours={tmp_path / 'ours'}", f"--output={tmp_path / 'report'}"])
+    scores = [layouts.LLAVA[name][1] for name in TEN]
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("| ours"))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells == [f"{score:.1f}" for score in (*scores, sum(scores) / 10)]
+    assert "VQAv2 (val)" in table
+    whole = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert whole["systems"]["ours"]["mme"]["figures"] == {"perception": 1250.0, "cognition": 500.0}
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page
+    assert page.count("data:image/png;base64,") > 20
+    assert all(f"<h2>{name}: examples</h2>" in page for name in TEN)
+
+
+@pytest.mark.parametrize(
+    ("table", "averages"),
+    [
+        (0, {"TinyLLaVA": "56.5", "LLaVA-KD": "58.9", "Switch-KD": "60.1"}),
+        (1, {"MobileVLM V2": "63.7", "Align-KD": "65.1", "Switch-KD": "69.5"}),
+    ],
+)
+def test_averages_of_the_papers(table: int, averages: dict[str, str]) -> None:
+    """Recomputed from the columns, MME as perception of 2,000."""
+    heading, *rows = read_published(PUBLISHED)[table].rows({})
+    assert {row[0]: row[heading.index("average")] for row in rows} == averages
+
+
+def test_an_average_over_what_we_have_is_given_for_all() -> None:
+    heading, *rows = read_published(PUBLISHED)[0].rows({"ours": {"gqa": 60.0, "pope": 90.0}})
+    assert heading[-1] == "of 2"
+    assert rows[-1][-2:] == ["", "75.0"]
+    assert rows[0][-1] == f"{(58.3 + 86.1) / 2:.1f}"
+
+
+@pytest.mark.parametrize("protocol", ["lmms", "vlmevalkit"])
+def test_other_protocols_ask_and_score_in_their_way(protocol: Protocol, tmp_path: Path) -> None:
+    layouts.gqa(tmp_path)
+    benchmark = Benchmark.read("gqa")
+    item = benchmark.items(tmp_path)[0]
+    assert benchmark.judge(item, "yes.", protocol).score == float(protocol == "lmms")
+    layouts.textvqa(tmp_path)
+    textvqa = Benchmark.read("textvqa")
+    first = textvqa.items(tmp_path)[0]
+    assert "OCR" in textvqa.prompt_of(first)
+    asked = {"lmms": "What is written?", "vlmevalkit": "what is written?"}[protocol]
+    assert textvqa.prompt_of(first, protocol) == asked + layouts.SHORT
+
+
+def test_prompts(tmp_path: Path) -> None:
+    layouts.mmbench(tmp_path)
+    benchmark = Benchmark.read("mmbench")
+    items = benchmark.items(tmp_path)
+    plain = "What is it? 0\nA. cat\nB. dog\nC. bird\nD. cow" + layouts.LETTER
+    assert benchmark.prompt_of(items[0]) == plain
+    assert benchmark.prompt_of(items[4]).startswith("A farm.\nWhat is it? 1\nA. cat")
+    assert benchmark.prompt_of(items[4], "lmms").startswith("A farm. What is it? 1 There are several options:\nA. cat")
+    assert items[8].options["D"] == "None"
+    layouts.mmmu_hub(tmp_path)
+    mmmu = Benchmark.read("mmmu")
+    asked = {item.id: mmmu.prompt_of(item) for item in mmmu.items(tmp_path)}
+    assert asked[layouts.MMMU[0][0]].endswith(f"\n(C) eight dollars{layouts.LETTER}")
+    assert asked[layouts.MMMU[2][0]].endswith(layouts.SHORT)
+    layouts.scienceqa(tmp_path)
+    scienceqa = Benchmark.read("scienceqa")
+    first, second = scienceqa.items(tmp_path)[:2]
+    assert scienceqa.prompt_of(first).startswith("Context: Look.\nWhich? 1\nA. cat")
+    assert scienceqa.prompt_of(second).startswith("Which? 2\nA. cat")
+
+
+def own(folder: Path, text: str) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("scoring", "rows", "answers"),
+    [
+        ("yes_no", [("1", "yes"), ("2", "no"), ("3", "no")], ["Yes, it is.", "I see none: no", "yes and no"]),
+        ("choice", [("1", "B"), ("2", "dog"), ("3", "A")], ["(B)", "It is a dog", "B"]),
+        ("short_answer", [("1", "t shirt"), ("2", "2"), ("3", "car")], ["A T-shirt", "two.", "bus"]),
+    ],
+)
+def test_a_benchmark_of_one_s_own_is_a_yaml(
+    scoring: str, rows: list[tuple[str, str]], answers: list[str], tmp_path: Path
+) -> None:
+    options = "" if scoring != "choice" else ", options: [a, b]"
+    columns = f"{{id: n, question: q, answers: gold{options}}}"
+    layout = f"{{rows: mine.csv, columns: {columns}}}"
+    file = own(tmp_path, f"title: mine\nscoring: {scoring}\nlayouts: [{layout}]\n")
+    cells = "".join(f"{n},What?,{gold},cat,dog\n" for n, gold in rows)
+    (tmp_path / "mine.csv").write_text(f"n,q,gold,a,b\n{cells}", encoding="utf-8")
+    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said(n, a) for (n, _), a in zip(rows, answers, strict=True)])
+    out = tmp_path / "out.json"
+    main(
+        [
+            "score",
+            f"--benchmark={file}",
+            f"--annotations={tmp_path / 'mine.csv'}",
+            f"--answers={said}",
+            f"--output={out}",
+        ]
+    )
+    assert Result.read(out).score == pytest.approx(200 / 3)
+
+
+def test_what_servers_take(tmp_path: Path) -> None:
+    root = tmp_path / "vqav2"
+    asked = [
+        {"question_id": n, "image": f"{n}.jpg", "text": f"Q{n}?{layouts.SHORT}", "category": "default"} for n in (7, 8)
+    ]
+    layouts.lines(root / "llava_vqav2_mscoco_test-dev2015.jsonl", asked)
+    layouts.lines(root / "llava_vqav2_mscoco_test2015.jsonl", [*asked, {**asked[0], "question_id": 9}])
+    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said(7, "A Dog."), layouts.said(8, "Two")])
+    common = [f"--answers={said}", f"--data_root={tmp_path}", f"--server_file={tmp_path / 'out.json'}"]
+    main(["score", "--benchmark=vqav2_test", *common])
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert rows == [
+        {"question_id": 7, "answer": "dog"},
+        {"question_id": 8, "answer": "2"},
+        {"question_id": 9, "answer": ""},
+    ]
+    layouts.lines(
+        tmp_path / "vizwiz" / "llava_test.jsonl",
+        [{**row, "image": f"VizWiz_{row['question_id']}.jpg"} for row in asked],
+    )
+    main(["score", "--benchmark=vizwiz_test", *common])
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0] == {
+        "image": "VizWiz_7.jpg",
+        "answer": "dog",
+    }
+
+
+def test_mmbench_s_server_takes_a_table(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    said = layouts.write_answers(tmp_path, "said", layouts.mmbench(tmp_path / "mmbench"))
+    out = tmp_path / "out.xlsx"
+    main(["score", "--benchmark=mmbench", f"--data_root={tmp_path}", f"--answers={said}", f"--server_file={out}"])
+    rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "hint", "A", "B", "C", "D", "prediction", "category")
+    assert len(rows) == 12
+    assert (rows[1][0], rows[1][7]) == (0, "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: x\n", "may have"),
+        ("title: x\nscoring: guess\nlayouts: []\n", "scoring 'guess' is none of"),
+        ("title: x\nscoring: exact\nlayouts: [{reader: magic}]\n", "reader 'magic' is none of"),
+        ("title: x\nscoring: exact\nlayouts: []\nprompts: y\n", r"it has \['prompts'\]"),
+        ("title: [x\n", "is no YAML"),
+    ],
+)
+def test_a_wrong_yaml_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Benchmark.read(str(own(tmp_path, text)))
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no benchmark 'gaq'. There are: .*gqa"):
+        Benchmark.read("gaq")
+    with pytest.raises(UserError, match=r"none of its layouts.*\n.*data/testdev_balanced_questions.json"):
+        Benchmark.read("gqa").items(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "testdev_balanced_questions.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"testdev_balanced_questions.json"):
+        Benchmark.read("gqa").items(tmp_path)
+    layouts.mme(tmp_path)
+    next((tmp_path / "MME_Benchmark_release_version" / "OCR").rglob("*.txt")).write_text(
+        "one line\tYes\n", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="two lines"):
+        Benchmark.read("mme").items(tmp_path)
+
+
+def test_images_stay_below_their_folder(tmp_path: Path) -> None:
+    """A benchmark's file cannot name what lies elsewhere."""
+    layouts.gqa(tmp_path / "gqa")
+    file = tmp_path / "gqa" / "data" / "testdev_balanced_questions.json"
+    labels: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    labels["101"]["imageId"] = "../../../secret"
+    layouts.picture(tmp_path / "secret.jpg")
+    layouts.as_json(file, labels)
+    item = next(item for item in Benchmark.read("gqa").items(tmp_path / "gqa") if item.id == "101")
+    with pytest.raises(UserError, match="outside the image root"):
+        as_question(item, "What?")
