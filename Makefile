@@ -37,7 +37,7 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all lint tensorboard clean
+.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all harness lint tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -145,8 +145,15 @@ prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(STUDY)),$(call student,$(DATA
 test: .venv/ready ## the tests that CI runs
 	$(PY) -m pytest -n auto
 
-test-all: .venv/ready ## every test, long ones included
+test-all: .venv/ready harness ## every test, long ones included
 	$(PY) -m pytest -n auto -m ""
+
+harness: .venv-lmms/ready ## make .venv-lmms with lmms-eval, to ask an exported student by another harness (docs/evaluation.md)
+.venv-lmms/ready: conf/lmms_eval/requirements.txt
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # not needed, and often of another build than torch
+	@touch $@
 
 lint: .venv/ready ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

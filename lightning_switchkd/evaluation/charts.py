@@ -40,6 +40,7 @@ def grouped_bars(
     names: Sequence[str],
     series: Mapping[str, Sequence[float]],
     blind: Mapping[str, Sequence[float]],
+    colours: Mapping[str, Any],
     dashes: Sequence[float] | None = None,
 ) -> None:
     """A group of bars a name, in per cent; hatched: blind; dashed: what is guessed from the text."""
@@ -47,7 +48,7 @@ def grouped_bars(
     hatched = "blind"
     for position, (name, values) in enumerate(series.items()):
         places = [i + (position - (len(series) - 1) / 2) * width for i in range(len(names))]
-        drawn = axis.bar(places, values, width * 0.9, label=name)
+        drawn = axis.bar(places, values, width * 0.9, label=name, color=colours.get(name))
         if name in blind:
             style: dict[str, Any] = {"fill": False, "hatch": "///", "edgecolor": "black", "linewidth": 0.5}
             axis.bar(places, blind[name], width * 0.9, label=hatched, **style)

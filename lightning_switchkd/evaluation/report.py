@@ -160,18 +160,18 @@ def _draw(file: Path, systems: Systems, names: Sequence[str], curves: Curves) ->
     plt = pyplot()
     single = names[0] if len(names) == 1 else None
     models = {s: of for s, of in systems.items() if s != MAJORITY}
-    axes_of = _axes(models, names, single, "")
+    labels, series = _axes(models, names, single, "")
     blind = {s: v for s, v in _axes(models, names, single, f".{BLIND}")[1].items() if v}
-    labels, series = axes_of
     guessed = _axes({s: of for s, of in systems.items() if s == MAJORITY}, names, single, "")[1].get(MAJORITY)
     radial = len(labels) >= 3
     columns = 1 + radial + bool(curves)
     figure = plt.figure(figsize=(8 + 5.5 * (columns - 1), 4.4))
     bars = figure.add_subplot(1, columns, 1)
-    grouped_bars(bars, labels, series, blind, guessed if guessed and len(guessed) == len(labels) else None)
+    colours = dict(zip(series, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    dashes = guessed if guessed and len(guessed) == len(labels) else None
+    grouped_bars(bars, labels, series, blind, colours, dashes)
     bars.set_title(f"{systems[next(iter(models))][single].title}, held out" if single else "Benchmarks")
     if radial:
-        colours = dict(zip(series, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
         radar(figure.add_subplot(1, columns, 2, projection="polar"), labels, series, colours)
     if curves:
         loss_curves(figure.add_subplot(1, columns, columns), curves)
