@@ -43,8 +43,8 @@ from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.validate import validate_data
 from lightning_switchkd.dry_run import Plan, dry_run
 from lightning_switchkd.errors import UserError, out_of_memory
+from lightning_switchkd.evaluation.chat import generate
 from lightning_switchkd.evaluation.evaluate import evaluate
-from lightning_switchkd.evaluation.generate import generate
 from lightning_switchkd.evaluation.report import report
 from lightning_switchkd.evaluation.score import score
 from lightning_switchkd.evaluation.study import ablation
@@ -88,7 +88,7 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   test           the same on the test data
   export         write the student of a checkpoint as a Hugging Face folder
   convert        write a TinyLLaVA, LLaVA-1.5 or xtuner checkpoint as a native model folder
-  generate       ask a model folder a question about an image
+  generate       ask a model folder about an image: one question, or --chat true
   evaluate       ask model folders the questions of benchmarks, and score the answers
   score          score any system's answer file on a benchmark
   report         results of several systems side by side, with published rows: HTML, Markdown, JSON

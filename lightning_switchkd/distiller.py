@@ -16,7 +16,7 @@ from lightning_switchkd.losses.rows import supervised
 from lightning_switchkd.objectives.base import Objective, Terms
 from lightning_switchkd.objectives.terms import Need, Views
 from lightning_switchkd.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
-from lightning_switchkd.vlm.attention import watch_first_attention
+from lightning_switchkd.vlm.attention import watch_attention
 from lightning_switchkd.vlm.seams import VLM, Frozen
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
         if Need.FIRST_ATTENTION in objective.needs:
             for name, vlm in {"student": student, "teacher": teacher}.items():
                 if vlm is not None:
-                    watch_first_attention(vlm.language_model, name)
+                    watch_attention(vlm.language_model, name)
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.batch import Batch
-from lightning_switchkd.vlm.attention import FirstAttention, first_attention
+from lightning_switchkd.vlm.attention import LayerAttention, noted_attention
 from lightning_switchkd.vlm.seams import VLM
 
 
@@ -33,7 +33,7 @@ class Pathway:
 
     hidden: Tensor
     image_embeds: Tensor
-    attention: FirstAttention | None
+    attention: LayerAttention | None
 
 
 def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Pathway:
@@ -67,6 +67,6 @@ def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Path
 
 def _from_features(vlm: VLM, batch: Batch, features: Tensor) -> Pathway:
     image_embeds = vlm.project(features)
-    with first_attention() as seen:
+    with noted_attention() as seen:
         hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
     return Pathway(hidden, image_embeds, seen[0] if seen else None)

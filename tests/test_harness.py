@@ -37,9 +37,9 @@ def test_lmms_eval_hears_the_same_answers(way: list[str], tmp_path: Path) -> Non
         text.replace("datasets/digits/test.json", f"{folder}/single.json"), encoding="utf-8"
     )
     command: list[str | Path] = [
-        PYTHON, "-m", "lmms_eval", "--model", "llava_hf", "--batch_size", "1", "--tasks", "digits", "--include_path", task,
+        PYTHON, "-m", "lmms_eval", "--model", "llava_hf", "--tasks", "digits", "--include_path", task,
         "--model_args", f"pretrained={folder / 'teacher'},device=cpu,device_map=cpu,dtype=float32",
-        "--log_samples", "--output_path", tmp_path / "out", *way,
+        "--batch_size", "1", "--log_samples", "--output_path", tmp_path / "out", *way,
     ]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     environment = {**os.environ, **offline, "IMAGE_ROOT": str(folder / "images")}

@@ -179,10 +179,25 @@ class LLaVADataModule(LightningDataModule):
                 image_processors.append(teacher.image_processor)
         return tuple(Pixels(image_processor) for image_processor in image_processors)
 
+    @cached_property
+    def collate(self) -> Collator:
+        """Makes batches of samples."""
+        return Collator(
+            pad_id=self.processor.tokenizer.pad_token_id,
+            image_id=self.processor.image_token_id,
+            blanks=tuple(pixels.blank() for pixels in self.pixels),
+            pad_to_multiple_of=self.hparams["pad_to_multiple_of"],
+            packing=self.hparams["packing"],
+        )
+
     @property
     def splits(self) -> list[Split]:
         """Those that are set."""
         return [split for split in SPLITS if self._paths[split]]
+
+    def paths(self, split: Split) -> list[DataPaths]:
+        """The data sets of a split."""
+        return self._paths[split]
 
     def dataset(self, split: Split) -> VisionTextDataset:
         """The samples of a split by index.
@@ -272,16 +287,9 @@ class LLaVADataModule(LightningDataModule):
             in_order: the training set comes in order, too, with its last records.
         """
         train = split == "train" and not in_order
-        collate = Collator(
-            pad_id=self.processor.tokenizer.pad_token_id,
-            image_id=self.processor.image_token_id,
-            blanks=tuple(pixels.blank() for pixels in self.pixels),
-            pad_to_multiple_of=self.hparams["pad_to_multiple_of"],
-            packing=self.hparams["packing"],
-        )
         return BatchStream(
             self.dataset(split),
-            collate,
+            self.collate,
             self.hparams["batch_size"] if train else self.hparams["val_batch_size"] or self.hparams["batch_size"],
             train=train,
             seed=self.hparams["seed"],

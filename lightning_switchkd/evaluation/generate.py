@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from lightning_switchkd.data.images import ImageFolder, Pixels
+from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
-from lightning_switchkd.data.records import IMAGE_TOKEN, ImageRef, Record, Turn
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.data.records import IMAGE_TOKEN, Record, Turn
 from lightning_switchkd.vlm.build import DType, VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -176,6 +174,22 @@ class LoadedModel:
                 bar.update(len(batch))
         return found
 
+    @torch.no_grad()
+    def alternatives(self, question: Question, answer: str, count: int) -> list[list[tuple[str, float]]]:
+        """What each token of an answer, and its end, might have been: the likeliest tokens and their probabilities."""
+        tokenizer, device = self.prepare.processor.tokenizer, next(self.vlm.parameters()).device
+        prompts = self.prepare([question], device=device)
+        said = torch.tensor([tokenizer(answer, add_special_tokens=False).input_ids], dtype=torch.int64, device=device)
+        ids = torch.cat([prompts.input_ids, said], 1)
+        features = self.vlm.encode_image(prompts.pixel_values.to(next(self.vlm.parameters()).dtype))
+        hidden = self.vlm.decode(ids, torch.ones_like(ids), self.vlm.project(features))
+        rows = hidden[0, prompts.input_ids.shape[1] - 1 :]
+        best = self.vlm.head.exactly(rows)[:, : len(tokenizer)].softmax(-1).topk(count)
+        return [
+            [(tokenizer.decode([token]), p) for token, p in zip(tokens, values, strict=True)]
+            for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
     def answers(self, prompts: Prompts, max_new_tokens: int) -> list[str]:
         """Greedy answers to questions that are ready."""
         return answers(self.vlm, prompts, self.prepare.processor, self.stop_ids, max_new_tokens)
@@ -195,23 +209,3 @@ def load_model(folder: str, device: str = "auto", dtype: DType = "float32") -> L
     stop_ids = [stop] if isinstance(stop, int) else list(stop or [processor.tokenizer.eos_token_id])
     prepare = Preparer(processor, Pixels(processor.image_processor), image_tokens(processor))
     return LoadedModel(vlm.to(device), prepare, stop_ids)
-
-
-def generate(
-    model: str, question: str, image: str | None = None, max_new_tokens: int = 128, device: str = "auto"
-) -> None:
-    """Asks a model folder one question and prints its greedy answer.
-
-    Args:
-        model: folder of an exported student, or any LLaVA folder or hub id.
-        question: what to ask.
-        image: image file the question is about.
-        max_new_tokens: longest answer.
-        device: ``cpu``, ``cuda`` or ``auto``.
-    """
-    if image is not None and not Path(image).is_file():
-        raise UserError(f"--image: there is no file '{image}'.")
-    loaded = load_model(model, device)
-    images = () if image is None else (ImageFolder(Path(image).resolve().parent).read(ImageRef(Path(image).name)),)
-    text = question if image is None or IMAGE_TOKEN in question else f"{IMAGE_TOKEN}\n{question}"
-    print(loaded.ask([Question((Turn("user", text),), images)], max_new_tokens)[0])

@@ -1,4 +1,4 @@
-"""What the first decoder layer attends to, read beside whatever attention kernel runs: its queries and keys suffice."""
+"""What decoder layers attend to, read beside whatever attention kernel runs: its queries and keys suffice."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightning_switchkd.batch import Batch
 from lightning_switchkd.errors import UserError
 
 WATCHED = "_watched"
-"""Ends the name of an attention implementation that also notes the first layer's queries and keys."""
+"""Ends the name of an attention implementation that also notes queries and keys."""
 
 
 @dataclass(frozen=True)
-class FirstAttention:
-    """Queries and keys of the first decoder layer, rotated, as its kernel was given them.
+class LayerAttention:
+    """Queries and keys of a decoder layer, rotated, as its kernel was given them.
 
     Attributes:
         query: ``[B, heads, T, d]``.
@@ -75,23 +75,24 @@ class FirstAttention:
         return scores.masked_fill(hidden, -torch.inf).softmax(-1)[..., torch.searchsorted(tokens, image)]
 
 
-_seen: list[FirstAttention] | None = None
+_seen: list[LayerAttention] | None = None
+_every_layer = False
 
 
 @contextmanager
-def first_attention() -> Iterator[list[FirstAttention]]:
-    """Notes what the first decoder layer of a watched model is given meanwhile: one entry a forward pass."""
-    global _seen
-    found: list[FirstAttention] = []
-    _seen = found
+def noted_attention(every_layer: bool = False) -> Iterator[list[LayerAttention]]:
+    """Notes what the first decoder layer of a watched model is given meanwhile, or every layer: one entry a call."""
+    global _seen, _every_layer
+    found: list[LayerAttention] = []
+    _seen, _every_layer = found, every_layer
     try:
         yield found
     finally:
-        _seen = None
+        _seen, _every_layer = None, False
 
 
-def watch_first_attention(language_model: PreTrainedModel, name: str) -> None:
-    """Has a language model's first layer be seen by :func:`first_attention`; what it computes stays the same.
+def watch_attention(language_model: PreTrainedModel, name: str) -> None:
+    """Has a language model's layers be seen by :func:`noted_attention`; what it computes stays the same.
 
     Args:
         language_model: decoder of any family that takes its kernels from Hugging Face's registry.
@@ -105,7 +106,7 @@ def watch_first_attention(language_model: PreTrainedModel, name: str) -> None:
         return
     if kernel not in ALL_ATTENTION_FUNCTIONS:
         raise UserError(
-            f"The objective reads the first layer's attention, which the {name}'s implementation ({kernel}) does not "
+            f"Its attention is to be read, which the {name}'s implementation ({kernel}) does not "
             f"give away. Set model.{name}.attn_implementation to sdpa."
         )
     AttentionInterface.register(kernel + WATCHED, _noting(ALL_ATTENTION_FUNCTIONS[kernel]))
@@ -115,7 +116,7 @@ def watch_first_attention(language_model: PreTrainedModel, name: str) -> None:
 
 def _noting(attention: Callable[..., Any]) -> Callable[..., Any]:
     def noting(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        if module.layer_idx == 0:
+        if module.layer_idx == 0 or _every_layer:
             _note(module, query, key, kwargs)
         return attention(module, query, key, value, mask, **kwargs)
 
@@ -126,4 +127,4 @@ def _noting(attention: Callable[..., Any]) -> Callable[..., Any]:
 def _note(module: Any, query: Tensor, key: Tensor, settings: dict[str, Any]) -> None:
     if _seen is not None:
         scale = settings.get("scaling") or query.shape[-1] ** -0.5
-        _seen.append(FirstAttention(query, key, scale, settings.get("softcap"), settings.get("sliding_window")))
+        _seen.append(LayerAttention(query, key, scale, settings.get("softcap"), settings.get("sliding_window")))

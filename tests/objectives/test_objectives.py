@@ -228,7 +228,7 @@ def test_adapters_are_saved_with_the_student_and_not_exported() -> None:
     assert not any("adapter" in name for name in model.student.model.state_dict())
 
 
-def test_recomputed_blocks_and_first_attention() -> None:
+def test_recomputed_blocks_and_noted_attention() -> None:
     """Layer 0 runs twice, its queries and keys are noted once, and the gradients are the same."""
     found = []
     for changes in ({}, {"activation_checkpointing": ["vision", "lm"]}):

@@ -1,0 +1,187 @@
+"""Figures of what :mod:`lightning_switchkd.explore` finds; each returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_switchkd.explore.look import Look
+from lightning_switchkd.losses.chunk import Side
+from lightning_switchkd.losses.select import Kneedle, Selection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+    from PIL.Image import Image
+
+COLOURS = {"teacher": "#1f77b4", "student": "#ff7f0e", "switch": "#2ca02c"}
+"""Of the pathways, everywhere."""
+
+
+def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    plt.close(figure)  # a notebook shows what a cell returns, and not once more what is open
+    return figure, axes
+
+
+def tokens(looks: Mapping[str, Look], count: int = 5, most: int = 6) -> Figure:
+    """The likeliest tokens at the first positions of an answer: a row of panels a look and side, a column a position.
+
+    Args:
+        looks: of one record each, by name ("before", "after").
+        count: tokens a panel.
+        most: positions.
+    """
+    first = next(iter(looks.values()))
+    lines = [
+        (name, side) for name in looks for side in first.rows.hidden if side != "teacher" or name == list(looks)[-1]
+    ]
+    columns = min(len(first), most)
+    figure, axes = _grid(len(lines), columns, 2.3, 1.5)
+    tables = {name: look.top(count) for name, look in looks.items()}
+    for y, (name, side) in enumerate(lines):
+        for x in range(columns):
+            axis, table = axes[y][x], tables[name]
+            shown = table[(table["row"] == x) & (table["side"] == side)]
+            colours = ["#2a9d3a" if right else "0.65" for right in shown["right"]]
+            axis.barh(range(len(shown)), shown["probability"], color=colours)
+            axis.set_yticks(range(len(shown)), [_plain(token) for token in shown["token"]], fontsize=8)
+            axis.invert_yaxis()
+            axis.set_xlim(0, 1)
+            axis.tick_params(axis="x", labelsize=7)
+            if y == 0:
+                axis.set_title(f"→ {_plain(first.about['token'][x])}", fontsize=10)
+            if x == 0:
+                axis.set_ylabel(side if side == "teacher" else f"{side}\n{name}", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def _plain(text: str) -> str:
+    """A token that no font and no formula stumbles over."""
+    shown = "".join(c if c.isprintable() else "·" for c in text)
+    return shown.replace("$", r"\$")[:14]
+
+
+def knee(look: Look, row: int, select: Selection = Kneedle(), window: int = 256) -> Figure:  # noqa: B008 (frozen)
+    """A row's sorted logits by side, with their chord and the cut."""
+    figure, axes = _grid(1, len(look.rows.hidden), 4.2, 3.2)
+    for axis, side in zip(axes[0], look.rows.hidden, strict=True):
+        curve = look.curve(row, side, window)
+        k = int(select(look.logits(row, side)[None])[1].sum())
+        axis.plot(range(1, len(curve) + 1), curve["logit"], color=COLOURS[side], label="logits")
+        axis.plot(range(1, len(curve) + 1), curve["chord"], color="0.6", linewidth=0.8, label="chord")
+        axis.axvline(k, color="black", linestyle="dashed", linewidth=0.9, label=f"k = {k}")
+        axis.set_title(side)
+        axis.set_xlabel("place")
+        axis.legend(fontsize=8)
+    axes[0][0].set_ylabel("logit")
+    figure.tight_layout()
+    return figure
+
+
+def pair_weights(pairs: DataFrame, side: Side = "student", most: int = 12) -> Figure:
+    """The weight that both sides give each pair of the leading set, and what each adds to the divergence."""
+    order = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))[:most]
+    figure, axes = _grid(1, 3, 4.2, 3.8)
+    for axis, column in zip(axes[0], ("teacher", side, "kl"), strict=True):
+        grid = np.full((len(order), len(order)), np.nan)
+        for first, second, value in zip(pairs["first"], pairs["second"], pairs[column], strict=True):
+            if first in order and second in order:
+                grid[order.index(first), order.index(second)] = value
+        limit = float(np.nanmax(np.abs(grid)))
+        style: dict[str, Any] = (
+            {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if column == "kl" else {"cmap": "viridis"}
+        )
+        drawn = axis.imshow(grid, **style)
+        axis.set_xticks(range(len(order)), [_plain(t) for t in order], rotation=90, fontsize=7)
+        axis.set_yticks(range(len(order)), [_plain(t) for t in order], fontsize=7)
+        axis.set_title("share of the divergence, nats" if column == "kl" else f"weight by {column}", fontsize=9)
+        figure.colorbar(drawn, ax=axis, shrink=0.75)
+    figure.tight_layout()
+    return figure
+
+
+def sizes(table: DataFrame) -> Figure:
+    """How k is spread, a box a selection."""
+    figure, axes = _grid(1, 1, 1.2 + 0.9 * len(table.columns), 3.4)
+    axes[0][0].boxplot(
+        [table[name] for name in table.columns], tick_labels=list(table.columns), whis=(5, 95), showfliers=False
+    )
+    axes[0][0].set_yscale("log")
+    axes[0][0].set_ylabel("k")
+    axes[0][0].tick_params(axis="x", rotation=20, labelsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def distributions(beliefs: DataFrame, columns: list[str], by: str = "source") -> Figure:
+    """Columns of :meth:`Look.beliefs` in boxes by kind of question, or by place in the answer."""
+    groups = list(beliefs.groupby(by))
+    figure, axes = _grid(1, len(columns), 3.4, 3.2)
+    for axis, column in zip(axes[0], columns, strict=True):
+        values = [group[column].astype(float) for _, group in groups]
+        axis.boxplot(values, tick_labels=[str(name) for name, _ in groups], whis=(5, 95), showfliers=False)
+        axis.set_title(column, fontsize=9)
+        axis.tick_params(axis="x", rotation=45, labelsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def attention(image: Image, maps: Mapping[str, Tensor]) -> Figure:
+    """Maps of :meth:`Pair.attention` over the image, on one scale of colours."""
+    figure, axes = _grid(1, 1 + len(maps), 2.6, 2.9)
+    shown = np.asarray(image.convert("RGB"))
+    axes[0][0].imshow(shown)
+    axes[0][0].set_title("image", fontsize=9)
+    highest = max(float(of.max()) for of in maps.values())
+    for axis, (name, of) in zip(axes[0][1:], maps.items(), strict=True):
+        axis.imshow(shown, cmap="gray")
+        extent = (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5)
+        axis.imshow(of.cpu(), cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=highest)
+        axis.set_title(name, fontsize=9)
+    for axis in axes[0]:
+        axis.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def lines(table: DataFrame) -> Figure:
+    """Curves of :func:`lightning_switchkd.explore.curves`: a panel a metric, a line a run."""
+    metrics = list(dict.fromkeys(table["metric"]))
+    figure, axes = _grid(1, len(metrics), 3.6, 3.0)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for run, points in table[table["metric"] == metric].groupby("run"):
+            axis.plot(points["step"], points["value"], label=str(run))
+        axis.set_title(metric, fontsize=9)
+        axis.set_xlabel("step")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def bars(scores: DataFrame) -> Figure:
+    """Scores by category and system, blind ones hatched over them."""
+    kinds = list(dict.fromkeys(scores["category"]))
+    systems = list(dict.fromkeys(scores["system"]))
+    figure, axes = _grid(1, 1, 1.5 + 1.2 * len(kinds), 3.4)
+    width = 0.8 / len(systems)
+    for place, system in enumerate(systems):
+        at = np.arange(len(kinds)) + (place - (len(systems) - 1) / 2) * width
+        for blind in (False, True):
+            of = scores[(scores["system"] == system) & (scores["blind"] == blind)].set_index("category")["score"]
+            values = [of.get(kind, np.nan) for kind in kinds]
+            style: dict[str, Any] = (
+                {"fill": False, "hatch": "///", "linewidth": 0.5} if blind else {"color": f"C{place}"}
+            )
+            axes[0][0].bar(at, values, width * 0.9, label="_" if blind else system, **style)
+    axes[0][0].set_xticks(range(len(kinds)), kinds, rotation=20)
+    axes[0][0].set_ylabel("%")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,165 @@
+"""What the notebooks read: tables against the losses themselves, and memory at a real vocabulary."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from command import ROOT
+
+from lightning_switchkd.errors import UserError
+from lightning_switchkd.explore import Pair, open_pair, open_run
+from lightning_switchkd.explore.look import SIDES, Look
+from lightning_switchkd.losses import Kneedle, dbild
+from lightning_switchkd.losses.select import FixedTopK
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Pair:
+    # the processor's folder stands for the student's here: its weights are beside
+    for file in (folder / "processor").iterdir():
+        (folder / "student" / file.name).write_bytes(file.read_bytes())
+    records, images = folder / "records.json", folder / "images"
+    return open_pair(f"{folder}/student", f"{folder}/teacher", str(records), str(images), start=f"{folder}/student")
+
+
+@pytest.fixture(scope="module")
+def look(pair: Pair) -> Look:
+    return pair.look(pair.some(12), batch_size=5)
+
+
+def test_rows_are_those_of_the_records(pair: Pair, look: Look) -> None:
+    numbers = pair.some(12)
+    assert look.about["record"].drop_duplicates().tolist() == numbers
+    alone = pair.look(numbers[3:4])
+    mine = look.about.index[look.about["record"] == numbers[3]]
+    assert alone.about.reset_index(drop=True).equals(look.about.loc[mine].reset_index(drop=True))
+    for side in SIDES:
+        torch.testing.assert_close(
+            alone.rows.hidden[side], look.rows.hidden[side][mine.to_numpy()], atol=1e-5, rtol=1e-4
+        )
+    assert (look.about.groupby("record")["place"].min() == 0).all()
+
+
+def test_beliefs_are_the_losses_own(look: Look) -> None:
+    table = look.beliefs()
+    for row in (0, 7):
+        logits = {side: look.logits(row, side)[None] for side in SIDES}
+        for prefix, side in (("", "student"), ("switch_", "switch")):
+            loss = dbild(teacher=logits["teacher"], student=logits[side], select=Kneedle())  # type: ignore[index]
+            assert table.loc[row, f"{prefix}dbild"] == pytest.approx(float(loss), rel=1e-4)
+        for side in SIDES:
+            probabilities = logits[side].softmax(-1)[0]
+            target = int(look.rows.targets[row])
+            assert table.loc[row, f"p_right_{side}"] == pytest.approx(float(probabilities[target]), rel=1e-4)
+            assert table.loc[row, f"p_top_{side}"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+            entropy = -float((probabilities * probabilities.log()).sum())
+            assert table.loc[row, f"entropy_{side}"] == pytest.approx(entropy, rel=1e-3)
+
+
+def test_top_tokens_are_in_order(look: Look) -> None:
+    top = look.top(4)
+    assert len(top) == len(look) * 3 * 4
+    one = top[(top["row"] == 5) & (top["side"] == "switch")]
+    best = look.logits(5, "switch").softmax(-1).topk(4)
+    assert one["probability"].tolist() == pytest.approx(best.values.tolist(), rel=1e-4)
+    assert one["rank"].tolist() == [1, 2, 3, 4]
+
+
+def test_pairs_add_up_to_the_term(look: Look) -> None:
+    for row in (0, 9):
+        led = [look.pairs(row, leader)["kl"].sum() for leader in ("teacher", "student")]  # type: ignore[arg-type]
+        whole = look.divergences(row, (3.0,))["reverse"][0]
+        assert sum(led) == pytest.approx(whole, rel=1e-5)
+        assert look.pairs(row)["teacher"].sum() == pytest.approx(1)
+
+
+def test_selections_and_curve(look: Look) -> None:
+    sizes = look.sizes({"knee": Kneedle(), "eight": FixedTopK(8)})
+    assert (sizes["eight"] == 8).all()
+    assert sizes["knee"].tolist() == look.beliefs()["k_teacher"].tolist()
+    curve = look.curve(0, window=64)
+    assert curve["logit"].is_monotonic_decreasing
+    assert (curve["drop"].iloc[0], curve["drop"].iloc[-1]) == (0, pytest.approx(0, abs=1e-9))
+
+
+def test_gradients_by_term_reach_their_parts(pair: Pair) -> None:
+    found = pair.gradients(pair.some(6)).set_index("term")
+    assert found.loc["vsd", "vision"] > 0
+    assert found.loc["vsd", ["projector", "lm"]].tolist() == [0, 0]
+    assert (found.loc[["ce", "align"]] > 0).all().all()
+
+
+def test_attention_is_a_map_for_each_side(pair: Pair) -> None:
+    number = next(n for n in pair.some(20) if pair.image(n) is not None)
+    maps = pair.attention(number)
+    assert maps.keys() == set(SIDES)
+    for focus in maps.values():
+        assert focus.shape == (2, 2)
+        assert float(focus.sum()) == pytest.approx(1, abs=1e-5)
+    assert not torch.allclose(maps["student"], maps["teacher"])
+    again = pair.attention(number)
+    assert all(torch.equal(maps[side], again[side]) for side in maps)
+    without = next(n for n in range(48) if pair.image(n) is None)
+    with pytest.raises(UserError, match="has no image"):
+        pair.attention(without)
+
+
+def test_attention_equals_the_models_own(pair: Pair) -> None:
+    """Against Hugging Face's eager attention weights."""
+    number = next(n for n in pair.some(20) if pair.image(n) is not None)
+    focus = pair.attention(number)["student"].flatten()
+    batch, vlm = pair.batch([number]), pair.student
+    inputs = vlm._embed(batch.input_ids, vlm.project(vlm.encode_image(batch.pixel_values)))  # type: ignore[attr-defined]
+    vlm.language_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = vlm.language_model(inputs_embeds=inputs, output_attentions=True).attentions
+    vlm.language_model.set_attn_implementation("sdpa")
+    image = (batch.input_ids[0] == vlm.image_token_id).nonzero()[:, 0]
+    rows = (batch.labels[0, 1:] != -100).nonzero()[:, 0]
+    expected = torch.stack([w[0][:, rows][..., image].mean((0, 1)) for w in weights]).mean(0)
+    torch.testing.assert_close(focus, expected / expected.sum(), atol=1e-5, rtol=1e-4)
+
+
+def test_before_and_mistakes(pair: Pair, tmp_path: Path) -> None:
+    assert torch.equal(pair.before().student.head.weight, pair.student.head.weight)
+    with pytest.raises(UserError, match="is no run"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match="of the source 'kind7'"):
+        pair.some(3, "kind7")
+    assert all(pair.data.dataset("val").record(n).source == "kind1" for n in pair.some(3, "kind1"))
+
+
+MEMORY = """
+import resource, torch
+from pandas import DataFrame
+from lightning_switchkd.explore.look import Look
+from lightning_switchkd.losses.chunk import Head, Rows
+n, v, h = 1000, 151_936, 64
+torch.manual_seed(0)
+sides = ("student", "teacher", "switch")
+rows = Rows({s: torch.randn(n, h) for s in sides}, torch.randint(0, v, (n,)), torch.ones(n, dtype=torch.bool), v)
+student, teacher = Head(torch.randn(v, h)), Head(torch.randn(v, h))
+about = DataFrame({"record": range(n)})
+look = Look(rows, {"student": student, "teacher": teacher, "switch": teacher}, about, str)
+assert len(look.beliefs()) == n and len(look.top(3)) == 9 * n
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_a_thousand_rows_at_a_real_vocabulary_stay_below_two_gigabytes() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = float(done.stdout)
+    assert math.isfinite(peak)
+    assert peak < 2, f"{peak:.2f} GiB"
