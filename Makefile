@@ -37,7 +37,7 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all harness lint tensorboard clean
+.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all harness lint lab gallery tensorboard clean
 
 help: ## this list
 	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -145,8 +145,10 @@ prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(STUDY)),$(call student,$(DATA
 test: .venv/ready ## the tests that CI runs
 	$(PY) -m pytest -n auto
 
-test-all: .venv/ready harness ## every test, long ones included
+test-all: .venv/ready harness runs/digits/switch_kd/report/results.json ## every test, long ones included; notebooks on a run of `make train`
 	$(PY) -m pytest -n auto -m ""
+runs/digits/switch_kd/report/results.json:
+	$(MAKE) train
 
 harness: .venv-lmms/ready ## make .venv-lmms with lmms-eval, to ask an exported student by another harness (docs/evaluation.md)
 .venv-lmms/ready: conf/lmms_eval/requirements.txt
@@ -157,6 +159,15 @@ harness: .venv-lmms/ready ## make .venv-lmms with lmms-eval, to ask an exported 
 
 lint: .venv/ready ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+lab: .venv/lab-ready ## Jupyter with the notebooks: RUN=runs/digits/switch_kd is what they look at
+	RUN=$(RUN) PYTHONPATH=$(CURDIR) .venv/bin/jupyter lab notebooks
+.venv/lab-ready: .venv/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6
+	@touch $@
+
+gallery: .venv/ready ## run the notebooks on RUN and keep their figures in docs/gallery
+	$(PY) notebooks/run.py --run $(RUN) --figures docs/gallery
 
 tensorboard: .venv/ready ## look at all runs
 	.venv/bin/tensorboard --logdir runs

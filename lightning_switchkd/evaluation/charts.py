@@ -57,7 +57,7 @@ def grouped_bars(
     if dashes is not None:
         ends = [i - 0.45 for i in range(len(names))], [i + 0.45 for i in range(len(names))]
         axis.hlines(dashes, *ends, colors="black", linestyles="dashed", linewidth=1, label="majority")
-    axis.set_xticks(range(len(names)), names, rotation=20)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axis.set_ylabel("%")
     axis.set_ylim(0, 122)
     axis.legend(fontsize=8, ncols=len(series) + 2, loc="upper center")

@@ -60,7 +60,8 @@ class Chat:
         found = {}
         for name, model in self.models.items():
             history = self.histories.get(name, ())
-            asked = f"{IMAGE_TOKEN}\n{text}" if not history and self.image is not None else text
+            placed = IMAGE_TOKEN in text or self.image is None or bool(history)
+            asked = text if placed else f"{IMAGE_TOKEN}\n{text}"
             turns = (*history, Turn("user", asked))
             found[name] = model.ask([Question(turns, self._images())], self.max_new_tokens)[0]
             self.histories[name] = (*turns, Turn("assistant", found[name]))

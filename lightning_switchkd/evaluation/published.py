@@ -29,6 +29,10 @@ class PublishedTable:
     benchmarks: list[str]
     systems: dict[str, list[float]]
 
+    def named(self) -> dict[str, dict[str, float]]:
+        """Scores by benchmark, by system."""
+        return {name: dict(zip(self.benchmarks, row, strict=True)) for name, row in self.systems.items()}
+
     def rows(self, ours: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
         """Table rows, the heading first: papers, then ours; the average of all, and that of the columns which we have.
 
@@ -38,9 +42,8 @@ class PublishedTable:
         have = [name for name in self.benchmarks if any(name in scores for scores in ours.values())]
         some = 0 < len(have) < len(self.benchmarks)
         heading = ["", *self.benchmarks, "average", *([f"of {len(have)}"] if some else [])]
-        named = {name: dict(zip(self.benchmarks, row, strict=True)) for name, row in self.systems.items()}
         lines = [heading]
-        for name, scores in {**named, **ours}.items():
+        for name, scores in {**self.named(), **ours}.items():
             cells = [f"{scores[column]:.1f}" if column in scores else "" for column in self.benchmarks]
             averages = [self.benchmarks, *([have] if some else [])]
             lines.append([name, *cells, *(average(scores, columns) for columns in averages)])

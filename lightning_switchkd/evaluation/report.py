@@ -56,7 +56,8 @@ def report(
     (folder / "results.json").write_text(
         json.dumps(_as_json(results, names, pairs[1]), indent=2) + "\n", encoding="utf-8"
     )
-    _draw(folder / "report.png", results, names, validation_curves(Path(run) / "metrics.csv") if run else {})
+    curves = validation_curves(Path(run) / "metrics.csv") if run else {}
+    _draw(folder / "report.png", results, names, curves, tables)
     shown: dict[str, list[Example]] = {
         name: examples_of({s: of[name] for s, of in results.items() if name in of}, examples) for name in names
     }
@@ -94,7 +95,8 @@ def _breakdown(systems: Systems, name: str) -> str:
             if key in of:
                 columns.append((heading, of[key]))
     first = columns[0][1]
-    rows = [[f"{first.title}, %", *(heading for heading, _ in columns)]]
+    unit = "%" if max(first.categories.values(), default=0) <= 100 else "points of 200; score in %"
+    rows = [[f"{first.title}, {unit}", *(heading for heading, _ in columns)]]
     for kind in first.categories:
         rows.append([kind, *(f"{result.categories.get(kind, 0):.1f}" for _, result in columns)])
     for figure in first.figures:
@@ -155,8 +157,10 @@ def _as_json(systems: Systems, names: Sequence[str], pairs: Sequence[Mapping[str
     }
 
 
-def _draw(file: Path, systems: Systems, names: Sequence[str], curves: Curves) -> None:
-    """Bars of a benchmark's categories, or of benchmarks; a radar chart of them; a run's held-out loss terms."""
+def _draw(
+    file: Path, systems: Systems, names: Sequence[str], curves: Curves, published: Sequence[PublishedTable]
+) -> None:
+    """Bars of a benchmark's categories, or of benchmarks; a radar chart, papers in grey; held-out loss terms."""
     plt = pyplot()
     single = names[0] if len(names) == 1 else None
     models = {s: of for s, of in systems.items() if s != MAJORITY}
@@ -172,7 +176,10 @@ def _draw(file: Path, systems: Systems, names: Sequence[str], curves: Curves) ->
     grouped_bars(bars, labels, series, blind, colours, dashes)
     bars.set_title(f"{systems[next(iter(models))][single].title}, held out" if single else "Benchmarks")
     if radial:
-        radar(figure.add_subplot(1, columns, 2, projection="polar"), labels, series, colours)
+        papers = next((table.named() for table in published if set(labels) <= set(table.benchmarks)), {})
+        greys = {name: str(0.75 - 0.2 * n) for n, name in enumerate(papers)}
+        shown = {**{name: [of[label] for label in labels] for name, of in papers.items()}, **series}
+        radar(figure.add_subplot(1, columns, 2, projection="polar"), labels, shown, {**greys, **colours})
     if curves:
         loss_curves(figure.add_subplot(1, columns, columns), curves)
     figure.tight_layout()

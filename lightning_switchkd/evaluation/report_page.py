@@ -118,9 +118,8 @@ def page(text: str, chart: bytes, examples: Mapping[str, Sequence[Example]]) -> 
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>
 <h1>Evaluation</h1>
-{parts[0]}
 <img class="chart" alt="scores" src="data:image/png;base64,{base64.b64encode(chart).decode()}">
-{"".join(parts[1:])}
+{"".join(parts)}
 {shown}
 </body></html>
 """

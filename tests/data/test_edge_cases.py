@@ -1,6 +1,6 @@
 """What real LLaVA data does to a loader, case by case, each from file to batch.
 
-Case 10, a run that is killed, is test_kill.py's.
+Case 10, a run that is killed, is test_kill.py's. Long, for the cases are numbered, and read in one place.
 """
 
 from __future__ import annotations

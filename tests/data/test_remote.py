@@ -1,4 +1,4 @@
-"""Data behind URLs, from a server of this test's own that fails in every way a server fails."""
+"""Data behind URLs, from a server of this test's own that fails in every way a server fails: a long file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Small files in exactly the layouts that the ten benchmarks come in, answers to them, and what these must score.
 
 The traps of each are in: rotations that are missing, ids that repeat, labels in another order, golds that are all
-identical, punctuation, options called "None". Scores are worked out by hand, beside the data.
+identical, punctuation, options called "None". Scores are worked out by hand, beside the data. Longer than other files:
+ten benchmarks, each in both of its layouts, to be compared at a glance.
 """
 
 from __future__ import annotations
