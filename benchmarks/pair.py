@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_switchkd.batch import IGNORE, Batch, Counts
 from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.metrics import Means
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import SwitchKDObjective
 from lightning_switchkd.vlm.build import VLMSpec, build

@@ -26,7 +26,7 @@ from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import rows_of_a_record
 from lightning_switchkd.distiller import Distiller
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.metrics import Means
 from lightning_switchkd.objectives.base import Objective, Terms
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.objectives.terms import Need

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from command import ROOT
 
 ROWS = (
@@ -28,6 +29,22 @@ def test_the_data_benchmark_fills_its_table(tmp_path: Path) -> None:
     table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert all(any(line.startswith(f"| {row}") for line in table) for row in ROWS), done.stdout
     assert all(line.count("|") == 6 for line in table)
+
+
+@pytest.mark.slow
+def test_asking_and_scoring_fill_theirs(tmp_path: Path) -> None:
+    folder = tiny.write_pair(tmp_path)
+    (folder / "tiny.yaml").write_text(
+        f"title: x\nscoring: exact\nannotations: {folder}\nlayouts: [{{reader: llava, records: records.json}}]\n"
+        "max_new_tokens: 3\n",
+        encoding="utf-8",
+    )
+    arguments = ["--model", folder / "teacher", "--benchmark", folder / "tiny.yaml", "--rounds", "1", "--answers", "99"]
+    command = [sys.executable, "-m", "benchmarks.generate", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| 1", "| 4", "| 16", "| 64", "| scored"]
+    assert all(row[3] == "48 of 48 |" for row in rows[2:6])
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_switchkd.batch import Batch
-from lightning_switchkd.evaluation.metrics import RowStatistics
 from lightning_switchkd.loggers import log_counts
+from lightning_switchkd.metrics import RowStatistics
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Terms
 from lightning_switchkd.objectives.switch_kd import DBiLDTerm

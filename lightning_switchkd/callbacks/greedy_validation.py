@@ -7,7 +7,7 @@ import torch
 
 from lightning_switchkd.callbacks.asking import ValidationQuestions
 from lightning_switchkd.evaluation.generate import batches
-from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.metrics import Means
 from lightning_switchkd.module import SwitchKD
 
 

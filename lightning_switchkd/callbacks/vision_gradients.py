@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.metrics import Means
+from lightning_switchkd.metrics import Means
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.base import Terms
 from lightning_switchkd.strategies import FSDP2
