@@ -44,7 +44,7 @@ help: ## this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@echo
-	@for kind in experiment data model trainer with stage; do \
+	@for kind in experiment data model trainer with stage benchmark; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
 
 # -- set-up: .venv is made again when a requirements file changes ------------------------------------------------------
@@ -92,7 +92,7 @@ STAGES_sizes := start_small start_large teacher_large
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
 OUTPUT ?= $(RUN)/report
-EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --blind true --batch_size 128 \
+EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --blind --batch_size 128 \
   --models.teacher=runs/$(DATA)/teacher/student --models.start=runs/$(DATA)/start/student \
   --models.student=$(RUN)/student --run $(RUN) --output $(OUTPUT)
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ usage: python -m lightning_switchkd COMMAND [--help] [options]
   test           the same on the test data
   export         write the student of a checkpoint as a Hugging Face folder
   convert        write a TinyLLaVA, LLaVA-1.5 or xtuner checkpoint as a native model folder
-  generate       ask a model folder about an image: one question, or --chat true
+  generate       ask a model folder about an image: one question, or --chat
   evaluate       ask model folders the questions of benchmarks, and score the answers
   score          score any system's answer file on a benchmark
   report         results of several systems side by side, with published rows: HTML, Markdown, JSON
@@ -256,6 +257,21 @@ def user_error_in(error: BaseException | None) -> str | None:
     return None
 
 
+def switched_on(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """``--strict`` alone is ``--strict=true``, for every truth value that a command takes.
+
+    >>> def score(strict: bool = False) -> None: ...
+    >>> switched_on(score, ["--strict", "--output", "x"]), switched_on(score, ["--strict", "false"])
+    (['--strict=true', '--output', 'x'], ['--strict', 'false'])
+    """
+    names = {f"--{name}" for name, of in signature(function).parameters.items() if of.annotation in (bool, "bool")}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{word}=true" if word in names and after.lower() not in ("true", "false") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command. A user's mistake ends in one paragraph on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -266,7 +282,8 @@ def main(arguments: list[str] | None = None) -> None:
             run_lightning(arguments)
         elif command in COMMANDS:
             prog = f"python -m lightning_switchkd {command}"
-            auto_cli(COMMANDS[command], args=arguments[1:], as_positional=False, prog=prog)
+            given = switched_on(COMMANDS[command], arguments[1:])
+            auto_cli(COMMANDS[command], args=given, as_positional=False, prog=prog)
         elif command in ("-h", "--help"):
             print(USAGE, end="")
         else:

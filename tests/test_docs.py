@@ -12,7 +12,7 @@ import pytest
 from command import ROOT
 from jsonargparse import auto_parser
 
-from lightning_switchkd.cli import COMMANDS, LIGHTNING_COMMANDS, main
+from lightning_switchkd.cli import COMMANDS, LIGHTNING_COMMANDS, main, switched_on
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = ("pip", "sbatch", "srun", "vllm", "apt", "python run.py")
@@ -61,7 +61,8 @@ def test_commands_are_understood(text: str, capsys: pytest.CaptureFixture[str]) 
     if module != "lightning_switchkd":
         return
     if arguments[0] in COMMANDS:
-        auto_parser(COMMANDS[arguments[0]], as_positional=False).parse_args(arguments[1:])
+        command = COMMANDS[arguments[0]]
+        auto_parser(command, as_positional=False).parse_args(switched_on(command, arguments[1:]))
     else:
         assert arguments[0] in LIGHTNING_COMMANDS
         with pytest.raises(SystemExit) as stopped:

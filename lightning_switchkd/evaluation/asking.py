@@ -207,3 +207,21 @@ class AskingBar(TQDMProgressBar):
     def predict_description(self) -> str:
         """Set before each benchmark."""
         return self.name
+
+
+def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:
+    """Asks what is not answered yet, all processes of a trainer together.
+
+    Args:
+        trainer: with an :class:`AskingBar`.
+        asker: who is asked what.
+        name: for the progress bar.
+    """
+    for bar in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(bar, AskingBar):
+            bar.name = name
+    if trainer.is_global_zero:
+        asker.log_of_answers.begin()
+    trainer.strategy.barrier("begun")
+    if asker.log_of_answers.todo():
+        trainer.predict(asker, return_predictions=False)

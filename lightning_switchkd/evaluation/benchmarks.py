@@ -123,7 +123,7 @@ class Benchmark:
                 continue
             try:
                 items = READERS[reader](root, **options)
-            except (TypeError, KeyError) as error:
+            except (TypeError, KeyError, IndexError) as error:
                 raise UserError(f"benchmark '{self.name}', {folder}: {reader} cannot read it: {error!r}") from None
             if not items:
                 raise UserError(f"benchmark '{self.name}': {folder} holds no questions for the layout '{reader}'.")

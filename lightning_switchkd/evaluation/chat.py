@@ -142,7 +142,7 @@ def generate(
         device: ``cpu``, ``cuda`` or ``auto``.
     """
     if question is None and not chat:
-        raise UserError("--question is missing: give one, or --chat true to type them.")
+        raise UserError("--question is missing: give one, or --chat to type them.")
     if image is not None and not Path(image).is_file():
         raise UserError(f"--image: there is no file '{image}'.")
     names = {"model": model} if beside is None else {Path(model).name: model, Path(beside).name: beside}

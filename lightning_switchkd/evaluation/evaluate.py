@@ -9,9 +9,10 @@ from pathlib import Path
 import lightning as L
 
 from lightning_switchkd.checkpoints.record import fingerprint
+from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.asking import AnswerLog, Asker, AskingBar
+from lightning_switchkd.evaluation.asking import AnswerLog, Asker, AskingBar, ask
 from lightning_switchkd.evaluation.benchmarks import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.formats import MAJORITY
 from lightning_switchkd.evaluation.generate import load_model
@@ -75,11 +76,12 @@ def evaluate(
     for one in chosen:
         folder = one.folder(data_root, (annotations or {}).get(one.name))
         questions[one.name] = folder, one.items(folder)[:limit]
-    bar = AskingBar()
+    for model_folder in models.values():
+        load_processor(model_folder)  # a wrong name is said before the first model has been asked for hours
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=devices,
-        callbacks=[bar],
+        callbacks=[AskingBar()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -87,21 +89,18 @@ def evaluate(
     )
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype)
-        weights = fingerprint(model.vlm)
+        asked = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
         for one, is_blind in product(chosen, (False, True) if blind else (False,)):
             folder, items = questions[one.name]
             longest = max_new_tokens or one.max_new_tokens
             place = Path(output, name, f"{one.name}.{BLIND}" if is_blind else one.name)
-            asked = {"model": name, "weights": weights, "dtype": dtype, "max_new_tokens": longest, "blind": is_blind}
-            prompts = [one.prompt_of(item, rules) for item in items]
-            log = AnswerLog(place.with_name(f"{place.name}{ANSWERS}"), items, prompts, asked)
-            bar.name = f"{name}, {one.title}{', blind' if is_blind else ''}"
-            if trainer.is_global_zero:
-                log.begin()
-            trainer.strategy.barrier("begun")
-            if log.todo():
-                asker = Asker(model, log, batch_size, longest, is_blind, workers)
-                trainer.predict(asker, return_predictions=False)
+            log = AnswerLog(
+                file=place.with_name(f"{place.name}{ANSWERS}"),
+                items=items,
+                prompts=[one.prompt_of(item, rules) for item in items],
+                asked={**asked, "max_new_tokens": longest, "blind": is_blind},
+            )
+            ask(trainer, Asker(model, log, batch_size, longest, is_blind, workers), f"{name}, {place.name}")
             if trainer.is_global_zero:
                 matched = match(items, *read_answers(log.file))
                 rate(one, folder, items, matched, rules, str(log.file)).write(place.with_name(f"{place.name}.json"))

@@ -25,7 +25,7 @@ STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.35em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}.examples td,.examples th{text-align:left;vertical-align:top}
-img.shot{max-height:160px;image-rendering:pixelated}img.chart{max-width:100%}
+img.shot{height:96px;image-rendering:pixelated}img.chart{max-width:100%}
 .right{color:#080}.wrong{color:#b00}h2{margin-top:2em}
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.items import Item
 from lightning_switchkd.evaluation.scorers import Protocol
 from lightning_switchkd.evaluation.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
@@ -185,7 +186,15 @@ class Circular(Mean):
     """MMBench's CircularEval: a question is right if all of its rotations are; rows of one are ``index`` modulo 10⁶."""
 
     def unit(self, item: Item) -> str:
-        """The question, whatever the order of its options."""
+        """The question, whatever the order of its options.
+
+        Raises:
+            UserError: the id is no number, or not the only one.
+        """
+        if not item.id.isdecimal():
+            raise UserError(
+                f"CircularEval tells rotations by ids, which must be different numbers; one is '{item.id}'."
+            )
         return str(int(item.id) % 1_000_000)
 
     def pair(self, place: int, item: Item) -> str:

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from PIL.Image import Image
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.batch import Batch
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
@@ -86,6 +87,10 @@ class Pair:
     def question(self, number: int) -> str:
         """The last question of a record, without places of images."""
         return self.data.dataset(self.split).record(number).turns[-2].text_only
+
+    def answer(self, number: int) -> str:
+        """What is right."""
+        return self.data.dataset(self.split).record(number).answer
 
     def image(self, number: int) -> Image | None:
         """A record's first image."""
@@ -276,6 +281,7 @@ def _pair(
     objective: Objective,
     start: str | None,
 ) -> Pair:
+    transformers_logging.disable_progress_bar()
     tokenizer = data.processor.tokenizer
     student = build(student_spec, tokenizer, "student").eval()
     teacher = build(teacher_spec, tokenizer, "teacher").eval().requires_grad_(False)

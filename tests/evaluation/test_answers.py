@@ -62,7 +62,7 @@ def test_a_hundred_thousand_lines_one_in_a_hundred_damaged(tmp_path: Path, capsy
     assert result.score == pytest.approx(75.0)  # what is damaged was wrong already: every fourth is
     assert "damaged: 1000 (line 1, line 101" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main([*arguments, "--strict=true"])
+        main([*arguments, "--strict"])
     said = capsys.readouterr().err
     assert said.startswith("error: --strict:")
     assert "1000 damaged (line 1, line 101, line 201" in said

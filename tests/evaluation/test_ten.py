@@ -254,6 +254,20 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         Benchmark.read("mme").items(tmp_path)
 
 
+def test_a_table_that_does_not_fit_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.csv").write_text("n,q,gold,a,b\n1,What?,7,cat,dog\n1,Who?,B,cat,dog\n", encoding="utf-8")
+    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said("1", "A")])
+    for columns, scoring, message in (
+        ("{id: m, question: q, answers: gold}", "exact", "a row has no 'm' for its id"),
+        ("{id: n, question: q, answers: gold, options: [a, b]}", "mmbench", "must be different numbers; one is '1#0'"),
+    ):
+        layout = f"layouts: [{{rows: mine.csv, columns: {columns}}}]"
+        file = own(tmp_path, f"title: mine\nscoring: {scoring}\n{layout}\n")
+        with pytest.raises(SystemExit):
+            main(["score", f"--benchmark={file}", f"--annotations={tmp_path}", f"--answers={said}"])
+        assert message in capsys.readouterr().err
+
+
 def test_images_stay_below_their_folder(tmp_path: Path) -> None:
     """A benchmark's file cannot name what lies elsewhere."""
     layouts.gqa(tmp_path / "gqa")
