@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -235,7 +236,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-def _as_rank(rank: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(seconds - 5, exit=True)  # a rank that hangs says where
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -254,9 +256,10 @@ def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_as_rank, args=(rank, port, target, arguments)) for rank in range(2)]
+    ranks = [context.Process(target=_as_rank, args=(rank, port, seconds, target, arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(seconds)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    ended = [process.exitcode for process in ranks]
+    assert ended == [0, 0], f"ranks ended with {ended}"
