@@ -163,7 +163,7 @@ lint: .venv/ready ## ruff and mypy
 lab: .venv/lab-ready ## Jupyter with the notebooks: RUN=runs/digits/switch_kd is what they look at
 	RUN=$(RUN) PYTHONPATH=$(CURDIR) .venv/bin/jupyter lab notebooks
 .venv/lab-ready: .venv/ready
-	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6
+	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6 ipywidgets==8.1.9
 	@touch $@
 
 gallery: .venv/ready ## run the notebooks on RUN and keep their figures in docs/gallery

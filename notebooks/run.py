@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def run(notebook: Path, figures: Path | None = None) -> list[Any]:
     """
     from matplotlib.figure import Figure
 
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"__name__": "notebook"}
+    warnings.filterwarnings("always", module="notebook")
     shown: list[Any] = []
     drawn = 0
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
