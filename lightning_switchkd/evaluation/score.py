@@ -176,6 +176,8 @@ def score(
         data_root: what {root} stands for in the benchmark's YAML.
     """
     rules, chosen = check_protocol(protocol), Benchmark.read(benchmark)
+    if output is not None and Path(output).suffix != ".json":
+        raise UserError(f"--output: '{output}' must be a .json file; FOLDER/{chosen.name}.json is what `report` reads.")
     folder = chosen.folder(data_root, annotations)
     items = chosen.items(folder)
     matched = match(items, *read_answers(Path(answers)))

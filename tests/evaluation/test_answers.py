@@ -110,6 +110,7 @@ def test_forms_of_answer_files(name: str, text: str, tmp_path: Path) -> None:
         (["--answers=none.jsonl"], "there is no file none.jsonl"),
         (["--answers={answers}", "--protocol=mine"], "'mine' is none of llava, lmms, vlmevalkit"),
         (["--answers={answers}", "--server_file=x.json"], "has no server"),
+        (["--answers={answers}", "--output=reports/gqa"], "must be a .json file; FOLDER/gqa.json"),
         (["--answers={folder}/damaged.json"], "is no JSON"),
     ],
 )
