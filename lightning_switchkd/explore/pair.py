@@ -184,7 +184,7 @@ class Pair:
 
     @torch.no_grad()
     def attention(self, number: int) -> dict[Side, Tensor]:
-        """Where each side looks while it predicts a record's answer: attention to its first image, by patch.
+        """Where each side looks while it predicts a record's answers: attention to its image, by patch.
 
         Mean over layers, heads and the tokens of the answer, of what a token gives to the image at all.
 
@@ -192,11 +192,11 @@ class Pair:
             by side a map ``[rows, columns]`` that sums to 1.
 
         Raises:
-            UserError: the record has no image, or its patches make no square.
+            UserError: the record has no image or several, or patches make no square.
         """
         batch = self.batch([number])
-        if int(batch.image_row[0]) < 0:
-            raise UserError(f"record {number} has no image to look at.")
+        if batch.counts.image != 1:
+            raise UserError(f"record {number} has {batch.counts.image} images: a map is drawn of one.")
         features = self.student.encode_image(batch.pixel_values)
         seen = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
         inputs = {"student": (self.student, features), "teacher": (self.teacher, self.teacher.encode_image(seen))}
@@ -210,9 +210,10 @@ class Pair:
             with noted_attention(every_layer=True) as layers:
                 vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(encoded), batch.position_ids)
             maps = [layer.text_to_image(batch, vlm.image_token_id)[0] for layer in layers]  # [heads, Q, P] each
-            asking = int((batch.input_ids[0] == vlm.image_token_id).nonzero()[maps[0].shape[-1] - 1]) + 1
-            rows = answers - asking  # text tokens behind the first image, where it is the only one
-            focus = torch.stack([layer[:, rows.clamp(0, layer.shape[1] - 1)].mean((0, 1)) for layer in maps]).mean(0)
+            asking = (
+                int((batch.input_ids[0] == vlm.image_token_id).nonzero()[maps[0].shape[-1] - 1]) + 1
+            )  # where text behind the image begins
+            focus = torch.stack([layer[:, answers - asking].mean((0, 1)) for layer in maps]).mean(0)
             side_length = round(len(focus) ** 0.5)
             if side_length**2 != len(focus):
                 raise UserError(f"an image makes {len(focus)} tokens, which is no square: there is no map to draw.")

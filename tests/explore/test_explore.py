@@ -111,7 +111,7 @@ def test_attention_is_a_map_for_each_side(pair: Pair) -> None:
     again = pair.attention(number)
     assert all(torch.equal(maps[side], again[side]) for side in maps)
     without = next(n for n in range(48) if pair.image(n) is None)
-    with pytest.raises(UserError, match="has no image"):
+    with pytest.raises(UserError, match="has 0 images"):
         pair.attention(without)
 
 
