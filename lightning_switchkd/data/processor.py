@@ -16,6 +16,12 @@ from lightning_switchkd.errors import UserError
 STRATEGIES = ("default", "full")
 
 
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name can be a Hugging Face id: ``owner/name``, and no path that begins with a folder that is here."""
+    owner, *rest = name.split("/")
+    return len(rest) == 1 and not owner.startswith((".", "~")) and bool(owner) and not Path(owner).is_dir()
+
+
 def load_processor(path: str | Path, square_pad: bool = False) -> LlavaProcessor:
     """The processor saved in a folder, or under a Hugging Face id.
 
@@ -28,7 +34,7 @@ def load_processor(path: str | Path, square_pad: bool = False) -> LlavaProcessor
     Raises:
         UserError: there is none, or it cannot serve a LLaVA model; the message names the field to mend.
     """
-    if not Path(path).is_dir() and str(path).count("/") != 1:  # a Hugging Face id is owner/name
+    if not Path(path).is_dir() and not may_be_hub_id(str(path)):
         raise UserError(f"there is no folder {str(path)!r} to load a processor from")
     try:
         processor = LlavaProcessor.from_pretrained(str(path), backend="pil", trust_remote_code=False)

@@ -31,6 +31,7 @@ from transformers.utils.import_utils import (
     is_kernels_available,
 )
 
+from lightning_switchkd.data.processor import may_be_hub_id
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.vlm.lora import LoRA, add_lora
 from lightning_switchkd.vlm.seams import VLM, Llava, Part, family_of
@@ -154,8 +155,7 @@ def _check_attention(implementation: str, where: str) -> None:
 @contextmanager
 def _explained(where: str, source: str) -> Iterator[None]:
     """Turns what Hugging Face raises on missing or foreign files into one paragraph."""
-    looks_local = source.startswith((".", "/", "~")) or len(Path(source).parts) != 2
-    if looks_local and not Path(source).expanduser().is_dir():
+    if not Path(source).expanduser().is_dir() and not may_be_hub_id(source):
         raise UserError(
             f"{where}: there is no folder '{source}'. Give a folder with config.json and weights, or a hub id "
             "(owner/name). A model that an earlier stage makes must be made first (`make teacher`, `make help`)."

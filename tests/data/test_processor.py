@@ -112,3 +112,12 @@ def test_square_padding_travels_with_the_processor(kind: Any, tmp_path: Path) ->
     for processor in (padding, reloaded):
         assert torch.equal(processor(square, return_tensors="pt").pixel_values, expected)
         assert torch.equal(processor(wide, return_tensors="pt").pixel_values, expected)
+
+
+def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its first folder exists it is a slip of the pen, not an owner: nothing is asked of the network."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("runs/nowhere", "runs/a/student", "/nowhere", "nowhere"):
+        with pytest.raises(UserError, match=f"there is no folder '{path}'"):
+            load_processor(path)
