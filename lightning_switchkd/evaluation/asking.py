@@ -164,11 +164,7 @@ class Asker(L.LightningModule):
         super().__init__()
         self.vlm, self.loaded, self.log_of_answers = model.vlm, model, log
         self.batch_size, self.max_new_tokens, self.blind, self.workers = batch_size, max_new_tokens, blind, workers
-
-    def setup(self, stage: str) -> None:
-        """Looks at what is answered before any process writes more."""
-        self.places = self.log_of_answers.todo()
-        self.trainer.strategy.barrier("todo")
+        self.places: list[int] = []
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """What is left; Lightning deals it out to the processes."""
@@ -209,11 +205,24 @@ class AskingBar(TQDMProgressBar):
         return self.name
 
 
+def asking_trainer(accelerator: str, devices: int) -> L.Trainer:
+    """A trainer that only asks, on one device or several processes."""
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        callbacks=[AskingBar()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+
+
 def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:
     """Asks what is not answered yet, all processes of a trainer together.
 
     Args:
-        trainer: with an :class:`AskingBar`.
+        trainer: of :func:`asking_trainer`.
         asker: who is asked what.
         name: for the progress bar.
     """
@@ -223,5 +232,6 @@ def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:
     if trainer.is_global_zero:
         asker.log_of_answers.begin()
     trainer.strategy.barrier("begun")
-    if asker.log_of_answers.todo():
+    asker.places = asker.log_of_answers.todo()  # before any process writes: Lightning has all of them meet in predict
+    if asker.places:
         trainer.predict(asker, return_predictions=False)

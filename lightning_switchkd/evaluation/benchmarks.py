@@ -161,7 +161,7 @@ class Benchmark:
         for row, item in enumerate(items):
             rows.setdefault(item.category, []).append(row)
         of = {name: tally.category([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)}
-        return tally.score(items, judged), of if len(of) > 1 else {}, tally.figures(items, judged)
+        return tally.score(items, judged), of if len(of) > 1 else {}, tally.figures(items, judged, of)
 
 
 def _of(value: ByProtocol, protocol: str) -> str:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import lightning as L
-
 from lightning_switchkd.checkpoints.record import fingerprint
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.asking import AnswerLog, Asker, AskingBar, ask
+from lightning_switchkd.evaluation.asking import AnswerLog, Asker, ask, asking_trainer
 from lightning_switchkd.evaluation.benchmarks import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.formats import MAJORITY
 from lightning_switchkd.evaluation.generate import load_model
@@ -68,30 +66,20 @@ def evaluate(
         published: YAML file of rows to compare with.
     """
     rules = check_protocol(protocol)
-    papers = read_published(published)
-    chosen = [Benchmark.read(name) for name in benchmarks or papers[0].benchmarks]
     if reserved := {MAJORITY, BLIND} & models.keys():
         raise UserError(f"--models: {', '.join(sorted(reserved))} is a name of the report; take another.")
-    questions = {}
-    for one in chosen:
+    papers = read_published(published)
+    asking = []
+    for one in map(Benchmark.read, benchmarks or papers[0].benchmarks):
         folder = one.folder(data_root, (annotations or {}).get(one.name))
-        questions[one.name] = folder, one.items(folder)[:limit]
+        asking.append((one, folder, one.items(folder)[:limit]))
     for model_folder in models.values():
         load_processor(model_folder)  # a wrong name is said before the first model has been asked for hours
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        callbacks=[AskingBar()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        strategy="ddp" if devices > 1 else "auto",
-    )
+    trainer = asking_trainer(accelerator, devices)
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype)
         asked = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
-        for one, is_blind in product(chosen, (False, True) if blind else (False,)):
-            folder, items = questions[one.name]
+        for (one, folder, items), is_blind in product(asking, (False, True) if blind else (False,)):
             longest = max_new_tokens or one.max_new_tokens
             place = Path(output, name, f"{one.name}.{BLIND}" if is_blind else one.name)
             log = AnswerLog(
@@ -107,10 +95,11 @@ def evaluate(
     if not trainer.is_global_zero:
         return
     systems = {name: str(Path(output, name)) for name in models}
-    for one in (one for one in chosen if one.training):
-        _majority(one, *questions[one.name], rules, Path(output, MAJORITY))
-        systems = {MAJORITY: str(Path(output, MAJORITY)), **systems}
-    report(systems, output, [one.name for one in chosen], run, published)
+    for one, folder, items in asking:
+        if one.training:
+            _majority(one, folder, items, rules, Path(output, MAJORITY))
+            systems = {MAJORITY: str(Path(output, MAJORITY)), **systems}
+    report(systems, output, [one.name for one, _, _ in asking], run, published)
 
 
 def _majority(benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: Protocol, output: Path) -> None:

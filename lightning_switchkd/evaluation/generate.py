@@ -15,7 +15,7 @@ from transformers import LlavaProcessor
 
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
-from lightning_switchkd.data.records import IMAGE_TOKEN, Record, Turn
+from lightning_switchkd.data.records import IMAGE_TOKEN, Turn
 from lightning_switchkd.vlm.build import DType, VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -37,11 +37,6 @@ class Question:
     images: tuple[Image.Image, ...]
     answer: str = ""
     source: str = ""
-
-    @classmethod
-    def of_record(cls, record: Record) -> Question:
-        """The record's last question, its images read."""
-        return cls(record.turns[:-1], record.pictures(), record.answer, record.source)
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,12 @@ class Mean:
             judged: ``[N, 2]``: score, and 1 for a yes.
         """
         rows = [i for i, item in enumerate(items) if self.counts(item)]
-        _, place = np.unique([self.unit(items[i]) for i in rows], return_inverse=True)
-        parts = self.parts([items[i] for i in rows], judged[rows])
+        return self.sums_of_all([items[i] for i in rows], judged[rows])
+
+    def sums_of_all(self, items: Sequence[Item], judged: Floats) -> Floats:
+        """The same of questions that are not in the headline as well."""
+        _, place = np.unique([self.unit(item) for item in items], return_inverse=True)
+        parts = self.parts(items, judged)
         summed = np.zeros((int(place.max(initial=-1)) + 1, parts.shape[1]))
         np.add.at(summed, place.reshape(-1), parts)
         return self.of_unit(summed)
@@ -149,21 +153,20 @@ class Mean:
         return float(self.headline(self.sums(items, judged).sum(0)))
 
     def category(self, items: Sequence[Item], judged: Floats) -> float:
-        """The score of questions of one category."""
-        return self.score(items, judged)
+        """The score of questions of one category, in the headline or not."""
+        return float(self.headline(self.sums_of_all(items, judged).sum(0)))
 
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
-        """What else the benchmark reports."""
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
+        """What else the benchmark reports, from its questions and the scores of their categories."""
         return {}
 
 
 class Abilities(Mean):
     """All questions are the headline; the plain mean over categories stands beside it."""
 
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """The mean over categories, whatever their sizes."""
-        categories = np.array([item.category for item in items])
-        return {"average": float(100 * np.mean([judged[categories == c, 0].mean() for c in np.unique(categories)]))}
+        return {"average": float(np.mean(list(categories.values())))}
 
 
 class WithImages(Mean):
@@ -173,13 +176,9 @@ class WithImages(Mean):
         """With an image."""
         return bool(item.pictures)
 
-    def category(self, items: Sequence[Item], judged: Floats) -> float:
-        """Of all of the category."""
-        return Mean().score(items, judged)
-
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Text-only questions as well."""
-        return {"all questions": Mean().score(items, judged)}
+        return {"all questions": self.category(items, judged)}
 
 
 class Circular(Mean):
@@ -205,7 +204,7 @@ class Circular(Mean):
         """1 where all are right."""
         return np.stack([summed[:, 0] == summed[:, 1], np.ones(len(summed))], axis=1).astype(np.float64)
 
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Every row by itself."""
         return {"vanilla accuracy": Mean().score(items, judged)}
 
@@ -213,49 +212,44 @@ class Circular(Mean):
 class MME(Mean):
     """MME's perception score as a share of 2,000; a category's is accuracy plus the share of images with both right."""
 
-    def parts(self, items: Sequence[Item], judged: Floats) -> Floats:
-        """Right and asked, in the columns of its category."""
-        places = {name: n for n, name in enumerate(PERCEPTION)}
-        parts = np.zeros((len(items), len(PERCEPTION), 4))
-        for row, item in enumerate(items):
-            parts[row, places[item.category], :2] = judged[row, 0], 1
-        return parts.reshape(len(items), -1)
-
     def counts(self, item: Item) -> bool:
         """Perception alone."""
         return item.category in PERCEPTION
 
+    def parts(self, items: Sequence[Item], judged: Floats) -> Floats:
+        """Right and asked, in the columns of its category, and room for what its image gives."""
+        names = sorted({item.category for item in items})
+        parts = np.zeros((len(items), len(names), 4))
+        for row, item in enumerate(items):
+            parts[row, names.index(item.category), :2] = judged[row, 0], 1
+        return parts.reshape(len(items), -1)
+
     def of_unit(self, summed: Floats) -> Floats:
-        """An image: right, asked, both right, one image."""
+        """An image: right, asked, whether all is right, one image."""
         of = summed.reshape(len(summed), -1, 4)
-        of[..., 2], of[..., 3] = (of[..., 1] > 0) & (of[..., 0] == of[..., 1]), of[..., 1] > 0
+        of[..., 3] = of[..., 1] > 0
+        of[..., 2] = of[..., 3] * (of[..., 0] == of[..., 1])
         return of.reshape(len(of), -1)
 
     def headline(self, sums: Floats) -> Floats:
-        """The mean over the categories that were asked."""
-        of = sums.reshape(*sums.shape[:-1], -1, 4)
-        scores = _share(of[..., 0], of[..., 1]) + _share(of[..., 2], of[..., 3])
-        there = of[..., 1] > 0
-        shares: Floats = 100 * _share((scores * there).sum(-1), 2 * there.sum(-1))
+        """The mean over the categories that were asked; 200 points are 100 %."""
+        right, asked, both, images = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
+        points = 100 * (_share(right, asked) + _share(both, images))
+        shares: Floats = _share(points.sum(-1), 2 * (asked > 0).sum(-1))
         return shares
 
     def category(self, items: Sequence[Item], judged: Floats) -> float:
-        """At most 200."""
-        as_one = [Item(i.id, "", category=PERCEPTION[0], image=i.image) for i in items]
-        return 2 * self.score(as_one, judged)
+        """Its points, at most 200."""
+        return 2 * super().category(items, judged)
 
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Perception (at most 2,000) and cognition (at most 800), where all of their categories were asked."""
-        rows: dict[str, list[int]] = {}
-        for row, item in enumerate(items):
-            rows.setdefault(item.category, []).append(row)
-        scores = {name: self.category([items[i] for i in of], judged[of]) for name, of in rows.items()}
         groups = {"perception": PERCEPTION, "cognition": COGNITION}
-        return {n: sum(scores[c] for c in group) for n, group in groups.items() if set(group) <= scores.keys()}
+        return {n: sum(categories[c] for c in of) for n, of in groups.items() if set(of) <= categories.keys()}
 
 
 class POPE(Mean):
-    """The mean of the splits' F1, a yes being the positive."""
+    """The mean of the splits' F1, a yes being the positive; 0 where a share is of nothing."""
 
     def parts(self, items: Sequence[Item], judged: Floats) -> Floats:
         """Hits, yes said, yes true, right and asked, in the columns of its split."""
@@ -269,25 +263,25 @@ class POPE(Mean):
 
     def headline(self, sums: Floats) -> Floats:
         """F1 in per cent."""
-        of = sums.reshape(*sums.shape[:-1], -1, 5)
-        return np.asarray(100 * _share(2 * of[..., 0], of[..., 1] + of[..., 2]).mean(-1))
+        hits, said, true, _, _ = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
+        return np.asarray(100 * _share(2 * hits, said + true).mean(-1))
 
-    def figures(self, items: Sequence[Item], judged: Floats) -> dict[str, float]:
+    def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Of all splits together."""
-        one = [Item(i.id, "", i.answers, image=i.image) for i in items]
-        hits, said, true, right, asked = self.sums(one, judged).sum(0)
+        hits, said, true, right, asked = self.sums(items, judged).sum(0).reshape(-1, 5).sum(0)
         shares = {
             "accuracy": (right, asked),
             "precision": (hits, said),
             "recall": (hits, true),
             "yes ratio": (said, asked),
         }
-        return {name: 100 * float(_share(np.asarray(a), np.asarray(b))) for name, (a, b) in shares.items()}
+        return {name: 100 * float(_share(*of)) for name, of in shares.items()}
 
 
 def _share(part: Any, whole: Any) -> Any:
     """0 of nothing."""
-    return np.divide(part, whole, out=np.zeros_like(np.asarray(part, dtype=np.float64)), where=np.asarray(whole) > 0)
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 @dataclass(frozen=True)

@@ -6,33 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.evaluation.scorers.choice import (
-    circular,
-    mmbench_letter,
-    mmmu_letter,
-    mmmu_open,
-    scienceqa_letter,
-)
+from lightning_switchkd.evaluation.items import Item
+from lightning_switchkd.evaluation.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
 from lightning_switchkd.evaluation.scorers.short_answer import consensus, equal, evalai, official
-from lightning_switchkd.evaluation.scorers.yes_no import (
-    COGNITION,
-    PERCEPTION,
-    detection,
-    mme_category,
-    mme_reply,
-    mme_totals,
-    pope_reply,
-)
+from lightning_switchkd.evaluation.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
+from lightning_switchkd.evaluation.scoring import MME, POPE, Circular, Floats
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
 USED = {
     *("vqa", "vqa_normalise_evalai", "vqa_normalise_official", "gqa", "mme_parse", "mme_score", "pope_parse"),
     *("pope_f1", "scienceqa", "mmbench_extract", "mmbench_circular", "mmmu_mc", "mmmu_open", "averages"),
 }
+
+
+def as_judged(rows: list[tuple[float, float]]) -> Floats:
+    """Score, and 1 for a yes."""
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
 def cases(name: str) -> Any:
@@ -69,12 +63,20 @@ def test_mme(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", GOLDEN["mme_score"])
 def test_mme_scores(case: dict[str, Any]) -> None:
     if "pairs" in case:
-        assert mme_category([tuple(map(bool, pair)) for pair in case["pairs"]]) == case["category_score"]  # type: ignore[misc]
+        items = [Item(str(n), "", image=str(n), category="count") for n in range(len(case["pairs"])) for _ in range(2)]
+        found = as_judged([(right, 0) for pair in case["pairs"] for right in pair])
+        assert MME().category(items, found) == pytest.approx(case["category_score"])
     else:
         share = case["perception_total"] / len(PERCEPTION)
-        perception, cognition = mme_totals(dict.fromkeys(PERCEPTION, share) | dict.fromkeys(COGNITION, 50.0))
-        assert perception / 20 == pytest.approx(case["percent"])
-        assert cognition == 200
+        categories = dict.fromkeys(PERCEPTION, share) | dict.fromkeys(COGNITION, 50.0)
+        figures = MME().figures([], as_judged([]), categories)
+        assert figures["perception"] / 20 == pytest.approx(case["percent"])
+        assert figures["cognition"] == 200
+        items = [Item(f"{c}{n}", "", image=f"{c}{n}", category=c) for c in PERCEPTION for n in range(1000)]
+        found = as_judged(
+            [(n < 5 * share, 0) for _ in PERCEPTION for n in range(1000)]
+        )  # so many of 1,000 images right
+        assert MME().score(items, found) == pytest.approx(case["percent"], abs=0.1)
 
 
 @cases("pope_parse")
@@ -85,14 +87,20 @@ def test_pope(case: dict[str, Any]) -> None:
     assert pope_reply(case["pred"], "vlmevalkit") == names[case["vlmevalkit"]]
 
 
+def detection(said: list[str], true: list[str]) -> tuple[float, dict[str, float]]:
+    """F1 and the other figures of one split, from replies, as answers of a benchmark."""
+    items = [Item(str(n), "", (label,)) for n, label in enumerate(true)]
+    found = as_judged([(reply == label, reply == "yes") for reply, label in zip(said, true, strict=True)])
+    return POPE().score(items, found), POPE().figures(items, found, {})
+
+
 @pytest.mark.parametrize("case", GOLDEN["pope_f1"])
 def test_pope_scores(case: dict[str, Any]) -> None:
     if "pred" in case:
-        found = detection(case["pred"], case["gold"])
-        names = {"acc": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1", "yes_ratio": "yes_ratio"}
-        assert {name: getattr(found, own) for name, own in names.items()} == pytest.approx(
-            {name: case[name] for name in names}
-        )
+        f1, figures = detection(case["pred"], case["gold"])
+        found = {"f1": f1, **{name.replace("accuracy", "acc").replace(" ", "_"): v for name, v in figures.items()}}
+        names = ("acc", "precision", "recall", "f1", "yes_ratio")
+        assert found == pytest.approx({name: 100 * case[name] for name in names})
     else:
         assert 100 * sum(case["split_f1"]) / 3 == pytest.approx(case["reported"], abs=0.005)
 
@@ -112,7 +120,12 @@ def test_mmbench(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN["mmbench_circular"])
 def test_circular(case: dict[str, Any]) -> None:
-    assert circular([tuple(row) for row in case["rows"]]) == bool(case["hit"])  # type: ignore[misc]
+    items = [
+        Item(str(7 + turn * 1_000_000), "", (right,), dict.fromkeys("ABCD", ""))
+        for turn, (right, _) in enumerate(case["rows"])
+    ]
+    found = as_judged([(right == said, 0) for right, said in case["rows"]])
+    assert Circular().score(items, found) == 100 * case["hit"]
 
 
 @cases("mmmu_mc")
@@ -153,8 +166,9 @@ def test_normalising_twice_changes_nothing_more_than_marks(text: str) -> None:
     st.lists(st.tuples(st.sampled_from(["yes", "no", "other"]), st.sampled_from(["yes", "no"])), min_size=1),
     st.randoms(),
 )
-def test_detection_minds_no_order(pairs: list[tuple[Any, Any]], chance: Any) -> None:
-    found = detection(*zip(*pairs, strict=True))
+def test_detection_minds_no_order(pairs: list[tuple[str, str]], chance: Any) -> None:
+    f1, figures = detection(*map(list, zip(*pairs, strict=True)))
     chance.shuffle(pairs)
-    assert detection(*zip(*pairs, strict=True)) == found
-    assert min(found.precision, found.recall) - 1e-12 <= found.f1 <= max(found.precision, found.recall) + 1e-12
+    assert detection(*map(list, zip(*pairs, strict=True))) == (f1, figures)
+    bounds = sorted((figures["precision"], figures["recall"]))
+    assert bounds[0] - 1e-9 <= f1 <= bounds[1] + 1e-9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_switchkd.evaluation.scorers import Protocol
 
@@ -54,11 +54,6 @@ def mmbench_letter(text: str, options: Mapping[str, str], protocol: Protocol = "
         return None
     named = [letter for letter, option in options.items() if option.lower() in text.lower()]
     return named[0] if len(named) == 1 else None
-
-
-def circular(rows: Iterable[tuple[str, str | None]]) -> bool:
-    """MMBench's CircularEval: a question is right if all of its rotations are. Rows are (right, said)."""
-    return all(right == said for right, said in rows)
 
 
 def mmmu_letter(text: str, options: Mapping[str, str], protocol: Protocol = "llava") -> str | None:

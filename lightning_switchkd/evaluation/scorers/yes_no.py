@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lightning_switchkd.evaluation.scorers import Protocol
@@ -31,25 +29,6 @@ def mme_reply(text: str, protocol: Protocol = "llava") -> Reply:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def mme_category(pairs: Sequence[tuple[bool, bool]]) -> float:
-    """Score of a category, at most 200: accuracy, and the share of images of which both questions are right.
-
-    >>> mme_category([(True, True), (True, False)])
-    125.0
-    """
-    single = sum(map(sum, pairs)) / (2 * len(pairs))
-    return 100 * single + 100 * sum(all(pair) for pair in pairs) / len(pairs)
-
-
-def mme_totals(categories: Mapping[str, float]) -> tuple[float, float]:
-    """Perception (at most 2,000) and cognition (at most 800) from the scores of all fourteen categories.
-
-    Raises:
-        KeyError: one is missing.
-    """
-    return sum(categories[name] for name in PERCEPTION), sum(categories[name] for name in COGNITION)
-
-
 def pope_reply(text: str, protocol: Protocol = "llava") -> Reply:
     """What POPE takes an answer for; ``llava`` takes all that does not say no for a yes.
 
@@ -64,37 +43,3 @@ def pope_reply(text: str, protocol: Protocol = "llava") -> Reply:
         return "yes" if lowered == "yes" else "no" if lowered == "no" else "other"
     said = {"yes", "no"} & set(re.sub(r"[^\w\s]", " ", text.lower()).split())
     return "yes" if said == {"yes"} else "no" if said == {"no"} else "other"
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well presence is told, a yes being the positive; 0 where a share is of nothing."""
-
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
-
-
-def detection(replies: Iterable[Reply], labels: Iterable[Reply]) -> Detection:
-    """POPE's figures of one split. What is neither yes nor no counts as wrong.
-
-    >>> round(detection(["yes", "yes", "no"], ["yes", "yes", "yes"]).f1, 3)
-    0.8
-    """
-    pairs = list(zip(replies, labels, strict=True))
-    hits = sum(reply == label == "yes" for reply, label in pairs)
-    said, true = sum(reply == "yes" for reply, _ in pairs), sum(label == "yes" for _, label in pairs)
-    precision, recall = _share(hits, said), _share(hits, true)
-    return Detection(
-        _share(sum(reply == label for reply, label in pairs), len(pairs)),
-        precision,
-        recall,
-        _share(2 * precision * recall, precision + recall),
-        _share(said, len(pairs)),
-    )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
