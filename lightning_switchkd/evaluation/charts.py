@@ -66,7 +66,7 @@ def grouped_bars(
 def loss_curves(axis: Any, curves: Curves) -> None:
     """Held-out loss terms by step."""
     for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name.split("/")[-1])
     axis.set_yscale("log")
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("nats per token")
@@ -74,14 +74,13 @@ def loss_curves(axis: Any, curves: Curves) -> None:
     axis.legend(fontsize=8)
 
 
-def validation_curves(metrics: Path) -> Curves:
-    """``val/loss/*`` of a run's metrics.csv: step and value, by term."""
+def read_metrics(run: Path) -> Curves:
+    """Everything in a run's metrics.csv: steps and values by name; nothing where there is none."""
     curves: Curves = {}
-    if not metrics.is_file():
-        return curves
-    with metrics.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for column, value in row.items():
-                if column and column.startswith("val/loss/") and value:
-                    curves.setdefault(column.removeprefix("val/loss/"), []).append((int(row["step"]), float(value)))
+    if (run / "metrics.csv").is_file():
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name != "step" and value:
+                        curves.setdefault(name, []).append((int(row["step"]), float(value)))
     return curves

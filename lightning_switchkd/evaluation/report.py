@@ -8,14 +8,15 @@ from itertools import combinations
 from pathlib import Path
 
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.charts import Curves, grouped_bars, loss_curves, pyplot, radar, validation_curves
+from lightning_switchkd.evaluation.charts import Curves, grouped_bars, loss_curves, pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.formats import MAJORITY, markdown
 from lightning_switchkd.evaluation.paired import Paired, mcnemar
 from lightning_switchkd.evaluation.published import PUBLISHED, PublishedTable, read_published
 from lightning_switchkd.evaluation.report_page import Example, examples_of, page
-from lightning_switchkd.evaluation.score import QUESTIONS, Result
+from lightning_switchkd.evaluation.score import Result, read_results
 
 BLIND = "blind"
+HELD_OUT = "val/loss/"
 Systems = Mapping[str, Mapping[str, Result]]
 """Results by benchmark (``NAME`` and ``NAME.blind``), by system."""
 
@@ -40,7 +41,7 @@ def report(
         examples: questions shown of each benchmark, with their images where these are still there.
     """
     tables = read_published(published)
-    results = {name: _read(Path(folder), name) for name, folder in systems.items()}
+    results = {name: read_results(Path(folder)) for name, folder in systems.items()}
     found = dict.fromkeys(name for of in results.values() for name in of if not name.endswith(f".{BLIND}"))
     order = dict.fromkeys(column for table in tables for column in table.benchmarks)
     wanted = benchmarks or [*order, *(name for name in found if name not in order)]
@@ -56,7 +57,9 @@ def report(
     (folder / "results.json").write_text(
         json.dumps(_as_json(results, names, pairs[1]), indent=2) + "\n", encoding="utf-8"
     )
-    curves = validation_curves(Path(run) / "metrics.csv") if run else {}
+    curves = (
+        {name: points for name, points in read_metrics(Path(run)).items() if name.startswith(HELD_OUT)} if run else {}
+    )
     _draw(folder / "report.png", results, names, curves, tables)
     shown: dict[str, list[Example]] = {
         name: examples_of({s: of[name] for s, of in results.items() if name in of}, examples) for name in names
@@ -64,13 +67,6 @@ def report(
     (folder / "report.html").write_text(page(text, (folder / "report.png").read_bytes(), shown), encoding="utf-8")
     print(text)
     print(f"\nReport: {folder}/report.html, table.md, report.png, results.json")
-
-
-def _read(folder: Path, system: str) -> dict[str, Result]:
-    if not folder.is_dir():
-        raise UserError(f"--systems.{system}: there is no folder {folder}.")
-    files = sorted(file.with_name(file.name.replace(QUESTIONS, ".json")) for file in folder.glob(f"*{QUESTIONS}"))
-    return {file.name.removesuffix(".json"): Result.read(file) for file in files}
 
 
 def _rows_of_papers(systems: Systems, tables: Sequence[PublishedTable]) -> list[str]:
@@ -98,11 +94,11 @@ def _breakdown(systems: Systems, name: str) -> str:
     unit = "%" if max(first.categories.values(), default=0) <= 100 else "points of 200; score in %"
     rows = [[f"{first.title}, {unit}", *(heading for heading, _ in columns)]]
     for kind in first.categories:
-        rows.append([kind, *(f"{result.categories.get(kind, 0):.1f}" for _, result in columns)])
+        rows.append([kind, *(_cell(result.categories.get(kind)) for _, result in columns)])
     for figure in first.figures:
         if round(first.figures[figure], 9) != round(first.score or 0, 9):
-            rows.append([figure, *(f"{result.figures.get(figure, 0):.1f}" for _, result in columns)])
-    rows.append(["score", *("" if r.score is None else f"{r.score:.1f}" for _, r in columns)])
+            rows.append([figure, *(_cell(result.figures.get(figure)) for _, result in columns)])
+    rows.append(["score", *(_cell(result.score) for _, result in columns)])
     rows.append(["95 % interval", *(f"{r.low:.1f} to {r.high:.1f}" for _, r in columns)])
     lines = [f"{first.questions} questions, protocol {first.protocol}.", *_above_majority(systems, name)]
     for heading, result in columns:
@@ -110,6 +106,10 @@ def _breakdown(systems: Systems, name: str) -> str:
             counts = ", ".join(f"{count} {kind}" for kind, count in result.odd.items())
             lines.append(f"Answers of {heading}: {counts}.")
     return f"{markdown(rows)}\n\n" + "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _above_majority(systems: Systems, name: str) -> list[str]:

@@ -94,6 +94,18 @@ class Result:
         return cls(**found)
 
 
+def read_results(folder: Path) -> dict[str, Result]:
+    """The results in a folder, by the names of their files.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder} with results of `score` or `evaluate`.")
+    names = sorted(file.name.removesuffix(QUESTIONS) for file in folder.glob(f"*{QUESTIONS}"))
+    return {name: Result.read(folder / f"{name}.json") for name in names}
+
+
 def rate(
     benchmark: Benchmark,
     folder: Path,

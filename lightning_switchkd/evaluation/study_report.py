@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
 from lightning_switchkd.data.sources import open_source, read_record
-from lightning_switchkd.evaluation.charts import pyplot, radar
+from lightning_switchkd.evaluation.charts import pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.formats import MAJORITY, markdown, per_cent
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
 
@@ -272,7 +271,7 @@ def draw(
     figure, grid = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4))
     for axis, ending in zip(grid, names, strict=True):
         for name, jobs in trained.items():
-            curves = [c for job in jobs if (c := curve(job.place / "metrics.csv", ending))]
+            curves = [c for job in jobs if (c := curve(job.place, ending))]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], label=name, color=colours[name])
@@ -285,11 +284,7 @@ def draw(
     plt.close(figure)
 
 
-def curve(metrics: Path, ending: str) -> dict[int, float]:
-    """A training metric by step: the first column of a run's metrics.csv that ends so; empty where there is none."""
-    if not metrics.is_file():
-        return {}
-    with metrics.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = [c for c in reader.fieldnames or () if c.startswith("train/") and c.endswith(ending)]
-        return {int(row["step"]): float(row[columns[0]]) for row in reader if columns and row[columns[0]]}
+def curve(run: Path, ending: str) -> dict[int, float]:
+    """A training metric by step: the first of a run's that ends so; empty where there is none."""
+    found = (of for name, of in read_metrics(run).items() if name.startswith("train/") and name.endswith(ending))
+    return dict(next(found, []))

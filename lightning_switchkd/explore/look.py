@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.losses.chunk import Chunk, Heads, Rows, Side
-from lightning_switchkd.losses.difference import dbild, logits_difference_kl
+from lightning_switchkd.losses.difference import dbild
 from lightning_switchkd.losses.head import rows_at_a_time
 from lightning_switchkd.losses.select import Kneedle, Selection
-from lightning_switchkd.losses.statistics import region_statistics
+from lightning_switchkd.objectives.switch_kd import DBiLDTerm
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,7 +74,7 @@ class Look:
                     ]
         return DataFrame(found, columns=["row", "side", "rank", "token", "probability", "right"])
 
-    def beliefs(self, select: Selection = Kneedle()) -> DataFrame:  # noqa: B008 (frozen)
+    def beliefs(self, select: Selection = Kneedle(), temperature: float = 3.0) -> DataFrame:  # noqa: B008 (frozen)
         """A row each, ``about`` beside: entropy (nats), probability of the right token, sets, overlap, mass, losses.
 
         Columns that compare with the teacher come once for the student and, with the prefix ``switch_``, for the
@@ -82,9 +82,12 @@ class Look:
 
         Args:
             select: finds a side's leading set.
+            temperature: of DBiLD.
         """
         from pandas import DataFrame, concat
 
+        sides: dict[str, Side] = {"": "student", "switch_": "switch"}
+        terms = {p: DBiLDTerm(temperature, select, side=side) for p, side in sides.items() if side in self.rows.hidden}
         parts: list[dict[str, list[float]]] = []
         for _, chunk in self.chunks():
             found: dict[str, Tensor] = {}
@@ -95,22 +98,12 @@ class Look:
                 found[f"p_top_{side}"] = (best.values - normaliser).exp()
                 found[f"right_{side}"] = best.indices == chunk.targets
                 found[f"entropy_{side}"] = chunk.spread(side)[1]
-            compared: tuple[Side, ...] = ("student", "switch")
-            for side in (side for side in compared if side in self.rows.hidden and "teacher" in self.rows.hidden):
-                prefix = "" if side == "student" else "switch_"
-                seen = region_statistics(chunk, side, select)
+            for prefix, term in terms.items():
+                seen = {**term.observe(chunk), "dbild": term(chunk)}
                 found |= {f"{prefix}{name}": value for name, value in seen.items() if not name.startswith("entropy")}
-                led: list[Side] = ["teacher", side]
-                found[f"{prefix}dbild"] = torch.stack([self._led(chunk, x, side, select) for x in led]).sum(0)
             parts.append({name: value.double().tolist() for name, value in found.items()})
         table = concat([DataFrame(part) for part in parts], ignore_index=True)
         return concat([self.about, table], axis=1)
-
-    @staticmethod
-    def _led(chunk: Chunk, leader: Side, side: Side, select: Selection, temperature: float = 3.0) -> Tensor:
-        ids, mask = chunk.select(leader, select)
-        teacher, student = chunk.at("teacher", ids), chunk.at(side, ids)
-        return logits_difference_kl(teacher=teacher, student=student, mask=mask, temperature=temperature)
 
     def sizes(self, selections: Mapping[str, Selection], side: Side = "teacher") -> DataFrame:
         """How many entries each selection takes: a column a selection, a row each."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_switchkd.errors import UserError
+from lightning_switchkd.evaluation.charts import read_metrics
 from lightning_switchkd.evaluation.report import BLIND
-from lightning_switchkd.evaluation.score import QUESTIONS, Result
+from lightning_switchkd.evaluation.score import Result, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,36 +25,23 @@ def curves(runs: Sequence[str | Path], metrics: Sequence[str]) -> DataFrame:
     Raises:
         UserError: a folder has no metrics.csv.
     """
-    from pandas import DataFrame, concat, read_csv
+    from pandas import DataFrame
 
-    parts = [DataFrame(columns=["run", "metric", "step", "value"])]
-    for run in runs:
-        file = Path(run, "metrics.csv")
-        if not file.is_file():
+    rows = []
+    for run in map(Path, runs):
+        if not (found := read_metrics(run)):
             raise UserError(f"{run} has no metrics.csv: it is no run, or has not logged yet.")
-        table = read_csv(file)
-        for column in (c for c in table.columns if any(c.endswith(m) for m in metrics)):
-            some = table[["step", column]].dropna().rename(columns={column: "value"})
-            parts.append(some.assign(run=Path(run).name, metric=column))
-    filled = [part for part in parts if len(part)]
-    return concat(filled, ignore_index=True)[["run", "metric", "step", "value"]] if filled else parts[0]
+        for name, points in found.items():
+            if any(name.endswith(metric) for metric in metrics):
+                rows += [(run.name, name, step, value) for step, value in points]
+    return DataFrame(rows, columns=["run", "metric", "step", "value"])
 
 
 def _results(report: str | Path) -> Mapping[str, Mapping[str, Result]]:
-    folders = sorted(path for path in Path(report).glob("*") if path.is_dir())
-    found = {f.name: {_name(file): file for file in sorted(f.glob(f"*{QUESTIONS}"))} for f in folders}
+    found = {folder.name: read_results(folder) for folder in sorted(Path(report).glob("*")) if folder.is_dir()}
     if not any(found.values()):
-        raise UserError(
-            f"{report} is no report of `evaluate`: it holds no results. `make train` leaves one, RUN/report."
-        )
-    return {
-        system: {name: Result.read(file.with_name(f"{name}.json")) for name, file in of.items()}
-        for system, of in found.items()
-    }
-
-
-def _name(file: Path) -> str:
-    return file.name.removesuffix(QUESTIONS)
+        raise UserError(f"{report} is no report of `evaluate`: it holds no results. `make train` leaves RUN/report.")
+    return found
 
 
 def scores(report: str | Path) -> DataFrame:

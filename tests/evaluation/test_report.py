@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.cli import main
-from lightning_switchkd.evaluation.charts import validation_curves
+from lightning_switchkd.evaluation.charts import read_metrics
 from lightning_switchkd.evaluation.paired import mcnemar
 from lightning_switchkd.evaluation.score import Result
 
@@ -99,5 +99,9 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
     metrics.write_text(
         "step,train/loss/ce,val/loss/ce,val/accuracy\n9,1.5,,\n9,,1.25,0.5\n19,,1.0,0.6\n", encoding="utf-8"
     )
-    assert validation_curves(metrics) == {"ce": [(9, 1.25), (19, 1.0)]}
-    assert validation_curves(tmp_path / "none.csv") == {}
+    assert read_metrics(tmp_path) == {
+        "train/loss/ce": [(9, 1.5)],
+        "val/loss/ce": [(9, 1.25), (19, 1.0)],
+        "val/accuracy": [(9, 0.5), (19, 0.6)],
+    }
+    assert read_metrics(tmp_path / "none") == {}
