@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
-from lightning_switchkd.data.sources import open_source, read_record
 from lightning_switchkd.evaluation.charts import pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.formats import MAJORITY, markdown, per_cent
 from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
+from lightning_switchkd.evaluation.readers import llava
 
 if TYPE_CHECKING:
     from lightning_switchkd.evaluation.study import Job, Study
@@ -47,12 +47,9 @@ class Asked:
     @classmethod
     def read(cls, file: str) -> Asked:
         """Reads a LLaVA file, its images left where they are."""
-        source = open_source(file)
-        records = [read_record(source, i) for i in range(len(source))]
-        images = [record.images[0].path if record.images else record.id for record in records]
-        groups = np.unique(images, return_inverse=True)[1].astype(np.int64)
-        questions = [record.turns[-2].text_only for record in records]
-        return cls([r.answer.strip() for r in records], [r.source for r in records], groups, questions)
+        items = llava(Path(), file)
+        groups = np.unique([item.image for item in items], return_inverse=True)[1].astype(np.int64)
+        return cls([i.answers[0] for i in items], [i.category for i in items], groups, [i.question for i in items])
 
     @cached_property
     def names(self) -> list[str]:
