@@ -33,6 +33,7 @@ from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.losses.rows import count_supervised
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
+from lightning_switchkd.strategies import leave
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -248,6 +249,9 @@ def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], 
     )
     torch.set_num_threads(1)
     target(rank, *arguments)
+    leave()
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    assert not [name for name in threads if "gloo" in name], f"would abort as Python ends: {threads}"
 
 
 def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 180) -> None:
