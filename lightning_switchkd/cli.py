@@ -51,7 +51,7 @@ from lightning_switchkd.evaluation.score import score
 from lightning_switchkd.evaluation.study import ablation
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.strategies import FSDP2, leave
+from lightning_switchkd.strategies import FSDP2
 from lightning_switchkd.vlm.memory import Shards
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -288,7 +288,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(USAGE, end="")
         else:
             raise UserError(f"'{command}' is no command. There are: {', '.join((*LIGHTNING_COMMANDS, *COMMANDS))}.")
-        leave()
     except Interrupted as interrupted:
         print(interrupted.message, file=sys.stderr)
         raise

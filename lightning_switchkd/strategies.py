@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -124,17 +122,3 @@ def _like(own: Any, value: Any) -> Any:
         value = value.to(own.device)
         return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
     return value
-
-
-def leave() -> None:
-    """Leaves all process groups at a run's normal end, before Python ends; nothing where there are none.
-
-    A thread of gloo lets go of its tensors a moment after a collective returns, and aborts the process when Python has
-    ended by then. A group waits for its threads once nothing holds it; DTensor's caches hold meshes, and these hold
-    groups.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-        for mesh in (found for found in gc.get_objects() if type(found) is DeviceMesh):
-            mesh._pg_registry.clear()
-        gc.collect()

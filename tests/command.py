@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -86,6 +87,20 @@ def signalled(hook: str, step: int, signum: int = signal.SIGINT) -> list[str]:
         f"{path}.step={step}",
         f"{path}.signum={int(signum)}",
     ]
+
+
+class LetsGoLate(L.Callback):
+    """Makes sure of what happens now and then: gloo still holds tensors of a collective as Python ends."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Comes after all that the run does."""
+        atexit.register(self._last_collective)
+
+    def _last_collective(self) -> None:
+        tensors = [torch.ones(1) for _ in range(20_000)]
+        work = torch.distributed.group.WORLD.allreduce_coalesced(tensors)  # type: ignore[union-attr]
+        del tensors
+        work.wait()
 
 
 class Killer(L.Callback):

@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from command import ROOT, fit_arguments
 
@@ -27,9 +27,7 @@ def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> N
             os.dup2(out.fileno(), stream)
     torch.set_num_threads(1)
     if ranks > 1:
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(ranks), NODE_RANK="0", LOCAL_RANK=str(rank)
-        )
+        os.environ.update(tiny.rank_environment(rank, ranks, port))
     from lightning_switchkd.cli import main
 
     main(arguments)
@@ -37,9 +35,7 @@ def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> N
 
 def live(arguments: list[str], ranks: int, log: Path) -> list[int | None]:
     """Runs until the end, or until a process dies; the others are given time to notice. Exit codes by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = tiny.free_port()
     processes = [CONTEXT.Process(target=_live, args=(arguments, r, ranks, port, f"{log}.{r}")) for r in range(ranks)]
     for process in processes:
         process.start()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
+from command import ROOT, fit_arguments
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -190,3 +194,15 @@ def _foreign_on(rank: int, folder: Path, root: Path) -> None:
 
 def test_other_sharding_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.on_two_ranks(_foreign_on, folder, tmp_path)
+
+
+def test_a_run_ends_well_while_gloo_lets_go_of_tensors(folder: Path, tmp_path: Path) -> None:
+    flags = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks+=command.LetsGoLate")
+    command = [sys.executable, "-m", "lightning_switchkd", *fit_arguments(folder, tmp_path / "run", *flags)]
+    port, found = tiny.free_port(), {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **found, **tiny.rank_environment(rank, 2, port)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(180) for rank in ranks] == [0, 0]
+    assert (tmp_path / "run" / "student" / "config.json").exists()

@@ -33,7 +33,6 @@ from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.losses.rows import count_supervised
 from lightning_switchkd.module import SwitchKD
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
-from lightning_switchkd.strategies import leave
 from lightning_switchkd.vlm.build import VLMSpec, build
 from lightning_switchkd.vlm.seams import VLM
 
@@ -237,29 +236,30 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What Lightning takes for a rank of this machine."""
+    run = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "NODE_RANK": 0}
+    return {name: str(value) for name, value in (run | {"LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}).items()}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     faulthandler.dump_traceback_later(seconds - 5, exit=True)  # a rank that hangs says where
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        WORLD_SIZE="2",
-        NODE_RANK="0",
-        LOCAL_RANK=str(rank),
-        OMP_NUM_THREADS="1",
-    )
+    os.environ.update(rank_environment(rank, 2, port))
     torch.set_num_threads(1)
     target(rank, *arguments)
-    leave()
-    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
-    assert not [name for name in threads if "gloo" in name], f"would abort as Python ends: {threads}"
 
 
 def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 180) -> None:
     """Runs ``target(rank, *arguments)`` in two processes that Lightning takes for the ranks of one machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    port = free_port()
+    context = multiprocessing.get_context("forkserver")  # of `spawn`, gloo aborts some as they end (`__main__.leave`)
     ranks = [context.Process(target=_as_rank, args=(rank, port, seconds, target, arguments)) for rank in range(2)]
     for process in ranks:
         process.start()

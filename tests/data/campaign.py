@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -111,8 +110,7 @@ def digests(batch: Batch) -> list[str]:
 def train(rank: int, job: Job, port: int) -> None:
     """One rank of a run, from its last checkpoint if it has one."""
     if job.ranks > 1:
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": job.ranks, "NODE_RANK": 0}
-        os.environ.update({name: str(value) for name, value in (where | {"LOCAL_RANK": rank}).items()})
+        os.environ.update(tiny.rank_environment(rank, job.ranks, port))
     model = tiny.switch_kd(job.folder, SFT(), cls=Mortal)
     model.job = job
     data = tiny.data_module(
@@ -149,9 +147,7 @@ def start_server() -> Any:
 
 def run(job: Job) -> Sequence:
     """Starts the run, waits for its end or its death, and says what it trained on, all ranks together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = tiny.free_port()
     processes = [start_server().Process(target=train, args=(rank, job, port)) for rank in range(job.ranks)]
     for process in processes:
         process.start()
