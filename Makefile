@@ -87,7 +87,8 @@ $(eval $(call stage,emoji,start_small,pretrained_small))
 $(eval $(call stage,emoji,pretrained_large,tower))
 $(eval $(call stage,emoji,start_large,pretrained_large))
 $(eval $(call stage,emoji,teacher_large,tower))
-STAGES_sizes := start_small start_large teacher_large
+STAGES_student_sizes := start_small start_large
+STAGES_teacher_sizes := teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
@@ -136,7 +137,7 @@ STUDY ?= methods
 METHODS ?=
 SEEDS ?= $(if $(QUICK),0 1)
 ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
-ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points or sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
+ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points, starts, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
 	$(CMD) ablation --study conf/study/$(STUDY).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
 	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")

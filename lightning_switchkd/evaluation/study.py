@@ -31,7 +31,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared (``conf/study/``). ``{data}`` and ``{study}`` in any text are names of data set and study.
+    """What is compared (``conf/study/``). ``{data}`` in any text is the name of the data set.
 
     A file that begins with ``like: OTHER.yaml`` takes from that file beside it what it does not say itself.
 
@@ -78,7 +78,7 @@ class Study:
         known = {f.name for f in fields(cls)}
         if not isinstance(raw, dict) or not known - {"expected", "against"} <= raw.keys() <= known:
             raise UserError(f"--study: {file} must have exactly these fields: {', '.join(sorted(known))}.")
-        study = cls(**_filled(raw, {"{data}": data, "{study}": file.stem}))
+        study = cls(**_filled(raw, data))
         named = {study.baseline, *study.against, *study.against.values(), *(n for pair in study.expected for n in pair)}
         if unknown := named - study.methods.keys():
             raise UserError(f"--study: {file}: {', '.join(sorted(unknown))} stands there, but is none of its methods.")
@@ -94,15 +94,12 @@ def _load(file: Path) -> Any:
     return raw
 
 
-def _filled(value: Any, names: Mapping[str, str]) -> Any:
+def _filled(value: Any, data: str) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(entry, names) for key, entry in value.items()}
+        return {key: _filled(entry, data) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_filled(entry, names) for entry in value]
-    if isinstance(value, str):
-        for placeholder, name in names.items():
-            value = value.replace(placeholder, name)
-    return value
+        return [_filled(entry, data) for entry in value]
+    return value.replace("{data}", data) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
