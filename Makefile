@@ -29,6 +29,12 @@ empty :=
 comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 
+# A name that nothing has is said before anything is made of it.
+named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$($(1))),$(if $(wildcard conf/$(2)/$(name).yaml),,\
+  $(error $(1)=$(name): there is no conf/$(2)/$(name).yaml. There are: $(sort $(basename $(notdir $(wildcard conf/$(2)/*.yaml)))))))
+$(foreach of,EXP/experiment DATA/data MODEL/model TRAINER/trainer WITH/with STAGE/stage STAGES/stage STUDY/study \
+  $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(of))),$(notdir $(of))))
+
 EMBEDDED := digits easy_vqa emoji emoji_quick
 EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -35,17 +36,41 @@ def commands() -> list[tuple[str, str]]:
 COMMANDS_OF_PAGES = sorted(set(commands()))
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This one, with the configurations that the pages have a reader write."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in ROOT.iterdir():
+        if path.name != "conf":
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    for own in ("experiment/my_method", "data/mine", "model/mine"):
+        file = Path("conf", f"{own}.yaml")
+        assert any(str(file) in page.read_text(encoding="utf-8") for page in PAGES), file
+        (folder / file).touch()
+    return folder
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Says what it would do."""
+    command = ["make", "--dry-run", "--no-print-directory", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS_OF_PAGES if text.startswith("make")}))
-def test_make_knows_what_to_do(text: str) -> None:
-    target, *rest = shlex.split(text)[1:] or ["help"]
-    done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", target, *rest],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_make_knows_what_to_do(text: str, checkout: Path) -> None:
+    done = make(checkout, *(shlex.split(text)[1:] or ["help"]))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["EXP", "DATA", "MODEL", "TRAINER", "WITH", "STAGE", "STAGES", "STUDY", "BENCHMARKS"])
+def test_a_name_that_nothing_has_is_said_before_anything_is_made(name: str) -> None:
+    done = make(ROOT, "train", f"{name}=nope")
+    assert done.returncode == 2
+    assert not done.stdout
+    assert f"{name}=nope: there is no conf/" in done.stderr
+    assert "There are: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS_OF_PAGES if not text.startswith("make")}))

@@ -73,9 +73,7 @@ def test_mme_scores(case: dict[str, Any]) -> None:
         assert figures["perception"] / 20 == pytest.approx(case["percent"])
         assert figures["cognition"] == 200
         items = [Item(f"{c}{n}", "", image=f"{c}{n}", category=c) for c in PERCEPTION for n in range(1000)]
-        found = as_judged(
-            [(n < 5 * share, 0) for _ in PERCEPTION for n in range(1000)]
-        )  # so many of 1,000 images right
+        found = as_judged([(n < 5 * share, 0) for _ in PERCEPTION for n in range(1000)])  # so many of 1,000 right
         assert MME().score(items, found) == pytest.approx(case["percent"], abs=0.1)
 
 
