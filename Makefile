@@ -68,7 +68,7 @@ PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(forea
   $(call student,$(name),$(stage))))
 prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) \
   $(patsubst %,--config conf/prepare/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
-  --trainer.default_root_dir=runs/$(1)/$(2) $(if $(RESUME),--ckpt_path=last)
+  --trainer.default_root_dir=runs/$(1)/$(2)$(3) $(if $(RESUME),--ckpt_path=last)
 
 DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-scenes 200
 
@@ -92,9 +92,21 @@ $(eval $(call stage,emoji,pretrained_small,tower))
 $(eval $(call stage,emoji,start_small,pretrained_small))
 $(eval $(call stage,emoji,pretrained_large,tower))
 $(eval $(call stage,emoji,start_large,pretrained_large))
-$(eval $(call stage,emoji,teacher_large,tower))
+$(eval $(call stage,emoji,pretrained_teacher_large,tower))
+$(eval $(call stage,emoji,teacher_large,pretrained_teacher_large))
+$(eval $(call stage,emoji,teacher_long,teacher))
+# the start from other seeds
+SEEDED := 1 2 3
+define seeded
+$(call student,emoji,pretrained.$(1)): | $(call student,emoji,tower)
+	$$(call prepare,emoji,pretrained,.$(1)) --seed_everything=$(1)
+$(call student,emoji,start.$(1)): | $(call student,emoji,pretrained.$(1))
+	$$(call prepare,emoji,start,.$(1)) --seed_everything=$(1) --model.student.checkpoint=runs/emoji/pretrained.$(1)/student
+endef
+$(foreach seed,$(SEEDED),$(eval $(call seeded,$(seed))))
+STAGES_start_seeds := $(SEEDED:%=start.%)
 STAGES_student_sizes := start_small start_large
-STAGES_teacher_sizes := teacher_large
+STAGES_teacher_sizes := teacher_long teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
@@ -142,8 +154,10 @@ fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once 
 STUDY ?= methods
 METHODS ?=
 SEEDS ?= $(if $(QUICK),0 1)
+$(if $(STAGES_$(STUDY)),$(if $(QUICK)$(filter-out emoji,$(if $(filter-out file,$(origin DATA)),$(DATA))),\
+  $(error STUDY=$(STUDY) needs stages that only DATA=emoji has: $(STAGES_$(STUDY)). Leave QUICK= and DATA= out)))
 ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
-ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points, starts, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
+ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points, starts, start_seeds, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
 	$(CMD) ablation --study conf/study/$(STUDY).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
 	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")

@@ -73,6 +73,14 @@ def test_a_name_that_nothing_has_is_said_before_anything_is_made(name: str) -> N
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("asked", ["QUICK=1", "DATA=digits"])
+@pytest.mark.parametrize("study", ["start_seeds", "student_sizes", "teacher_sizes"])
+def test_a_study_that_this_data_lacks_stages_for(study: str, asked: str) -> None:
+    done = make(ROOT, "ablation", f"STUDY={study}", asked)
+    assert done.returncode == 2
+    assert "stages that only DATA=emoji has" in done.stderr
+
+
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS_OF_PAGES if not text.startswith("make")}))
 def test_commands_are_understood(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     if text.startswith(ELSEWHERE) or ".venv-lmms" in text:

@@ -31,7 +31,9 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared (``conf/study/``). ``{data}`` in any text is the name of the data set.
+    """What is compared (``conf/study/``).
+
+    ``{data}`` in any text is the name of the data set, ``{seed}`` in a method the seed of the run.
 
     A file that begins with ``like: OTHER.yaml`` takes from that file beside it what it does not say itself.
 
@@ -40,7 +42,7 @@ class Study:
         folder: where the runs go, ``METHOD/SEED`` each.
         base: configuration files and flags of every run, in order.
         methods: those that come after them, by name of the method.
-        seeds: one run of each method for each; it decides the order of the data.
+        seeds: one run of each method for each; it decides the order of the data, and what ``{seed}`` stands in.
         baseline: the method that gains are counted from.
         models: model folders that are asked as well.
         questions: LLaVA files by name, the main one first; those that do not exist are left out.
@@ -316,7 +318,7 @@ def ablation(
         raise UserError(f"--study: there is no {chosen.questions[main]}: make data DATA={data} writes it.")
     asked = {name: _job(chosen, questions, name, model) for name, model in chosen.models.items()}
     trained = {
-        name: [_training(chosen, questions, name, seed, flags) for seed in (chosen.seeds if seeds is None else seeds)]
+        name: [training(chosen, questions, name, seed, flags) for seed in (chosen.seeds if seeds is None else seeds)]
         for name in chosen.methods
         if methods is None or name in methods
     }
@@ -337,9 +339,10 @@ def _job(study: Study, questions: dict[str, str], name: str, model: str, fit: Se
     return Job(name, Path(study.folder, name), tuple(fit), model, questions, study.image_root)
 
 
-def _training(study: Study, questions: dict[str, str], method: str, seed: int, flags: str) -> Job:
+def training(study: Study, questions: dict[str, str], method: str, seed: int, flags: str) -> Job:
     """One run of a method: its files as ``--config``, its flags, the seed, and the user's flags over all."""
     parts = [part if part.startswith("--") else f"--config={part}" for part in (*study.base, *study.methods[method])]
     name = f"{method}/{seed}"
+    parts = [part.replace("{seed}", str(seed)) for part in parts]
     fit = [*parts, f"--seed_everything={seed}", *shlex.split(flags)]
     return _job(study, questions, name, f"{study.folder}/{name}/student", fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from command import configs, fit_arguments
 
 from lightning_switchkd.cli import main
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.study import Study
+from lightning_switchkd.evaluation.study import Study, training
 from lightning_switchkd.evaluation.study_report import Asked, Column, summary, table_of
 
 
@@ -91,7 +92,7 @@ def test_shipped_studies() -> None:
     """Each can be read; they keep their runs in one folder, so that a name means the same in all of them."""
     files = set((Path(__file__).parents[2] / "conf" / "study").glob("*.yaml"))
     studies = [Study.read(file, "emoji") for file in files if file.stem not in ("lean", "from_scratch")]
-    assert len(studies) == 5
+    assert len(studies) == 6
     seen: dict[str, list[str]] = {}
     for study in studies:
         parts = [*study.base, *(part for parts in study.methods.values() for part in parts)]
@@ -100,6 +101,18 @@ def test_shipped_studies() -> None:
         assert not study.methods.keys() & study.models.keys()
         for name, value in [*study.methods.items(), *((name, [model]) for name, model in study.models.items())]:
             assert seen.setdefault(name, value) == value
+
+
+def test_seed_in_a_method(tmp_path: Path) -> None:
+    """A run's seed stands where ``{seed}`` does: in its arguments, and in the model that its record names."""
+    (tmp_path / "start.2").mkdir()
+    (tmp_path / "start.2" / "model.safetensors").write_bytes(b"weights")
+    study = Study.read(Path(__file__).parents[2] / "conf" / "study" / "start_seeds.yaml", "emoji")
+    method = [f"--model.student.checkpoint={tmp_path}/start.{{seed}}"]
+    study = dataclasses.replace(study, base=[], methods={"sft": method})
+    job = training(study, {}, "sft", 2, "")
+    assert job.fit == (f"--model.student.checkpoint={tmp_path}/start.2", "--seed_everything=2")
+    assert list(job.record()["models"]) == [f"{tmp_path}/start.2"]
 
 
 def write_study_file(folder: Path, root: Path) -> Path:
