@@ -94,7 +94,6 @@ $(eval $(call stage,emoji,pretrained_large,tower))
 $(eval $(call stage,emoji,start_large,pretrained_large))
 $(eval $(call stage,emoji,pretrained_teacher_large,tower))
 $(eval $(call stage,emoji,teacher_large,pretrained_teacher_large))
-$(eval $(call stage,emoji,teacher_long,teacher))
 # the start from other seeds
 SEEDED := 1 2 3
 define seeded
@@ -106,7 +105,7 @@ endef
 $(foreach seed,$(SEEDED),$(eval $(call seeded,$(seed))))
 STAGES_start_seeds := $(SEEDED:%=start.%)
 STAGES_student_sizes := start_small start_large
-STAGES_teacher_sizes := teacher_long teacher_large
+STAGES_teacher_sizes := teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
