@@ -105,7 +105,7 @@ endef
 $(foreach seed,$(SEEDED),$(eval $(call seeded,$(seed))))
 STAGES_start_seeds := $(SEEDED:%=start.%)
 STAGES_student_sizes := start_small start_large
-STAGES_teacher_sizes := teacher_large
+STAGES_teacher_sizes := $(STAGES_start_seeds) teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
