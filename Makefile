@@ -94,18 +94,15 @@ $(eval $(call stage,emoji,pretrained_large,tower))
 $(eval $(call stage,emoji,start_large,pretrained_large))
 $(eval $(call stage,emoji,pretrained_teacher_large,tower))
 $(eval $(call stage,emoji,teacher_large,pretrained_teacher_large))
-# the start from other seeds
-SEEDED := 1 2 3
-define seeded
-$(call student,emoji,pretrained.$(1)): | $(call student,emoji,tower)
-	$$(call prepare,emoji,pretrained,.$(1)) --seed_everything=$(1)
-$(call student,emoji,start.$(1)): | $(call student,emoji,pretrained.$(1))
-	$$(call prepare,emoji,start,.$(1)) --seed_everything=$(1) --model.student.checkpoint=runs/emoji/pretrained.$(1)/student
-endef
-$(foreach seed,$(SEEDED),$(eval $(call seeded,$(seed))))
-STAGES_start_seeds := $(SEEDED:%=start.%)
+# the start from a seed
+.PRECIOUS: $(call student,emoji,pretrained.%) $(call student,emoji,start.%)
+$(call student,emoji,pretrained.%): | $(call student,emoji,tower)
+	$(call prepare,emoji,pretrained,.$*) --seed_everything=$*
+$(call student,emoji,start.%): | $(call student,emoji,pretrained.%)
+	$(call prepare,emoji,start,.$*) --seed_everything=$* --model.student.checkpoint=runs/emoji/pretrained.$*/student
+STAGES_start_seeds = $(patsubst %,start.%,$(or $(SEEDS),1 2 3))
 STAGES_student_sizes := start_small start_large
-STAGES_teacher_sizes := $(STAGES_start_seeds) teacher_large
+STAGES_teacher_sizes = $(STAGES_start_seeds) teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)

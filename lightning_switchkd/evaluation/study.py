@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ WEIGHTS = "model.safetensors"
 class Study:
     """What is compared (``conf/study/``).
 
-    ``{data}`` in any text is the name of the data set, ``{seed}`` in a method the seed of the run.
+    ``{data}`` in any text is the name of the data set, ``{seed}`` in a method or a model the seed of the run.
 
     A file that begins with ``like: OTHER.yaml`` takes from that file beside it what it does not say itself.
 
@@ -44,7 +45,7 @@ class Study:
         methods: those that come after them, by name of the method.
         seeds: one run of each method for each; it decides the order of the data, and what ``{seed}`` stands in.
         baseline: the method that gains are counted from.
-        models: model folders that are asked as well.
+        models: model folders that are asked as well; with ``{seed}`` one for each seed.
         questions: LLaVA files by name, the main one first; those that do not exist are left out.
         image_root: where their images lie.
         majority: training annotations, for what the question's text alone gives away.
@@ -316,13 +317,17 @@ def ablation(
     main = next(iter(chosen.questions))
     if main not in questions:
         raise UserError(f"--study: there is no {chosen.questions[main]}: make data DATA={data} writes it.")
-    asked = {name: _job(chosen, questions, name, model) for name, model in chosen.models.items()}
+    seeds = chosen.seeds if seeds is None else seeds
+    asked = {name: asking(chosen, questions, name, seeds) for name in chosen.models}
     trained = {
-        name: [training(chosen, questions, name, seed, flags) for seed in (chosen.seeds if seeds is None else seeds)]
+        name: [training(chosen, questions, name, seed, flags) for seed in seeds]
         for name in chosen.methods
         if methods is None or name in methods
     }
-    every = [*asked.values(), *(run for runs in zip(*trained.values(), strict=True) for run in runs)]
+    every = [
+        *chain.from_iterable(asked.values()),
+        *(run for runs in zip(*trained.values(), strict=True) for run in runs),
+    ]
     todo = [one for one in every if not one.finished()]
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs or cores))))
@@ -339,10 +344,18 @@ def _job(study: Study, questions: dict[str, str], name: str, model: str, fit: Se
     return Job(name, Path(study.folder, name), tuple(fit), model, questions, study.image_root)
 
 
+def asking(study: Study, questions: dict[str, str], name: str, seeds: Sequence[int]) -> list[Job]:
+    """What is asked of a model that is there, or of one for each seed."""
+    model = study.models[name]
+    if "{seed}" not in model:
+        return [_job(study, questions, name, model)]
+    return [_job(study, questions, f"{name}/{seed}", model.replace("{seed}", str(seed))) for seed in seeds]
+
+
 def training(study: Study, questions: dict[str, str], method: str, seed: int, flags: str) -> Job:
     """One run of a method: its files as ``--config``, its flags, the seed, and the user's flags over all."""
-    parts = [part if part.startswith("--") else f"--config={part}" for part in (*study.base, *study.methods[method])]
+    texts = [part.replace("{seed}", str(seed)) for part in (*study.base, *study.methods[method])]
+    parts = [text if text.startswith("--") else f"--config={text}" for text in texts]
     name = f"{method}/{seed}"
-    parts = [part.replace("{seed}", str(seed)) for part in parts]
     fit = [*parts, f"--seed_everything={seed}", *shlex.split(flags)]
     return _job(study, questions, name, f"{study.folder}/{name}/student", fit)

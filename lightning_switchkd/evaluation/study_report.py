@@ -101,14 +101,13 @@ def write_study(
     folder: Path,
     study: Study,
     questions: Mapping[str, str],
-    models: Mapping[str, Job],
+    models: Mapping[str, list[Job]],
     trained: Mapping[str, list[Job]],
 ) -> str:
     """Writes everything to ``folder``; returns the table and the words."""
     asked = {name: Asked.read(file) for name, file in questions.items()}
     main = next(iter(asked))
-    columns = {name: _column(asked, [job]) for name, job in models.items()}
-    columns |= {name: _column(asked, jobs) for name, jobs in trained.items()}
+    columns = {name: _column(asked, jobs) for name, jobs in (*models.items(), *trained.items())}
     said = majority_answers(read_conversations(study.majority), asked[main].questions)
     columns = {MAJORITY: Column({main: asked[main].right(said)[None]}, None), **columns}
     gains = {

@@ -20,7 +20,7 @@ from command import configs, fit_arguments
 
 from lightning_switchkd.cli import main
 from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.study import Study, training
+from lightning_switchkd.evaluation.study import Study, asking, training
 from lightning_switchkd.evaluation.study_report import Asked, Column, summary, table_of
 
 
@@ -104,15 +104,19 @@ def test_shipped_studies() -> None:
 
 
 def test_seed_in_a_method(tmp_path: Path) -> None:
-    """A run's seed stands where ``{seed}`` does: in its arguments, and in the model that its record names."""
+    """A run's seed stands where ``{seed}`` does: in its arguments, its record's models, and those asked besides."""
     (tmp_path / "start.2").mkdir()
     (tmp_path / "start.2" / "model.safetensors").write_bytes(b"weights")
     study = Study.read(Path(__file__).parents[2] / "conf" / "study" / "start_seeds.yaml", "emoji")
     method = [f"--model.student.checkpoint={tmp_path}/start.{{seed}}"]
-    study = dataclasses.replace(study, base=[], methods={"sft": method})
+    models = {"teacher": "teacher", "start": "start.{seed}"}
+    study = dataclasses.replace(study, base=[], methods={"sft": method}, models=models)
     job = training(study, {}, "sft", 2, "")
     assert job.fit == (f"--model.student.checkpoint={tmp_path}/start.2", "--seed_everything=2")
     assert list(job.record()["models"]) == [f"{tmp_path}/start.2"]
+    assert [(job.name, job.model) for job in asking(study, {}, "teacher", [2, 5])] == [("teacher", "teacher")]
+    starts = [(job.name, job.model) for job in asking(study, {}, "start", [2, 5])]
+    assert starts == [("start/2", "start.2"), ("start/5", "start.5")]
 
 
 def write_study_file(folder: Path, root: Path) -> Path:
