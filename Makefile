@@ -74,7 +74,7 @@ DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-sce
 
 data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa, emoji) as LLaVA JSON + PNG
 $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
-	$(PY) -m lightning_switchkd.data.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
+	$(PY) -m lightning_switchkd.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
 
 teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
 $(EMBEDDED:%=$(call student,%,tower)): $(call student,%,tower): | datasets/%/manifest.json

@@ -42,7 +42,7 @@ from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.data.stream import Position
-from lightning_switchkd.data.validation_report import padding_share
+from lightning_switchkd.data.validate.report import padding_share
 from lightning_switchkd.data.workers import read_ahead
 
 SIDE, PATCH = 336, 14  # of LLaVA-1.5's tower: 576 tokens an image

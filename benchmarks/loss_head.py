@@ -28,10 +28,10 @@ from torch import Tensor
 
 from benchmarks.measuring import row
 from lightning_switchkd.losses import logits_difference_kl
-from lightning_switchkd.losses.chunk import COLUMNS, Head, Heads, Rows, Side
-from lightning_switchkd.losses.head import LOGITS_GIB, rows_at_a_time
+from lightning_switchkd.losses.logits import COLUMNS, Head, Heads, Rows, Side
+from lightning_switchkd.losses.chunked import LOGITS_GIB, rows_at_a_time
 from lightning_switchkd.losses.select import Kneedle, Selection
-from lightning_switchkd.measuring import forget_peak, held, now, peak
+from lightning_switchkd.core.profiling import forget_peak, held, now, peak
 from lightning_switchkd.objectives import KD, Objective, SwitchKDObjective, Views
 
 TAU = 3.0

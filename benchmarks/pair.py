@@ -13,13 +13,13 @@ from tokenizers.models import WordLevel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from lightning_switchkd.batch import IGNORE, Batch, Counts
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.metrics import Means
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.core.types import IGNORE, Batch, Counts
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.training.metrics import Means
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec, build
-from lightning_switchkd.vlm.seams import VLM
+from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.models.adapter import VLM
 
 RECORDS, TOKENS, ANSWER = 4, 256, 32
 IMAGE, PATCH = 96, 12

@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.pair import batch, random_pair
-from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.strategies import shard
+from lightning_switchkd.training.strategies import shard
 
 MIB = 2**20
 

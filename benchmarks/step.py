@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.pair import RECORDS, train
-from lightning_switchkd.cache import RecordCache
-from lightning_switchkd.losses.rows import supervised
-from lightning_switchkd.measuring import now
-from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.pathways import student_pathway, switch_pathway
+from lightning_switchkd.distillation.teacher_cache import RecordCache
+from lightning_switchkd.core.labels import supervised
+from lightning_switchkd.core.profiling import now
+from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.distillation.pathways import student_pathway, switch_pathway
 
 PARTS = ("student", "teacher", "switch", "head", "optimizer")
 

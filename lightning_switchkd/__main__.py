@@ -6,7 +6,7 @@ import sys
 
 import torch.distributed as dist
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 
 
 def leave() -> None:

@@ -134,7 +134,7 @@ class Killer(L.Callback):
 
     def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
         """Stands in for the writing of checkpoints: in two halves, with a moment between them."""
-        from lightning_switchkd.checkpoints import io
+        from lightning_switchkd.training.checkpoints import io
 
         def in_halves(checkpoint: Any, file: Any) -> None:
             whole = BytesIO()

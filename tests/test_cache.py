@@ -13,12 +13,12 @@ import torch
 from command import fit_arguments
 from torch import Tensor
 
-from lightning_switchkd.batch import Batch
-from lightning_switchkd.cache import ENTRY, KEY, RecordCache, TeacherCache
-from lightning_switchkd.cli import main
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.rows import supervised
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.core.types import Batch
+from lightning_switchkd.distillation.teacher_cache import ENTRY, KEY, RecordCache, TeacherCache
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.labels import supervised
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import AlignKD, LLaVAKD, SwitchKDObjective
 
 WIDTH = 24

@@ -14,7 +14,7 @@ from command import ROOT, configs, fit_arguments
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_switchkd.cli import CALLBACKS, main
+from lightning_switchkd.cli.main import CALLBACKS, main
 
 BASE = ["fit", *configs("digits", "digits", "cpu", "switch_kd")]
 WITH = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))

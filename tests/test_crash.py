@@ -28,7 +28,7 @@ def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> N
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ.update(tiny.rank_environment(rank, ranks, port))
-    from lightning_switchkd.cli import main
+    from lightning_switchkd.cli.main import main
 
     main(arguments)
 
@@ -109,7 +109,7 @@ def compare(killed: Path, straight: Path, ranks: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(folder: Path, tmp_path: Path, ranks: int) -> None:
-    CONTEXT.set_forkserver_preload(["lightning_switchkd.cli", "command"])
+    CONTEXT.set_forkserver_preload(["lightning_switchkd.cli.main", "command"])
 
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     strategy = ("--trainer.strategy=ddp", f"--trainer.devices={ranks}") if ranks > 1 else ()

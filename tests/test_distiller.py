@@ -9,14 +9,14 @@ import pytest
 import tiny
 import torch
 
-from lightning_switchkd.batch import Batch
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.types import Batch
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.losses import dbild
-from lightning_switchkd.losses.head import sum_rows
+from lightning_switchkd.losses.chunked import sum_rows
 from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, SwitchKDObjective
-from lightning_switchkd.vlm.compat import check_packing
-from lightning_switchkd.vlm.seams import PARTS
+from lightning_switchkd.distillation.checks import check_packing
+from lightning_switchkd.models.adapter import PARTS
 
 PAIR = [("clip", "qwen2", True), ("clip", "llama", False), ("siglip", "qwen2", False), ("siglip", "llama", True)]
 

@@ -13,7 +13,7 @@ import pytest
 from command import ROOT
 from jsonargparse import auto_parser
 
-from lightning_switchkd.cli import COMMANDS, LIGHTNING_COMMANDS, main, switched_on
+from lightning_switchkd.cli.main import COMMANDS, LIGHTNING_COMMANDS, main, switched_on
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = ("pip", "sbatch", "srun", "vllm", "apt", "python run.py")

@@ -12,14 +12,14 @@ import tiny
 import torch
 from command import ROOT, configs
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.dry_run import made_up
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.estimation.dry_run import made_up
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, frame
-from lightning_switchkd.vlm.build import VLMSpec
-from lightning_switchkd.vlm.memory import Geometry, Shards, step_memory
-from lightning_switchkd.vlm.seams import PARTS
+from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, frame
+from lightning_switchkd.models.auto import VLMSpec
+from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
+from lightning_switchkd.models.adapter import PARTS
 
 RECIPES = sorted(
     path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem.startswith(("qwen", "llava"))

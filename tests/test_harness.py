@@ -15,9 +15,9 @@ import pytest
 import tiny
 from command import ROOT
 
-from lightning_switchkd.evaluation.benchmarks import Benchmark
-from lightning_switchkd.evaluation.generate import load_model
-from lightning_switchkd.evaluation.items import as_question
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.models.generation import load_model
+from lightning_switchkd.evaluation.benchmarks.items import as_question
 
 PYTHON = ROOT / ".venv-lmms" / "bin" / "python"
 

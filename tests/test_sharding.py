@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial
 
-from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
 
 

@@ -19,10 +19,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_switchkd.callbacks import AnswerPanel, ExportStudent, GreedyValidation
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.module import SwitchKD
-from lightning_switchkd.strategies import FSDP2
+from lightning_switchkd.training.callbacks import AnswerPanel, ExportStudent, GreedyValidation
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.training.strategies import FSDP2
 
 STEPS = 20
 WAYS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ import tiny
 import torch
 from command import fit_arguments
 
-from lightning_switchkd.callbacks import FiniteSteps
-from lightning_switchkd.cli import main
-from lightning_switchkd.strategies import FSDP2
+from lightning_switchkd.training.callbacks import FiniteSteps
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.training.strategies import FSDP2
 
 
 class Poison(L.Callback):
@@ -118,8 +118,8 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("of", "where", "wanted"),
     [
-        ("lightning_switchkd.vlm.seams.Llava.decode", "a language model, in the student pathway", "data.batch_size"),
-        ("lightning_switchkd.losses.chunk.Head.exactly", "the output heads and losses", "model.logits_gib"),
+        ("lightning_switchkd.models.adapter.Llava.decode", "a language model, in the student pathway", "data.batch_size"),
+        ("lightning_switchkd.losses.logits.Head.exactly", "the output heads and losses", "model.logits_gib"),
     ],
 )
 def test_out_of_memory_says_where_and_what_helps(

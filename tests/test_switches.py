@@ -16,12 +16,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 from lightning_switchkd.data.datamodule import DataPaths
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec, build
-from lightning_switchkd.vlm.seams import VLM, Part
+from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.models.adapter import VLM, Part
 
 STUDENT_PARTS: list[Part] = ["vision", "lm"]
 TEACHER_PARTS: list[Part] = ["lm"]

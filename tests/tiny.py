@@ -26,15 +26,15 @@ from tokenizers import decoders as token_decoders
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.core.types import IGNORE, Batch, Counts
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
-from lightning_switchkd.losses.rows import count_supervised
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.core.labels import count_supervised
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec, build
-from lightning_switchkd.vlm.seams import VLM
+from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.models.adapter import VLM
 
 TOWERS: dict[str, dict[str, Any]] = {
     "clip": {"feature_strategy": "default"},

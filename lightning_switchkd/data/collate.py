@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
-from lightning_switchkd.batch import IGNORE, Batch, Counts
+from lightning_switchkd.core.types import IGNORE, Batch, Counts
 from lightning_switchkd.data.order import NULL
-from lightning_switchkd.losses.rows import count_supervised
+from lightning_switchkd.core.labels import count_supervised
 
 
 @dataclass(frozen=True)

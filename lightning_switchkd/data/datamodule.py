@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from lightning.pytorch import LightningDataModule
 from transformers import LlavaProcessor
 
-from lightning_switchkd.batch import Batch
+from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.collate import Collator
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.images import ImageFolder, Pixels
@@ -21,7 +21,7 @@ from lightning_switchkd.data.quarantine import OnError, Quarantine, probe, read_
 from lightning_switchkd.data.sources import Mixture, ShardCache, Source, open_source
 from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.data.stream import BatchStream, Position
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -15,9 +15,9 @@ from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.order import Blocks, Indices, Share
 from lightning_switchkd.data.prompts import Encoded, Prompter
-from lightning_switchkd.data.records import Record, RecordError
+from lightning_switchkd.data.samples import Record, RecordError
 from lightning_switchkd.data.sources import Mixture, Source, read_record
-from lightning_switchkd.losses.rows import count_supervised
+from lightning_switchkd.core.labels import count_supervised
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""

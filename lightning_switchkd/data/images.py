@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from lightning_switchkd.data.io import read_bytes
+from lightning_switchkd.core.files import read_bytes
 from lightning_switchkd.data.processor import image_size
-from lightning_switchkd.data.records import ImageRef, RecordError
+from lightning_switchkd.data.samples import ImageRef, RecordError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 """Tried in this order where a file is missing: OCR-VQA's annotations say .jpg of files that came as .gif."""

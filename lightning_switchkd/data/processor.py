@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import AddedToken, LlavaImageProcessorPil, LlavaProcessor
 
 from lightning_switchkd.data.prompts import PromptStyle, chat_template
-from lightning_switchkd.data.records import IMAGE_TOKEN
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.data.samples import IMAGE_TOKEN
+from lightning_switchkd.core.errors import UserError
 
 STRATEGIES = ("default", "full")
 

@@ -15,9 +15,9 @@ from itertools import chain, groupby
 from string import Template
 from typing import Any, TypeAlias
 
-from lightning_switchkd.batch import IGNORE
-from lightning_switchkd.data.records import IMAGE_TOKEN, Record, RecordError, Role, Turn
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.types import IGNORE
+from lightning_switchkd.data.samples import IMAGE_TOKEN, Record, RecordError, Role, Turn
+from lightning_switchkd.core.errors import UserError
 
 _Part: TypeAlias = tuple[str | list[int], bool]  # a text still to encode, or token ids; and whether they are learnt
 

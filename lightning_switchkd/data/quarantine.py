@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from lightning_switchkd.data.order import epoch_order
-from lightning_switchkd.data.records import Code, RecordError
+from lightning_switchkd.data.samples import Code, RecordError
 from lightning_switchkd.data.sources.shards import full_name
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_switchkd.data.dataset import VisionTextDataset

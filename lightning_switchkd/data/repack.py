@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
 from lightning_switchkd.data.quarantine import read_exclusions
-from lightning_switchkd.data.records import Record, Role, parse_record
+from lightning_switchkd.data.samples import Record, Role, parse_record
 from lightning_switchkd.data.sources import Source, open_source
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 ROW_GROUP = 100
 """Rows of a Parquet row group: what is read together."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.core.types import Batch, Counts
 from lightning_switchkd.data.collate import Collator, Sample
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import (
@@ -23,10 +23,10 @@ from lightning_switchkd.data.order import (
     whole_batches,
 )
 from lightning_switchkd.data.quarantine import Defect, Quarantine
-from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.data.workers import read_ahead
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 
 class Position(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_switchkd.data.order import Indices
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.items import Item
-from lightning_switchkd.evaluation.scorers.short_answer import evalai
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation.benchmarks.items import Item
+from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import evalai
 
 IDS = ("question_id", "questionId", "id", "index", "image")
 TEXTS = ("text", "answer", "prediction", "pred_answer")

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.records import IMAGE_TOKEN, ImageRef, RecordError, Turn
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.generate import LoadedModel, Question, load_model
+from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, RecordError, Turn
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.models.generation import LoadedModel, Question, load_model
 
 HELP = """\
 Ask about the image. /top: what else each token of the last answer might have been; /image FILE: another image;

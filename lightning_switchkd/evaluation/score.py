@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched, export, match, read_answers
-from lightning_switchkd.evaluation.benchmarks import DATA_ROOT, Benchmark
-from lightning_switchkd.evaluation.items import Item
-from lightning_switchkd.evaluation.judgements import Judgements
-from lightning_switchkd.evaluation.scorers import Protocol
-from lightning_switchkd.evaluation.scoring import interval
-from lightning_switchkd.evaluation.tables import find, load_json, read_rows
+from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
+from lightning_switchkd.evaluation.benchmarks.items import Item
+from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
+from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scoring import interval
+from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
 
 QUESTIONS = ".questions.json"
 """Ending of the file beside a result that holds every answer and what it is worth."""

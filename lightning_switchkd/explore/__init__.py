@@ -9,7 +9,7 @@ Tables are pandas', figures matplotlib's. Memory stays bounded at any vocabulary
 
 from pathlib import Path
 
-from lightning_switchkd.explore.look import Look
+from lightning_switchkd.explore.inspection import Look
 from lightning_switchkd.explore.pair import Pair, open_pair, open_run
 from lightning_switchkd.explore.runs import answers_of, curves, scores
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lightning_switchkd.explore.look import Look
-from lightning_switchkd.losses.chunk import Side
+from lightning_switchkd.explore.inspection import Look
+from lightning_switchkd.losses.logits import Side
 from lightning_switchkd.losses.select import Kneedle, Selection
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from lightning_switchkd.batch import Batch
+from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.explore.look import SIDES, Look
-from lightning_switchkd.losses.chunk import Rows, Side
-from lightning_switchkd.losses.rows import supervised
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.explore.inspection import SIDES, Look
+from lightning_switchkd.losses.logits import Rows, Side
+from lightning_switchkd.core.labels import supervised
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
-from lightning_switchkd.vlm.attention import noted_attention, watch_attention
-from lightning_switchkd.vlm.build import VLMSpec, build
-from lightning_switchkd.vlm.compat import check_data, check_pair
-from lightning_switchkd.vlm.seams import VLM
+from lightning_switchkd.distillation.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.models.attention import noted_attention, watch_attention
+from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.distillation.checks import check_data, check_pair
+from lightning_switchkd.models.adapter import VLM
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.charts import read_metrics
-from lightning_switchkd.evaluation.report import BLIND
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.report.report import BLIND
 from lightning_switchkd.evaluation.score import Result, read_results
 
 if TYPE_CHECKING:

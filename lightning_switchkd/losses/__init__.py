@@ -1,6 +1,6 @@
 """Losses on plain tensors: no models, no Lightning."""
 
-from lightning_switchkd.losses.difference import dbild, logits_difference_kl
+from lightning_switchkd.losses.dbild import dbild, logits_difference_kl
 from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
 from lightning_switchkd.losses.select import CumulativeMass, FixedTopK, Kneedle
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 
 def forward_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 Domain = Literal["logits", "probabilities"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_switchkd.losses.chunk import Chunk, Side, Statistics
+from lightning_switchkd.losses.logits import Chunk, Side, Statistics
 from lightning_switchkd.losses.select import Selection
 
 

@@ -11,10 +11,10 @@ from typing import cast, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_switchkd.batch import Counts
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.chunk import Side, Statistics
-from lightning_switchkd.losses.head import Summed, sum_rows
+from lightning_switchkd.core.types import Counts
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.losses.logits import Side, Statistics
+from lightning_switchkd.losses.chunked import Summed, sum_rows
 from lightning_switchkd.objectives.terms import (
     UNITS,
     CrossEntropy,

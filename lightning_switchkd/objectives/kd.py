@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.chunk import Chunk, Side
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.losses.logits import Chunk, Side
 from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
 from lightning_switchkd.objectives.base import Objective
 from lightning_switchkd.objectives.terms import Kind, Need, RowTerm

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.chunk import Head
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.losses.logits import Head
 from lightning_switchkd.objectives.base import Objective, nonzero
 from lightning_switchkd.objectives.kd import DivergenceTerm
 from lightning_switchkd.objectives.terms import Need, Views, ViewTerm

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.losses.chunk import Chunk, Side, Statistics
-from lightning_switchkd.losses.difference import logits_difference_kl
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.losses.logits import Chunk, Side, Statistics
+from lightning_switchkd.losses.dbild import logits_difference_kl
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
 from lightning_switchkd.objectives.base import Objective, nonzero

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from lightning_switchkd.batch import Counts
-from lightning_switchkd.losses.chunk import Chunk, Heads, Rows, Side, Statistics
+from lightning_switchkd.core.types import Counts
+from lightning_switchkd.losses.logits import Chunk, Heads, Rows, Side, Statistics
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))

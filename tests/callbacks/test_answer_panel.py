@@ -13,13 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_switchkd.callbacks import AnswerPanel
-from lightning_switchkd.callbacks.answer_panel import markdown
-from lightning_switchkd.callbacks.asking import ValidationQuestions
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.training.callbacks import AnswerPanel
+from lightning_switchkd.training.callbacks.answer_panel import markdown
+from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec
+from lightning_switchkd.models.auto import VLMSpec
 
 
 def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> SwitchKD:
@@ -66,7 +66,7 @@ def test_without_a_teacher_shows_the_student(folder: Path, tmp_path: Path) -> No
 
 
 def test_markdown_keeps_to_its_cells() -> None:
-    from lightning_switchkd.data.records import Place, parse_record
+    from lightning_switchkd.data.samples import Place, parse_record
 
     record = parse_record(
         {"id": 1, "image": "a.png", "conversations": [

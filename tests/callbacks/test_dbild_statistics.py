@@ -13,12 +13,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from lightning_switchkd.callbacks import DBiLDStatistics, VisionGradients
-from lightning_switchkd.loggers import CSVLogger
+from lightning_switchkd.training.callbacks import DBiLDStatistics, VisionGradients
+from lightning_switchkd.training.loggers import CSVLogger
 from lightning_switchkd.losses import Kneedle
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec
+from lightning_switchkd.models.auto import VLMSpec
 
 VOCABULARY = 280
 KNEEDLE = Kneedle(window=48, min_k=4)

@@ -12,7 +12,7 @@ import tiny
 import torch
 from command import fit_arguments, signalled
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 
 SETTINGS = [
     "--trainer.max_steps=9",

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import tiny
 
-from lightning_switchkd.callbacks import Throughput
+from lightning_switchkd.training.callbacks import Throughput
 from lightning_switchkd.data.dataset import VisionTextDataset
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec
-from lightning_switchkd.vlm.flops import step_cost
+from lightning_switchkd.models.auto import VLMSpec
+from lightning_switchkd.distillation.flops import step_cost
 
 KEYS = {
     "samples_per_s", "tokens_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "peak_memory_gib",
@@ -48,7 +48,7 @@ def fit(folder: Path, root: Path, callback: Throughput, batch_size: int = 4, **s
 
 
 def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_switchkd.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
+    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
     callback = Frozen(peak_tflops=1e-6)
     found = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
     assert found.keys() == KEYS
@@ -82,7 +82,7 @@ def callback_distiller(folder: Path, root: Path) -> Any:
 
 def test_waiting_for_data_is_seen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second for each batch of four to be read, half a second for it to be trained on."""
-    monkeypatch.setattr("lightning_switchkd.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
+    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
     read = VisionTextDataset.__getitem__
 
     def slowly(self: VisionTextDataset, index: int) -> Any:

@@ -18,7 +18,7 @@ import pytest
 import tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_switchkd.batch import Batch
+from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.objectives import SFT
 

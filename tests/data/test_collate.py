@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.batch import IGNORE, Counts
+from lightning_switchkd.core.types import IGNORE, Counts
 from lightning_switchkd.data.collate import Collator, Sample
 
 PAD, IMAGE = 0, 9

@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_switchkd.batch import Batch
+from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data import DataPaths, LLaVADataModule
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 MakeData = Callable[..., LLaVADataModule]
 

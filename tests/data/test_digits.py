@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import AutoProcessor, AutoTokenizer
 
-from lightning_switchkd.data.demo import digits
-from lightning_switchkd.data.demo.digits import CELL, PLACES, TEMPLATES, Settings, main, split_scans, write
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.demo import digits
+from lightning_switchkd.demo.digits import CELL, PLACES, TEMPLATES, Settings, main, split_scans, write
+from lightning_switchkd.core.errors import UserError
 
 SMALL = Settings(boards=120, small_boards=40, val_boards=40, test_boards=60)
 FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json")

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from lightning_switchkd.data.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
-from lightning_switchkd.data.records import Place, parse_record
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
+from lightning_switchkd.data.samples import Place, parse_record
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched
-from lightning_switchkd.evaluation.benchmarks import Benchmark
-from lightning_switchkd.evaluation.majority import majority_answers, read_conversations
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
 from lightning_switchkd.evaluation.score import rate
 
 SETTINGS = Settings()

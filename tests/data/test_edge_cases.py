@@ -24,16 +24,16 @@ from PIL import Image
 from raws import BROKEN, break_images, records, talk
 from transformers import PreTrainedTokenizerFast
 
-from lightning_switchkd.batch import IGNORE, Batch
+from lightning_switchkd.core.types import IGNORE, Batch
 from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.prompts import Prompter, prompt_style
-from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.data.stream import BatchStream
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 MakeData = Callable[..., LLaVADataModule]
 Write = Callable[..., DataPaths]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lightning_switchkd.data.demo import emoji
-from lightning_switchkd.data.demo.digits import PLACES
-from lightning_switchkd.data.demo.emoji import Settings, write
-from lightning_switchkd.data.demo.emoji_questions import ABILITIES
-from lightning_switchkd.data.demo.emoji_scenes import side_of
-from lightning_switchkd.data.demo.emoji_things import FAMILIES, HELD_OUT, held_out, openmoji, things
-from lightning_switchkd.data.records import Place, parse_record
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.demo import emoji
+from lightning_switchkd.demo.digits import PLACES
+from lightning_switchkd.demo.emoji import Settings, write
+from lightning_switchkd.demo.emoji_questions import ABILITIES
+from lightning_switchkd.demo.emoji_scenes import side_of
+from lightning_switchkd.demo.emoji_things import FAMILIES, HELD_OUT, held_out, openmoji, things
+from lightning_switchkd.data.samples import Place, parse_record
+from lightning_switchkd.core.errors import UserError
 
 SETTINGS = Settings(scenes=600, small_scenes=150, val_scenes=60, test_scenes=80)
 FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json", "test_glyphs.json")

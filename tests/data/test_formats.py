@@ -21,10 +21,10 @@ from raws import records, talk
 from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.collate import Sample
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.sources import Mixture, Source, open_source, read_record
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 FORMATS = ("json", "jsonl", "parquet", "tar")
 

@@ -13,7 +13,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import padding_to_square
-from lightning_switchkd.data.records import ImageRef, RecordError
+from lightning_switchkd.data.samples import ImageRef, RecordError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

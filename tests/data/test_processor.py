@@ -20,7 +20,7 @@ from transformers import (
 
 from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor, padding_to_square
 from lightning_switchkd.data.prompts import prompt_style
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 STYLE = prompt_style("qwen_chatml")
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from lightning_switchkd.batch import IGNORE
+from lightning_switchkd.core.types import IGNORE
 from lightning_switchkd.data.prompts import STYLES, Encoded, Prompter, chat_template, prompt_style
-from lightning_switchkd.data.records import Record, RecordError, Turn
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.data.samples import Record, RecordError, Turn
+from lightning_switchkd.core.errors import UserError
 
 SYSTEM = STYLES["tinyllava_v1"].system
 I4 = "<image>" * 4  # one image in ids

@@ -14,13 +14,13 @@ import tiny
 from command import fit_arguments
 from raws import records, talk
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 from lightning_switchkd.data import DataPaths, LLaVADataModule, io
-from lightning_switchkd.data.io import ReadError, retried
+from lightning_switchkd.core.files import ReadError, retried
 from lightning_switchkd.data.quarantine import Defect, Quarantine, probe, read_exclusions
-from lightning_switchkd.data.records import Code
+from lightning_switchkd.data.samples import Code
 from lightning_switchkd.data.sources import Mixture, open_source
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 MakeData = Callable[..., LLaVADataModule]
 Write = Callable[..., DataPaths]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lightning_switchkd.data.records import ImageRef, Place, Record, RecordError, Turn, parse_record
+from lightning_switchkd.data.samples import ImageRef, Place, Record, RecordError, Turn, parse_record
 
 
 def raw(*texts: str, **fields: Any) -> dict[str, Any]:

@@ -22,11 +22,11 @@ import torch
 from raws import records
 
 from lightning_switchkd.data import DataPaths, LLaVADataModule
-from lightning_switchkd.data.io import ReadError
+from lightning_switchkd.core.files import ReadError
 from lightning_switchkd.data.quarantine import read_exclusions
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.data.sources import ShardCache, open_source, read_record, remote
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 SHARDS = 6
 

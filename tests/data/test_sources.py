@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_switchkd.data.records import RecordError
+from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.data.sources import open_source
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 RECORDS: list[dict[str, Any]] = [
     {"id": 1, "image": None, "conversations": [{"from": "human", "value": 'a "quoted" {brace} [bracket] \\ \n ü 🐈'}]},

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_switchkd.batch import Batch, Counts
+from lightning_switchkd.core.types import Batch, Counts
 from lightning_switchkd.data import LLaVADataModule
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.data.workers import LOOKS
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 
 @pytest.fixture

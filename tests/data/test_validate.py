@@ -15,12 +15,12 @@ from command import fit_arguments
 from PIL import Image
 from raws import BROKEN, break_images, talk
 
-from lightning_switchkd.batch import IGNORE
-from lightning_switchkd.cli import main
+from lightning_switchkd.core.types import IGNORE
+from lightning_switchkd.cli.main import main
 from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.io import ReadError
-from lightning_switchkd.data.validate import Findings, validate_data
+from lightning_switchkd.core.files import ReadError
+from lightning_switchkd.data.validate.validate import Findings, validate_data
 
 OTHER_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
     "nobody": ({"conversations": []}, "schema"),

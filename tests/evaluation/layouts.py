@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
-from lightning_switchkd.evaluation.scorers.yes_no import COGNITION, PERCEPTION
+from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

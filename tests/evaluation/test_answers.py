@@ -16,11 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 from lightning_switchkd.evaluation.answers import Answer, match, read_answers
-from lightning_switchkd.evaluation.benchmarks import Benchmark
-from lightning_switchkd.evaluation.items import Item
-from lightning_switchkd.evaluation.judgements import Judgements
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.benchmarks.items import Item
+from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.score import Result
 
 N = 100_000

@@ -12,11 +12,11 @@ import pytest
 import tiny
 from command import ROOT
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.evaluation.benchmarks import Benchmark
-from lightning_switchkd.evaluation.evaluate import ANSWERS
-from lightning_switchkd.evaluation.generate import load_model
-from lightning_switchkd.evaluation.items import as_question
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.runner import ANSWERS
+from lightning_switchkd.models.generation import load_model
+from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.score import Result
 
 RECORDS = 48
@@ -100,8 +100,8 @@ def test_two_processes_give_the_same_file(pair: Path, evaluated: Path, tmp_path:
 
 KILLED = """
 import os, signal, sys
-from lightning_switchkd.cli import main
-from lightning_switchkd.evaluation.asking import AnswerLog
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.evaluation.inference import AnswerLog
 append = AnswerLog.append
 def five_times(log, rank, lines):
     append(log, rank, lines)

@@ -9,10 +9,10 @@ import pytest
 import tiny
 import torch
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.data.records import Turn
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.data.samples import Turn
 from lightning_switchkd.evaluation.chat import Chat
-from lightning_switchkd.evaluation.generate import Question, load_model
+from lightning_switchkd.models.generation import Question, load_model
 
 
 @pytest.fixture(scope="module")

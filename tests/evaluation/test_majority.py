@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_switchkd.data.records import Turn
-from lightning_switchkd.evaluation.majority import majority_answers
+from lightning_switchkd.data.samples import Turn
+from lightning_switchkd.evaluation.text_only_baseline import majority_answers
 
 
 def said(*pairs: tuple[str, str]) -> list[Turn]:

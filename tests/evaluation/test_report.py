@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.evaluation.charts import read_metrics
-from lightning_switchkd.evaluation.paired import mcnemar
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.significance import mcnemar
 from lightning_switchkd.evaluation.score import Result
 
 

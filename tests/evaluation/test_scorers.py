@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.evaluation.items import Item
-from lightning_switchkd.evaluation.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
-from lightning_switchkd.evaluation.scorers.short_answer import consensus, equal, evalai, official
-from lightning_switchkd.evaluation.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
-from lightning_switchkd.evaluation.scoring import MME, POPE, Circular, Floats
+from lightning_switchkd.evaluation.benchmarks.items import Item
+from lightning_switchkd.evaluation.benchmarks.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
+from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import consensus, equal, evalai, official
+from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
+from lightning_switchkd.evaluation.benchmarks.scoring import MME, POPE, Circular, Floats
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
 USED = {

@@ -18,10 +18,10 @@ import tiny
 import yaml
 from command import configs, fit_arguments
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.evaluation.study import Study, asking, training
-from lightning_switchkd.evaluation.study_report import Asked, Column, summary, table_of
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.experiments.sweep import Study, asking, training
+from lightning_switchkd.experiments.sweep_report import Asked, Column, summary, table_of
 
 
 def asked(abilities: list[str], groups: list[int]) -> Asked:

@@ -9,14 +9,14 @@ from typing import Any
 import layouts
 import pytest
 
-from lightning_switchkd.cli import main
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.benchmarks import Benchmark, names
-from lightning_switchkd.evaluation.items import as_question
-from lightning_switchkd.evaluation.published import PUBLISHED, read_published
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark, names
+from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
 from lightning_switchkd.evaluation.score import Result, rate
-from lightning_switchkd.evaluation.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
 
 TEN = read_published(PUBLISHED)[0].benchmarks
 

@@ -12,9 +12,9 @@ import tiny
 import torch
 from command import ROOT
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.explore import Pair, open_pair, open_run
-from lightning_switchkd.explore.look import SIDES, Look
+from lightning_switchkd.explore.inspection import SIDES, Look
 from lightning_switchkd.losses import Kneedle, dbild
 from lightning_switchkd.losses.select import FixedTopK
 
@@ -143,8 +143,8 @@ def test_before_and_mistakes(pair: Pair, tmp_path: Path) -> None:
 MEMORY = """
 import resource, torch
 from pandas import DataFrame
-from lightning_switchkd.explore.look import Look
-from lightning_switchkd.losses.chunk import Head, Rows
+from lightning_switchkd.explore.inspection import Look
+from lightning_switchkd.losses.logits import Head, Rows
 n, v, h = 1000, 151_936, 64
 torch.manual_seed(0)
 sides = ("student", "teacher", "switch")

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from command import ROOT, fit_arguments
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = ROOT / "runs" / "digits" / "switch_kd"

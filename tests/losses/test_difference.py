@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, logits_difference_kl
 
 SEEDS = st.integers(0, 2**32)

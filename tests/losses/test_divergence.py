@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.losses import forward_kl, jensen_shannon, reverse_kl
 
 DIVERGENCES = {

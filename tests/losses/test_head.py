@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, forward_kl
-from lightning_switchkd.losses.ahead import with_gradients
-from lightning_switchkd.losses.chunk import Chunk, Head, Heads, Rows, Side
+from lightning_switchkd.losses.precomputed_grads import with_gradients
+from lightning_switchkd.losses.logits import Chunk, Head, Heads, Rows, Side
 from lightning_switchkd.losses.divergence import jensen_shannon, reverse_kl
-from lightning_switchkd.losses.head import rows_at_a_time, sum_rows
+from lightning_switchkd.losses.chunked import rows_at_a_time, sum_rows
 from lightning_switchkd.losses.select import Selection
 from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
 from lightning_switchkd.objectives.kd import DivergenceTerm
@@ -175,7 +175,7 @@ def test_equals_the_plain_way_in_float32(objective: Objective, chunk: int) -> No
 def test_a_wide_head_is_multiplied_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
     given, objective = problem(6, 101, bias=bias, softcap=4.0), SwitchKDObjective()
     whole = in_chunks(given, objective)
-    monkeypatch.setattr("lightning_switchkd.losses.chunk.COLUMNS", 16)
+    monkeypatch.setattr("lightning_switchkd.losses.logits.COLUMNS", 16)
     assert_same(in_chunks(given, objective), whole, 1e-12)
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_switchkd.batch import IGNORE
-from lightning_switchkd.losses.rows import count_supervised, supervised
+from lightning_switchkd.core.types import IGNORE
+from lightning_switchkd.core.labels import count_supervised, supervised
 
 LABEL_ROWS = st.integers(1, 6).flatmap(
     lambda length: st.lists(

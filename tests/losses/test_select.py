@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle
 from lightning_switchkd.losses.select import BLOCK, Selection
 

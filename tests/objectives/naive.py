@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from lightning_switchkd.batch import IGNORE, Batch
+from lightning_switchkd.core.types import IGNORE, Batch
 from lightning_switchkd.objectives.align_kd import AlignKD
 
 

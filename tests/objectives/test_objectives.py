@@ -14,14 +14,14 @@ import yaml
 from naive import Naive
 from torch import Tensor
 
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.losses import FixedTopK, dbild, jensen_shannon
-from lightning_switchkd.losses.chunk import Head
+from lightning_switchkd.losses.logits import Head
 from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, Objective, SwitchKDObjective
 from lightning_switchkd.objectives.llava_kd import self_correlation
-from lightning_switchkd.optim import parameter_groups
-from lightning_switchkd.vlm.seams import PARTS, Part
+from lightning_switchkd.training.optim import parameter_groups
+from lightning_switchkd.models.adapter import PARTS, Part
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
 GOLDEN = Path(__file__).parents[1] / "golden" / "dbild.json"

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from command import ROOT, fit_arguments
 
-from lightning_switchkd.cli import main
+from lightning_switchkd.cli.main import main
 
 
 def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

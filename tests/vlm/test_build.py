@@ -18,8 +18,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from lightning_switchkd.errors import UserError
-from lightning_switchkd.vlm.build import VLMSpec, build, tokenizer_of
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.models.auto import VLMSpec, build, tokenizer_of
 
 VISION: dict[str, Any] = dict(tiny.spec().vision)  # type: ignore[call-overload]
 LM: dict[str, Any] = dict(tiny.spec().lm)  # type: ignore[call-overload]
@@ -148,7 +148,7 @@ def test_refusals(spec: VLMSpec, message: str) -> None:
 
 def test_flash_attention_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for check in ("is_flash_attn_2_available", "is_kernels_available"):
-        monkeypatch.setattr(f"lightning_switchkd.vlm.build.{check}", lambda: False)
+        monkeypatch.setattr(f"lightning_switchkd.models.auto.{check}", lambda: False)
     with pytest.raises(UserError, match=r"model\.teacher\.attn_implementation is .* What works here: eager,.* sdpa"):
         build(tiny.spec(attn_implementation="flash_attention_2"), tiny.tokenizer(), "teacher")
 

@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_switchkd.distiller import Distiller
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
-from lightning_switchkd.vlm.flops import step_cost
+from lightning_switchkd.distillation.flops import step_cost
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

@@ -11,12 +11,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from lightning_switchkd.callbacks import GreedyValidation
-from lightning_switchkd.distiller import Distiller
-from lightning_switchkd.module import SwitchKD
+from lightning_switchkd.training.callbacks import GreedyValidation
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.vlm.build import VLMSpec, build
-from lightning_switchkd.vlm.seams import VLM, Part
+from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.models.adapter import VLM, Part
 
 
 def pair(student: list[Part], teacher: list[Part], **changes: Any) -> Distiller:

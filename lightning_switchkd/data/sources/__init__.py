@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.records import Place, Record, parse_record
+from lightning_switchkd.data.samples import Place, Record, parse_record
 from lightning_switchkd.data.sources.index import Index
 from lightning_switchkd.data.sources.json_file import JsonSource
 from lightning_switchkd.data.sources.mixture import Mixture
@@ -15,7 +15,7 @@ from lightning_switchkd.data.sources.parquet import ParquetSource
 from lightning_switchkd.data.sources.remote import ShardCache, find_remote
 from lightning_switchkd.data.sources.shards import find_shards
 from lightning_switchkd.data.sources.tar import TarSource
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 __all__ = ["Mixture", "ShardCache", "Source", "open_source", "read_record"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 _VERSION = 3  # of what an index holds
 

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.io import pread
+from lightning_switchkd.core.files import pread
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.records import Place
+from lightning_switchkd.data.samples import Place
 from lightning_switchkd.data.sources.index import CRC, IMAGES, OF_IMAGE, TEXT, Index, cached_index, fingerprint
 from lightning_switchkd.data.sources.shards import Shard, data_set_name
 

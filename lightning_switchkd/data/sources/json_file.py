@@ -18,11 +18,11 @@ from typing import Any
 import orjson
 
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.records import RecordError, measure
+from lightning_switchkd.data.samples import RecordError, measure
 from lightning_switchkd.data.sources.index import Index, bar, to_index
 from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 _DEPTH = 16
 _STRING = rb'"(?:[^"\\\n]++|\\.)*+"'

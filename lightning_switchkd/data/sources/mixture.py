@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.records import Place
+from lightning_switchkd.data.samples import Place
 from lightning_switchkd.data.sources.index import Index, fingerprint
 
 if TYPE_CHECKING:

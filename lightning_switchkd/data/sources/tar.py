@@ -17,12 +17,12 @@ from typing import Any
 import orjson
 
 from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
-from lightning_switchkd.data.io import pread
-from lightning_switchkd.data.records import RecordError, measure
+from lightning_switchkd.core.files import pread
+from lightning_switchkd.data.samples import RecordError, measure
 from lightning_switchkd.data.sources.index import OF_IMAGE, Index, bar, to_index
 from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.errors import UserError
+from lightning_switchkd.core.errors import UserError
 
 
 class TarSource(IndexedFiles):

@@ -1,0 +1,144 @@
+"""Truthful questions about emoji scenes, in five abilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lightning_switchkd.demo.digits import PLACES
+from lightning_switchkd.demo.emoji_scenes import GRID, Scene, digits
+from lightning_switchkd.demo.emoji_things import things
+
+ABILITIES = ("perception", "reasoning", "ocr", "hallucination", "domain")
+
+
+@dataclass
+class Asker:
+    """Asks truthful questions about scenes; of each yes-no question, yes and no alternate."""
+
+    names: Sequence[str]
+    colours: dict[str, str] | None
+    rng: np.random.Generator
+    _turn: dict[str, int] = field(default_factory=dict)
+
+    def ask(self, ability: str, scene: Scene) -> tuple[str, str, str] | None:
+        """Kind, question, answer; None where the scene allows none of the ability."""
+        kinds: dict[str, tuple[Callable[[Scene], tuple[str, str] | None], ...]] = {
+            "perception": (self._name, self._colour, self._group),
+            "reasoning": (self._count, self._position, self._compare, self._higher),
+            "ocr": (self._word, self._digit),
+            "hallucination": (self._exists,),
+            "domain": (self._kind, self._any_of_kind),
+        }
+        for i in self.rng.permutation(len(kinds[ability])).tolist():
+            if (found := kinds[ability][i](scene)) is not None:
+                return kinds[ability][i].__name__.removeprefix("_"), *found
+        return None
+
+    def describe(self, scene: Scene) -> str:
+        """A caption.
+
+        Half of them say what stands in each cell in reading order, which is learned fast, for a word's place in the
+        text is its place in the picture; half say what is where in any order, which teaches to find things by place
+        and places by thing.
+        """
+        turn = self._alternate("describe", of=4)
+        if turn < 2:
+            return " ".join(scene.seen)
+        if turn == 2:
+            said = [f"{name} {PLACES[GRID][i]}" for i, name in enumerate(scene.cells) if name is not None]
+        else:
+            said = [f"{PLACES[GRID][i]} {seen}" for i, seen in enumerate(scene.seen)]
+        return ", ".join(self.rng.permutation(said).tolist())
+
+    def _alternate(self, what: str, of: int = 2) -> int:
+        self._turn[what] = self._turn.get(what, -1) + 1
+        return self._turn[what] % of
+
+    def _choose(self, options: Sequence[str]) -> str:
+        return str(self.rng.choice(list(options)))
+
+    def _somewhere(self, scene: Scene) -> tuple[str, str]:
+        cell = int(self.rng.choice([i for i, name in enumerate(scene.cells) if name is not None]))
+        return str(scene.cells[cell]), PLACES[GRID][cell]
+
+    def _name(self, scene: Scene) -> tuple[str, str]:
+        name, place = self._somewhere(scene)
+        return self._choose([f"What is {place}?", f"Name the thing {place}."]), name
+
+    def _colour(self, scene: Scene) -> tuple[str, str] | None:
+        name, place = self._somewhere(scene)
+        if self.colours is None or name not in self.colours:
+            return None
+        return self._choose([f"What colour is the thing {place}?", f"Which colour is {place}?"]), self.colours[name]
+
+    def _group(self, scene: Scene) -> tuple[str, str]:
+        name, place = self._somewhere(scene)
+        return f"Is the thing {place} an animal, food, travel, an object or an activity?", things()[name].group
+
+    def _count(self, scene: Scene) -> tuple[str, str]:
+        """Each number that the scene has is equally likely, none included."""
+        shown = scene.shown
+        number = int(self.rng.choice(sorted({0, *map(shown.count, shown)})))
+        name = self._choose(self._absent(scene) if number == 0 else [n for n in shown if shown.count(n) == number])
+        return self._choose([f"How many of {name} are there?", f"Count: {name}."]), str(number)
+
+    def _position(self, scene: Scene) -> tuple[str, str] | None:
+        once = [name for name in scene.shown if scene.shown.count(name) == 1]
+        if not once:
+            return None
+        name = self._choose(once)
+        return self._choose([f"Where is the {name}?", f"Find the {name}."]), scene.place(name)
+
+    def _compare(self, scene: Scene) -> tuple[str, str] | None:
+        groups = [things()[name].group for name in scene.shown]
+        a, b = self.rng.permutation(sorted({"animal", "food", "travel", "object"}))[:2].tolist()
+        yes = groups.count(a) > groups.count(b)
+        if yes != (self._alternate("compare") == 0):
+            a, b, yes = b, a, groups.count(b) > groups.count(a)
+        return f"Are there more of {a} than of {b}?", "yes" if yes else "no"
+
+    def _higher(self, scene: Scene) -> tuple[str, str] | None:
+        rows = {name: i // GRID for i, name in enumerate(scene.cells) if name and scene.shown.count(name) == 1}
+        pairs = [(a, b) for a in rows for b in rows if rows[a] < rows[b]]
+        if not pairs:
+            return None
+        a, b = pairs[int(self.rng.integers(len(pairs)))]
+        first, second = (a, b) if self.rng.random() < 0.5 else (b, a)
+        return f"Which is higher, the {first} or the {second}?", a
+
+    def _word(self, scene: Scene) -> tuple[str, str] | None:
+        if scene.word is None:
+            return None
+        return self._choose(["Spell the word.", "What is written?"]), " ".join(scene.word[0])
+
+    def _digit(self, scene: Scene) -> tuple[str, str] | None:
+        if scene.digit is None:
+            return None
+        return self._choose(["Which digit is written?", "Read the digit."]), str(digits().target[scene.digit[0]])
+
+    def _absent(self, scene: Scene) -> list[str]:
+        return [name for name in self.names if name not in scene.shown]
+
+    def _exists(self, scene: Scene) -> tuple[str, str]:
+        if self._alternate("exists") == 0:
+            name, reply = self._choose(scene.shown), "yes"
+        else:
+            absent = self._absent(scene)
+            kinds = {things()[shown].kind for shown in scene.shown}
+            negatives = (absent, absent[:12], [n for n in absent if things()[n].kind in kinds] or absent)
+            name, reply = self._choose(negatives[self._alternate("absent", of=3)]), "no"
+        article = "an" if name[0] in "aeiou" else "a"
+        return self._choose([f"Is there {article} {name}?", f"Can you see {article} {name}?"]), reply
+
+    def _kind(self, scene: Scene) -> tuple[str, str]:
+        name, place = self._somewhere(scene)
+        return f"What kind of thing is {place}?", things()[name].kind
+
+    def _any_of_kind(self, scene: Scene) -> tuple[str, str]:
+        kinds = {things()[name].kind for name in scene.shown}
+        yes = self._alternate("any_of_kind") == 0
+        others = {things()[name].kind for name in self.names} - kinds
+        return f"Is any {self._choose(sorted(kinds if yes else others))} there?", "yes" if yes else "no"

@@ -1,0 +1,45 @@
+"""Yes or no: MME and POPE."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+
+Reply = Literal["yes", "no", "other"]
+
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def mme_reply(text: str, protocol: Protocol = "llava") -> Reply:
+    """What MME takes an answer for: yes or no anywhere in its first four letters.
+
+    Source: MME's ``calculation.py``; lmms-eval first strips, drops periods, and takes a single letter.
+
+    >>> mme_reply("Eyes"), mme_reply("It is yes")
+    ('yes', 'other')
+    """
+    text = text.lower()
+    if protocol == "lmms":
+        text = text.strip().replace(".", "")
+        text = {"y": "yes", "n": "no"}.get(text, text)
+    start = text[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def pope_reply(text: str, protocol: Protocol = "llava") -> Reply:
+    """What POPE takes an answer for; ``llava`` takes all that does not say no for a yes.
+
+    >>> pope_reply("NO"), pope_reply("NO", "lmms"), pope_reply("Nope", "vlmevalkit")
+    ('yes', 'no', 'other')
+    """
+    if protocol == "llava":
+        words = text.split(".")[0].replace(",", "").split(" ")
+        return "no" if {"No", "no", "not"} & set(words) else "yes"
+    if protocol == "lmms":
+        lowered = text.lower()
+        return "yes" if lowered == "yes" else "no" if lowered == "no" else "other"
+    said = {"yes", "no"} & set(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    return "yes" if said == {"yes"} else "no" if said == {"no"} else "other"

@@ -1,0 +1,32 @@
+"""Writes the student as a Hugging Face folder when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+from lightning_switchkd.models.export import write_student
+from lightning_switchkd.training.module import SwitchKD
+
+
+class ExportStudent(L.Callback):
+    """Writes ``<run>/<folder>`` at the end of `fit`, so that no further command is needed.
+
+    Args:
+        folder: name of the folder inside the trainer's ``default_root_dir``.
+    """
+
+    def __init__(self, folder: str = "student") -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gathers what is sharded, and exports on rank 0."""
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        assert isinstance(pl_module, SwitchKD)
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / self.folder
+            write_student(state, trainer.datamodule.processor, folder, pl_module.record())  # type: ignore[attr-defined]
+        trainer.strategy.barrier()  # what comes after a run may read the folder on any rank

@@ -1,0 +1,74 @@
+"""Checkpoints that are on the disk whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lightning_switchkd.core.errors import UserError
+
+UNFINISHED = ".part"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the place, then renames: whoever is killed in between leaves the checkpoint before it as it was.
+
+    (Lightning's own goes through memory and the system's folder for temporary files, from where a copy is half there
+    for a while.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes the file.
+
+        Raises:
+            UserError: it does not fit on the disk, or may not be written; what was there before is still there.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".*{UNFINISHED}"):  # of one that was killed
+            stale.unlink()
+        unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except (OSError, RuntimeError) as error:  # torch wraps what its writer meets
+            unfinished.unlink(missing_ok=True)
+            said = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(said, OSError):
+                raise
+            there = newest(path.parent)
+            held = f"The newest whole one is {there}" if there else "There is none yet"
+            raise UserError(
+                f"The checkpoint {path} could not be written ({said}). {held}. Make room "
+                "on that disk, or set checkpoint.dirpath to another; then go on with --ckpt_path=last (make: "
+                "RESUME=auto)."
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a file without unpickling code."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or (lambda s, _: s), weights_only=True)
+        return checkpoint
+
+
+def newest(folder: Path, but: Path | None = None) -> Path | None:
+    """The checkpoint that was written last: ``last.ckpt``, or, where that is missing, the newest of its folder.
+
+    Args:
+        folder: of checkpoints.
+        but: another than this one.
+    """
+    last = folder / "last.ckpt"
+    if but is None and last.is_file():
+        return last
+    others = [file for file in folder.glob("*.ckpt") if file.is_file() and (but is None or not file.samefile(but))]
+    return max(others, key=lambda file: file.stat().st_mtime, default=None)
