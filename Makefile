@@ -5,15 +5,15 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-EXP ?= switch_kd
+METHOD ?= switch_kd
 DATA ?= digits
 MODEL ?= $(DATA)
 TRAINER ?= cpu
-RUN ?= runs/$(DATA)/$(EXP)
-WITH ?=
+RUN ?= runs/$(DATA)/$(METHOD)
+OVERLAYS ?=
 RESUME ?=
 STAGE ?= distil
-RECIPE ?= runs/$(MODEL)
+PIPELINE_DIR ?= runs/$(MODEL)
 LAUNCH ?=
 ARGS ?=
 
@@ -22,8 +22,8 @@ CMD := $(PY) -m lightning_switchkd
 COMMON = --config conf/base.yaml --config conf/data/$(DATA).yaml
 WHERE = --config conf/trainer/$(TRAINER).yaml
 RESUMING = $(if $(RESUME),--ckpt_path=$(if $(filter auto,$(RESUME)),last,$(RESUME)))
-DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(1).yaml \
-  $(WITH:%=--config conf/with/%.yaml)
+DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(1).yaml \
+  $(OVERLAYS:%=--config conf/overlay/%.yaml)
 
 empty :=
 comma := ,
@@ -32,7 +32,7 @@ listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 # A name that nothing has is said before anything is made of it.
 named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$($(1))),$(if $(wildcard conf/$(2)/$(name).yaml),,\
   $(error $(1)=$(name): there is no conf/$(2)/$(name).yaml. There are: $(sort $(basename $(notdir $(wildcard conf/$(2)/*.yaml)))))))
-$(foreach of,EXP/experiment DATA/data MODEL/model TRAINER/trainer WITH/with STAGE/stage STAGES/stage STUDY/study \
+$(foreach of,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep \
   $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(of))),$(notdir $(of))))
 
 EMBEDDED := digits easy_vqa emoji emoji_quick
@@ -43,14 +43,14 @@ ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train evaluate recipe dry-run fill-cache validate-data ablation prepared test test-all harness lint lab gallery tensorboard clean
+.PHONY: help setup data teacher train evaluate pipeline dry-run fill-cache validate-data sweep prepared test test-all harness lint lab gallery tensorboard clean
 
 help: ## this list
-	@echo "make train [EXP=…] [DATA=…] [MODEL=…] [TRAINER=…] [WITH=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
+	@echo "make train [METHOD=…] [DATA=…] [MODEL=…] [TRAINER=…] [OVERLAYS=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@echo
-	@for kind in experiment data model trainer with stage benchmark; do \
+	@for kind in method data model trainer overlay stage benchmark; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
 
 # -- set-up: .venv is made again when a requirements file changes ------------------------------------------------------
@@ -64,10 +64,10 @@ setup: .venv/ready ## make .venv and install the pinned packages
 # -- the embedded data, and what the recipe takes as given; what exists is not made again ----------------------------
 
 student = runs/$(1)/$(2)/student/config.json
-PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher start,\
+PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher student_init,\
   $(call student,$(name),$(stage))))
 prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) \
-  $(patsubst %,--config conf/prepare/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
+  $(patsubst %,--config conf/stage/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
   --trainer.default_root_dir=runs/$(1)/$(2)$(3) $(if $(RESUME),--ckpt_path=last)
 
 DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-scenes 200
@@ -77,44 +77,44 @@ $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
 	$(PY) -m lightning_switchkd.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
 
 teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
-$(EMBEDDED:%=$(call student,%,tower)): $(call student,%,tower): | datasets/%/manifest.json
-	$(call prepare,$*,tower)
+$(EMBEDDED:%=$(call student,%,vision_encoder)): $(call student,%,vision_encoder): | datasets/%/manifest.json
+	$(call prepare,$*,vision_encoder)
 # each of these data sets: a stage, and the one before it
 define stage
 $(1:%=$(call student,%,$(2))): $(call student,%,$(2)): | $(call student,%,$(3))
 	$$(call prepare,$$*,$(2))
 endef
-$(eval $(call stage,$(EMBEDDED),teacher,tower))
-$(eval $(call stage,digits easy_vqa,start,tower))
-$(eval $(call stage,emoji emoji_quick,pretrained,tower))
-$(eval $(call stage,emoji emoji_quick,start,pretrained))
-$(eval $(call stage,emoji,pretrained_small,tower))
-$(eval $(call stage,emoji,start_small,pretrained_small))
-$(eval $(call stage,emoji,pretrained_large,tower))
-$(eval $(call stage,emoji,start_large,pretrained_large))
-$(eval $(call stage,emoji,pretrained_teacher_large,tower))
+$(eval $(call stage,$(EMBEDDED),teacher,vision_encoder))
+$(eval $(call stage,digits easy_vqa,student_init,vision_encoder))
+$(eval $(call stage,emoji emoji_quick,pretrained,vision_encoder))
+$(eval $(call stage,emoji emoji_quick,student_init,pretrained))
+$(eval $(call stage,emoji,pretrained_small,vision_encoder))
+$(eval $(call stage,emoji,student_init_small,pretrained_small))
+$(eval $(call stage,emoji,pretrained_large,vision_encoder))
+$(eval $(call stage,emoji,student_init_large,pretrained_large))
+$(eval $(call stage,emoji,pretrained_teacher_large,vision_encoder))
 $(eval $(call stage,emoji,teacher_large,pretrained_teacher_large))
 # the start from a seed
-.PRECIOUS: $(call student,emoji,pretrained.%) $(call student,emoji,start.%)
-$(call student,emoji,pretrained.%): | $(call student,emoji,tower)
+.PRECIOUS: $(call student,emoji,pretrained.%) $(call student,emoji,student_init.%)
+$(call student,emoji,pretrained.%): | $(call student,emoji,vision_encoder)
 	$(call prepare,emoji,pretrained,.$*) --seed_everything=$*
-$(call student,emoji,start.%): | $(call student,emoji,pretrained.%)
-	$(call prepare,emoji,start,.$*) --seed_everything=$* --model.student.checkpoint=runs/emoji/pretrained.$*/student
-STAGES_start_seeds = $(patsubst %,start.%,$(or $(SEEDS),1 2 3))
-STAGES_student_sizes := start_small start_large
-STAGES_teacher_sizes = $(STAGES_start_seeds) teacher_large
+$(call student,emoji,student_init.%): | $(call student,emoji,pretrained.%)
+	$(call prepare,emoji,student_init,.$*) --seed_everything=$* --model.student.checkpoint=runs/emoji/pretrained.$*/student
+STAGES_student_init_seeds = $(patsubst %,student_init.%,$(or $(SEEDS),1 2 3))
+STAGES_student_sizes := student_init_small student_init_large
+STAGES_teacher_sizes = $(STAGES_student_init_seeds) teacher_large
 
 # what was held out, asked of teacher, start and student, seeing and blind
 BENCHMARKS ?= $(DATA)
 OUTPUT ?= $(RUN)/report
-EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --blind --batch_size 128 \
-  --models.teacher=runs/$(DATA)/teacher/student --models.start=runs/$(DATA)/start/student \
+EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --no_image --batch_size 128 \
+  --models.teacher=runs/$(DATA)/teacher/student --models.student_init=runs/$(DATA)/student_init/student \
   --models.student=$(RUN)/student --run $(RUN) --output $(OUTPUT)
 
 # -- the main job ------------------------------------------------------------------------------------------------------
 
 train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, student before and after
-	$(call DISTIL,$(EXP)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
+	$(call DISTIL,$(METHOD)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
 ifneq ($(EMBEDDED_DATA),)
 	$(EVALUATE)
 endif
@@ -125,39 +125,39 @@ evaluate: .venv/ready | $(PREPARED) ## ask teacher, start and student of a run t
 # A recipe of full size: stage after stage, each from the student of the one before; what is finished is kept, what was
 # stopped goes on.
 STAGES ?= pretrain distil
-recipe: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
+pipeline: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
 	@from=""; for stage in $(STAGES); do \
-	  if [ ! -f $(RECIPE)/$$stage/student/config.json ]; then \
+	  if [ ! -f $(PIPELINE_DIR)/$$stage/student/config.json ]; then \
 	    (set -x; $(LAUNCH) $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$$stage.yaml \
-	      $(WITH:%=--config conf/with/%.yaml) $$from --trainer.default_root_dir=$(RECIPE)/$$stage --ckpt_path=last $(ARGS)); \
+	      $(OVERLAYS:%=--config conf/overlay/%.yaml) $$from --trainer.default_root_dir=$(PIPELINE_DIR)/$$stage --ckpt_path=last $(ARGS)); \
 	  fi; \
-	  from="--model.student.checkpoint=$(RECIPE)/$$stage/student --model.student.vision=null --model.student.lm=null"; \
+	  from="--model.student.checkpoint=$(PIPELINE_DIR)/$$stage/student --model.student.vision=null --model.student.lm=null"; \
 	done
 
 dry-run: .venv/ready ## a recipe at full size without a download: MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGE=distil
 	$(CMD) dry-run $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$(STAGE).yaml $(ARGS)
 
 validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## read every record: reports/data/DATA/report.md, and a list of those to leave out
-	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
-	  $(WITH:%=--config conf/with/%.yaml) --output reports/data/$(DATA) $(ARGS)
+	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(METHOD).yaml \
+	  $(OVERLAYS:%=--config conf/overlay/%.yaml) --output reports/data/$(DATA) $(ARGS)
 
-fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once for all runs (WITH=teacher_cache)
-	$(CMD) fill-cache $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/experiment/$(EXP).yaml \
-	  $(WITH:%=--config conf/with/%.yaml) $(ARGS)
+fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once for all runs (OVERLAYS=teacher_cache)
+	$(CMD) fill-cache $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(METHOD).yaml \
+	  $(OVERLAYS:%=--config conf/overlay/%.yaml) $(ARGS)
 
 # -- a comparison from one start: what is finished is kept ------------------------------------------------------------
 
-STUDY ?= methods
+SWEEP ?= methods
 METHODS ?=
 SEEDS ?= $(if $(QUICK),0 1)
-$(if $(STAGES_$(STUDY)),$(if $(QUICK)$(filter-out emoji,$(if $(filter-out file,$(origin DATA)),$(DATA))),\
-  $(error STUDY=$(STUDY) needs stages that only DATA=emoji has: $(STAGES_$(STUDY)). Leave QUICK= and DATA= out)))
-ablation: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
-ablation: .venv/ready ## compare methods over seeds: STUDY=methods, open_points, starts, start_seeds, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
+$(if $(STAGES_$(SWEEP)),$(if $(QUICK)$(filter-out emoji,$(if $(filter-out file,$(origin DATA)),$(DATA))),\
+  $(error SWEEP=$(SWEEP) needs stages that only DATA=emoji has: $(STAGES_$(SWEEP)). Leave QUICK= and DATA= out)))
+sweep: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
+sweep: .venv/ready ## compare methods over seeds: SWEEP=methods, open_points, student_inits, student_init_seeds, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
-	$(CMD) ablation --study conf/study/$(STUDY).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
+	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
 	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")
-prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(STUDY)),$(call student,$(DATA),$(stage)))
+prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(SWEEP)),$(call student,$(DATA),$(stage)))
 
 test: .venv/ready ## the tests that CI runs
 	$(PY) -m pytest -n auto

@@ -261,7 +261,7 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 def median(pairs: list[tuple[float, float]]) -> tuple[float, float, str]:
     """Of ours, of the other, and of the ratio of neighbours with its range."""
     ratios = [ours / theirs for ours, theirs in pairs]
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ours, theirs = (statistics.median(pathway) for pathway in zip(*pairs, strict=True))
     return ours, theirs, f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 

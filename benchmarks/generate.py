@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from benchmarks.measuring import row
 from lightning_switchkd.cli.main import quiet
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
-from lightning_switchkd.models.generation import batches, load_model
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.score import score
+from lightning_switchkd.models.generation import batches, load_model
 
 BATCHES = (1, 4, 16, 64)
 

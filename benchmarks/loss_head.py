@@ -27,12 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import row
-from lightning_switchkd.losses import logits_difference_kl
-from lightning_switchkd.losses.logits import COLUMNS, Head, Heads, Rows, Side
-from lightning_switchkd.losses.chunked import LOGITS_GIB, rows_at_a_time
-from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.core.profiling import forget_peak, held, now, peak
-from lightning_switchkd.objectives import KD, Objective, SwitchKDObjective, Views
+from lightning_switchkd.core.types import Pathway
+from lightning_switchkd.losses import logits_difference_kl
+from lightning_switchkd.losses.chunked import LOGITS_GIB, chunk_size
+from lightning_switchkd.losses.logits import COLUMNS, Heads, SupervisedTokens
+from lightning_switchkd.losses.select import Kneedle, Selection
+from lightning_switchkd.models.head import Head
+from lightning_switchkd.objectives import KD, Objective, ObjectiveInputs, SwitchKDObjective
 
 TAU = 3.0
 
@@ -73,7 +75,7 @@ def memory(size: Size) -> float:
     return LOGITS_GIB[size.device] if size.gib is None else size.gib
 
 
-def problem(size: Size) -> tuple[Rows, Heads]:
+def problem(size: Size) -> tuple[SupervisedTokens, Heads]:
     """Random rows, whose right token is likely: a logits curve as steep as a trained model's."""
     generator = torch.Generator(size.device).manual_seed(0)
     settings: dict[str, Any] = {"generator": generator, "device": size.device}
@@ -89,37 +91,37 @@ def problem(size: Size) -> tuple[Rows, Heads]:
         noise = torch.randn(size.rows, weight.shape[1], **settings)
         return (10 * weight[targets].float() + 2.5 * noise).to(dtype)
 
-    states: dict[Side, Tensor] = {"student": hidden(student), "teacher": hidden(teacher), "switch": hidden(teacher)}
-    for side in ("student", "switch"):
-        states[side].requires_grad_()
+    states: dict[Pathway, Tensor] = {"student": hidden(student), "teacher": hidden(teacher), "switch": hidden(teacher)}
+    for pathway in ("student", "switch"):
+        states[pathway].requires_grad_()
     of_teacher = Head(teacher)
     visual = torch.ones(size.rows, dtype=torch.bool, device=size.device)
     heads: Heads = {"student": Head(student.requires_grad_()), "teacher": of_teacher, "switch": of_teacher}
-    return Rows(states, targets, visual, size.vocabulary), heads
+    return SupervisedTokens(states, targets, visual, size.vocabulary), heads
 
 
 # -- ways --------------------------------------------------------------------------------------------------------------
 
 
-def by_objective(size: Size, rows: Rows, heads: Heads, objective: Objective) -> None:
+def by_objective(size: Size, rows: SupervisedTokens, heads: Heads, objective: Objective) -> None:
     """Ours."""
     totals = torch.tensor([size.rows] * 4, device=size.device)
-    objective(Views(rows, heads), totals, 0, size.gib).loss.backward()
+    objective(ObjectiveInputs(rows, heads), totals, 0, size.gib).loss.backward()
 
 
-def ours(size: Size, rows: Rows, heads: Heads) -> None:
+def ours(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """All of Switch-KD, in chunks."""
     by_objective(size, rows, heads, SwitchKDObjective(temperature=TAU, select=size.select()))
 
 
-def ours_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
+def ours_forward_kl(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """Forward KL over the vocabulary, in chunks."""
     by_objective(size, rows, heads, KD(temperature=TAU))
 
 
-def whole_logits(rows: Rows, heads: Heads) -> dict[Side, Tensor]:
+def whole_logits(rows: SupervisedTokens, heads: Heads) -> dict[Pathway, Tensor]:
     """Logits of all rows, float32, on autograd's tape."""
-    return {side: heads[side](states).float() for side, states in rows.hidden.items()}
+    return {pathway: heads[pathway](states).float() for pathway, states in rows.hidden.items()}
 
 
 def enumerated(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
@@ -130,39 +132,39 @@ def enumerated(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     return (q.exp() * (q - p)).sum(-1)
 
 
-def materialised(size: Size, rows: Rows, heads: Heads) -> None:
+def materialised(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """The obvious implementation: whole logits, pairs written out, and autograd."""
     z, select = whole_logits(rows, heads), size.select()
     loss = F.cross_entropy(z["student"], rows.targets, reduction="sum")
-    for side in ("student", "switch"):
-        for leader in ("teacher", side):
+    for pathway in ("student", "switch"):
+        for leader in ("teacher", pathway):
             ids, mask = select(z[leader].detach())
-            loss = loss + enumerated(z["teacher"].gather(1, ids), z[side].gather(1, ids), mask).sum()
+            loss = loss + enumerated(z["teacher"].gather(1, ids), z[pathway].gather(1, ids), mask).sum()
     (loss / size.rows).backward()
 
 
-def materialised_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
+def materialised_forward_kl(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """Plain distillation: whole logits, forward KL over the vocabulary, no switch."""
     z = whole_logits(replace(rows, hidden={s: h for s, h in rows.hidden.items() if s != "switch"}), heads)
     loss = F.cross_entropy(z["student"], rows.targets, reduction="sum")
-    student, teacher = ((z[side] / TAU).log_softmax(-1) for side in ("student", "teacher"))
+    student, teacher = ((z[pathway] / TAU).log_softmax(-1) for pathway in ("student", "teacher"))
     ((loss + F.kl_div(student, teacher, log_target=True, reduction="sum")) / size.rows).backward()
 
 
-def liger_forward_kl(size: Size, rows: Rows, heads: Heads) -> None:
+def liger_forward_kl(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """Forward KL and cross-entropy by Liger-Kernel's fused head, in chunks of as many rows; compiled on a GPU."""
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 
-    two = replace(rows, hidden={side: states for side, states in rows.hidden.items() if side != "switch"})
-    chunk = min(size.rows, rows_at_a_time(two, heads, size.gib))
+    two = replace(rows, hidden={pathway: states for pathway, states in rows.hidden.items() if pathway != "switch"})
+    chunk = min(size.rows, chunk_size(two, heads, size.gib))
     head = LigerFusedLinearJSDLoss(1.0, 1.0, 0.0, temperature=TAU, chunk_size=chunk, compiled=size.device == "cuda")
     weights = heads["student"].weight, heads["teacher"].weight
     head(rows.hidden["student"], weights[0], rows.hidden["teacher"], weights[1], rows.targets).backward()
 
 
-def bare(size: Size, rows: Rows, heads: Heads) -> None:
+def bare(size: Size, rows: SupervisedTokens, heads: Heads) -> None:
     """The matrix products alone, into memory that is there already: what is left when all else costs nothing."""
-    step = min(size.rows, rows_at_a_time(rows, heads, size.gib))
+    step = min(size.rows, chunk_size(rows, heads, size.gib))
     logits = torch.empty(step, size.vocabulary, dtype=getattr(torch, size.dtype), device=size.device)
     weight, made = heads["student"].weight.detach(), rows.hidden["student"].detach()
     gradient, back = torch.empty_like(weight), torch.empty_like(made)
@@ -170,15 +172,15 @@ def bare(size: Size, rows: Rows, heads: Heads) -> None:
     for start in range(0, size.rows, step):
         part = slice(start, start + step)
         out = logits[: len(rows.targets[part])]
-        for side, states in rows.hidden.items():
+        for pathway, states in rows.hidden.items():
             for column in range(0, size.vocabulary, columns):
                 some = slice(column, column + columns)
-                torch.mm(states[part].detach(), heads[side].weight[some].detach().t(), out=out[:, some])
+                torch.mm(states[part].detach(), heads[pathway].weight[some].detach().t(), out=out[:, some])
         torch.mm(out, weight, out=back[part])
         gradient.addmm_(out.t(), made[part], beta=float(start > 0))
 
 
-WAYS: dict[str, Callable[[Size, Rows, Heads], None]] = {
+WAYS: dict[str, Callable[[Size, SupervisedTokens, Heads], None]] = {
     way.__name__: way for way in (ours, materialised, materialised_forward_kl, ours_forward_kl, liger_forward_kl, bare)
 }
 
@@ -295,7 +297,7 @@ def differences_table(rows: int, rounds: int, device: str) -> None:
         found = []
         for _ in range(rounds + 1):
             found.append((seconds(device, linear), seconds(device, pairs) if both else 0.0))
-        a, b = (statistics.median(side) for side in zip(*found[1:], strict=True))
+        a, b = (statistics.median(pathway) for pathway in zip(*found[1:], strict=True))
         told = (f"{b:.3g}", f"{statistics.median(y / x for x, y in found[1:]):.1f}") if both else ("", "")
         row(f"{k:,} ({n} rows)", f"{a:.3g}", *told)
 

@@ -17,8 +17,8 @@ import lightning as L
 import torch
 
 from benchmarks.pair import train
-from lightning_switchkd.training.callbacks import DBiLDStatistics, VisionGradients
 from lightning_switchkd.core.profiling import now
+from lightning_switchkd.training.callbacks import DBiLDStatistics, VisionGradients
 
 
 class EverySecondGradients(VisionGradients):

@@ -13,13 +13,14 @@ from tokenizers.models import WordLevel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from lightning_switchkd.core.types import IGNORE, Batch, Counts
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives import SwitchKDObjective
 from lightning_switchkd.training.metrics import Means
 from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec, build
-from lightning_switchkd.models.adapter import VLM
 
 RECORDS, TOKENS, ANSWER = 4, 256, 32
 IMAGE, PATCH = 96, 12
@@ -46,7 +47,7 @@ def spec(width: int, layers: int, **switches: Any) -> VLMSpec:
 
 def random_pair(
     vocabulary: int, student: dict[str, Any] | None = None, teacher: dict[str, Any] | None = None
-) -> tuple[VLM, VLM]:
+) -> tuple[VLMAdapter, VLMAdapter]:
     """Student and teacher with further fields of their specifications."""
     ids = tokenizer(vocabulary)
     return build(spec(256, 6, **student or {}), ids, "student"), build(spec(384, 8, **teacher or {}), ids, "teacher")
@@ -58,7 +59,7 @@ def batch(vocabulary: int) -> Batch:
     ids = torch.randint(3, vocabulary, (RECORDS, TOKENS), generator=generator)
     places = (IMAGE // PATCH) ** 2
     ids[:, 1 : 1 + places] = 2
-    labels = ids.masked_fill(torch.arange(TOKENS) < TOKENS - ANSWER, IGNORE)
+    labels = ids.masked_fill(torch.arange(TOKENS) < TOKENS - ANSWER, IGNORE_INDEX)
     supervised = RECORDS * ANSWER
     counts = Counts(supervised, supervised, RECORDS * places, RECORDS)
     pixels = torch.randn(RECORDS, 3, IMAGE, IMAGE, generator=generator)

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.pair import RECORDS, train
-from lightning_switchkd.distillation.teacher_cache import RecordCache
-from lightning_switchkd.core.labels import supervised
+from lightning_switchkd.core.labels import supervised_positions
 from lightning_switchkd.core.profiling import now
-from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.distillation.pathways import student_pathway, switch_pathway
+from lightning_switchkd.distillation.teacher_cache import HiddenStateCache
+from lightning_switchkd.training.module import SwitchKD
 
 PARTS = ("student", "teacher", "switch", "head", "optimizer")
 
@@ -41,7 +41,7 @@ class Parts(L.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found: list[dict[str, float]] = []
-        self._cache: RecordCache | None = None
+        self._cache: HiddenStateCache | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts."""
@@ -65,8 +65,10 @@ class Parts(L.Callback):
         features = model.student.encode_image(batch.pixel_values).detach().requires_grad_()
         views = model.views(batch, model.features(batch))
         rows = views.rows
-        learnt = {side: states.detach().requires_grad_(states.requires_grad) for side, states in rows.hidden.items()}
-        positions = supervised(batch.labels)[0]
+        learnt = {
+            pathway: states.detach().requires_grad_(states.requires_grad) for pathway, states in rows.hidden.items()
+        }
+        positions = supervised_positions(batch.labels)[0]
 
         def student() -> None:
             seen = model.student.encode_image(batch.pixel_values)
@@ -89,9 +91,9 @@ class Parts(L.Callback):
         timed("optimizer", optimizer.step)
         if self._cache is None:
             teacher: Tensor = rows.hidden["teacher"]
-            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 10**9)
+            self._cache = HiddenStateCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 10**9)
             self._cache.rows(batch, positions, model.teacher_rows)
-            self._cache = RecordCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 0)
+            self._cache = HiddenStateCache(self.folder, RECORDS, teacher.shape[1], teacher.dtype, lambda: 0)
         cache = self._cache
         timed("cache", lambda: cache.rows(batch, positions, model.teacher_rows))
         return found

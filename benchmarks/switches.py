@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.core.profiling import held, peak
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
 
 VOCABULARY = 2048

@@ -150,5 +150,5 @@ class Killer(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The records of a step."""
         with Path(f"{self.seen}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
-            file.write(f"{trainer.global_step}{'+' if batch.window_end else ''} {' '.join(batch.record_ids)}\n")
+            file.write(f"{trainer.global_step}{'+' if batch.window_end else ''} {' '.join(batch.sample_ids)}\n")
         self._moment()

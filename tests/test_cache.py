@@ -13,13 +13,13 @@ import torch
 from command import fit_arguments
 from torch import Tensor
 
-from lightning_switchkd.core.types import Batch
-from lightning_switchkd.distillation.teacher_cache import ENTRY, KEY, RecordCache, TeacherCache
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.labels import supervised
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.core.labels import supervised_positions
+from lightning_switchkd.core.types import Batch
+from lightning_switchkd.distillation.teacher_cache import ENTRY, KEY, HiddenStateCache, TeacherCache
 from lightning_switchkd.objectives import AlignKD, LLaVAKD, SwitchKDObjective
+from lightning_switchkd.training.module import SwitchKD
 
 WIDTH = 24
 """Of the teacher of :func:`tiny.write_pair`."""
@@ -96,22 +96,22 @@ def test_no_more_than_it_may_take(folder: Path, tmp_path: Path) -> None:
     assert warm.losses == pytest.approx(plain.losses, rel=1e-12)
 
 
-def made(cache: RecordCache, folder: Path, **settings: Any) -> list[Tensor]:
+def made(cache: HiddenStateCache, folder: Path, **settings: Any) -> list[Tensor]:
     """The rows of all batches; a row says which record and token it belongs to."""
 
     def compute(batch: Batch) -> Tensor:
-        positions, targets = supervised(batch.labels)
-        owner = batch.sample_index[batch.record_of[positions]]
+        positions, targets = supervised_positions(batch.labels)
+        owner = batch.sample_index[batch.sample_of[positions]]
         return torch.stack([owner, targets], -1).double().repeat(1, WIDTH // 2)
 
     return [
-        cache.rows(batch, supervised(batch.labels)[0], compute)
+        cache.rows(batch, supervised_positions(batch.labels)[0], compute)
         for batch in tiny.data_module(folder, seed=1, **settings).stream("train")
     ]
 
 
-def opened(place: Path, room: int = 10**6, looks: float = 10.0) -> RecordCache:
-    return RecordCache(place, 48, WIDTH, torch.float64, lambda: room, looks)
+def opened(place: Path, room: int = 10**6, looks: float = 10.0) -> HiddenStateCache:
+    return HiddenStateCache(place, 48, WIDTH, torch.float64, lambda: room, looks)
 
 
 def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
@@ -171,7 +171,7 @@ def test_a_full_disk_is_no_end(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(RecordCache, "_append", full)
+    monkeypatch.setattr(HiddenStateCache, "_append", full)
     assert_equal(made(opened(tmp_path, looks=0.0), folder), wanted)
     assert caplog.text.count("cannot be written ([Errno 28] No space left on device)") == 1
 
@@ -204,9 +204,9 @@ def test_the_command_fills_it(
     main(["fill-cache", *arguments[1:]])
     assert "holds 0 of 48 records. All of them take about" in caplog.text
     (data,) = (file for file in (tmp_path / "cache").iterdir() if file.is_dir())
-    assert len(RecordCache(data, 48, WIDTH, torch.float32, lambda: 0)) == 48
+    assert len(HiddenStateCache(data, 48, WIDTH, torch.float32, lambda: 0)) == 48
     assert not (tmp_path / "run" / "config.yaml").exists()
-    main([*arguments, "--trainer.max_steps=2", "--panel.records=0"])
+    main([*arguments, "--trainer.max_steps=2", "--answer_panel.num_samples=0"])
     assert "holds 48 of 48 records" in caplog.text
     with pytest.raises(SystemExit):
         main(["fill-cache", *fit_arguments(folder, tmp_path / "run")[1:]])

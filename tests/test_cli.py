@@ -13,7 +13,8 @@ import torch
 from command import ROOT, configs, fit_arguments
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from lightning_switchkd.cli.main import SwitchKDCLI, main, run_lightning
+from lightning_switchkd.cli.lightning import SwitchKDCLI, run_lightning
+from lightning_switchkd.cli.main import main
 from lightning_switchkd.data.datamodule import LLaVADataModule
 
 NAMES = {

@@ -14,7 +14,8 @@ from command import ROOT, configs, fit_arguments
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_switchkd.cli.main import CALLBACKS, main
+from lightning_switchkd.cli.lightning import CALLBACKS
+from lightning_switchkd.cli.main import main
 
 BASE = ["fit", *configs("digits", "digits", "cpu", "switch_kd")]
 WITH = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))
@@ -145,7 +146,7 @@ def test_flags_win_over_a_checkpoint(folder: Path, run: Path, tmp_path: Path) ->
         "--model.weight_decay=0.25",
         "--model.betas=[0.5,0.6]",
         "--model.warmup=0",
-        "--model.lr_end=1",
+        "--model.min_lr_ratio=1",
     ]
     checkpoint = run / "checkpoints" / "step000002.ckpt"
     main(fit_arguments(folder, tmp_path / "run", *changed, f"--ckpt_path={checkpoint}"))
@@ -155,7 +156,7 @@ def test_flags_win_over_a_checkpoint(folder: Path, run: Path, tmp_path: Path) ->
 
 
 def test_print_config_makes_the_same_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changed = ["--model.lr=0.125", "--trainer.default_root_dir=runs/x", "--greedy.records=3"]
+    changed = ["--model.lr=0.125", "--trainer.default_root_dir=runs/x", "--val_generation.num_samples=3"]
     first = printed(capsys, *BASE, *changed)
     again = printed(capsys, "fit", written(tmp_path, yaml.safe_dump(first)))
     assert again == first
@@ -176,7 +177,7 @@ def test_a_run_can_be_done_again_from_its_folder(run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", WITH)
 def test_every_fragment_of_with_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "conf" / "with" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"WITH={name}" in text.splitlines()[0], "a file begins with its command"
+    assert f"OVERLAYS={name}" in text.splitlines()[0], "a file begins with its command"
     if name in ("wandb", "mlflow"):  # packages of the user's choice
         pytest.importorskip(name)
     config = printed(capsys, *BASE, f"--config={ROOT / 'conf' / 'with' / f'{name}.yaml'}")

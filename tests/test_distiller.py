@@ -9,14 +9,13 @@ import pytest
 import tiny
 import torch
 
-from lightning_switchkd.core.types import Batch
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.losses import dbild
-from lightning_switchkd.losses.chunked import sum_rows
-from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, SwitchKDObjective
+from lightning_switchkd.core.types import PARTS, Batch
 from lightning_switchkd.distillation.checks import check_packing
-from lightning_switchkd.models.adapter import PARTS
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.losses import dbild
+from lightning_switchkd.losses.chunked import sum_losses
+from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, SwitchKDObjective
 
 PAIR = [("clip", "qwen2", True), ("clip", "llama", False), ("siglip", "qwen2", False), ("siglip", "llama", True)]
 
@@ -60,7 +59,7 @@ def touched(model: Distiller) -> dict[str, bool]:
 def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
     model = distiller(copy.deepcopy(objective), tower)
     rows = model.views(tiny.batch(), model.features(tiny.batch())).rows
-    sum_rows(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
+    sum_losses(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     behind = set(model.student.parameters()) - {p for part in PARTS for p in model.student.part_parameters(part)}
@@ -74,27 +73,27 @@ def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
     teacher = tiny.vlm(seed=1, tower=tower, lm=lm, tied=tied, width=24)
     model = Distiller(student, teacher, SwitchKDObjective(), vocabulary=280).eval()
     batch = tiny.batch()
-    ran = model.pathways(batch, model.features(batch))
-    for side, vlm in (("student", student), ("teacher", teacher)):
+    ran = model.run_pathways(batch, model.features(batch))
+    for pathway, vlm in (("student", student), ("teacher", teacher)):
         with torch.no_grad():
             expected = vlm.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
             ).logits
         real = batch.attention_mask.bool()
-        torch.testing.assert_close(model.heads()[side](ran[side].hidden)[real], expected[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.heads()[pathway](ran[pathway].hidden)[real], expected[real], atol=1e-5, rtol=0)
 
 
 def test_switch_reads_the_students_features() -> None:
     """z^W is what the teacher says when its vision tower is exchanged for the student's."""
     model = distiller(SwitchKDObjective())
     batch = tiny.batch()
-    switched = copy.deepcopy(model.teacher.vlm.model)
-    switched.model.vision_tower = copy.deepcopy(model.student.model.model.vision_tower)
+    apply_options = copy.deepcopy(model.teacher.vlm.model)
+    apply_options.model.vision_tower = copy.deepcopy(model.student.model.model.vision_tower)
     with torch.no_grad():
-        expected = switched(
+        expected = apply_options(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values.double()
         ).logits
-        got = model.heads()["switch"](model.pathways(batch, model.features(batch))["switch"].hidden)
+        got = model.heads()["switch"](model.run_pathways(batch, model.features(batch))["switch"].hidden)
     real = batch.attention_mask.bool()
     torch.testing.assert_close(got[real], expected[real], atol=1e-10, rtol=0)
 
@@ -104,7 +103,9 @@ def test_text_only_records_take_no_part_in_vsd() -> None:
     batch = tiny.batch(images=(1, 0, 2))
     terms = model(batch, batch.counts.tensor(), 0)
     rows = model.views(batch, model.features(batch)).rows
-    teacher, switch = (model.heads()[side](rows.hidden[side])[:, : rows.vocabulary] for side in ("teacher", "switch"))
+    teacher, switch = (
+        model.heads()[pathway](rows.hidden[pathway])[:, : rows.vocabulary] for pathway in ("teacher", "switch")
+    )
     values = dbild(teacher=teacher, student=switch)
     torch.testing.assert_close(terms.sums["vsd"], values[rows.visual].sum().detach())
     torch.testing.assert_close(switch[~rows.visual], teacher[~rows.visual])

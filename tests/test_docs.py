@@ -13,7 +13,9 @@ import pytest
 from command import ROOT
 from jsonargparse import auto_parser
 
-from lightning_switchkd.cli.main import COMMANDS, LIGHTNING_COMMANDS, main, switched_on
+from lightning_switchkd.cli.commands import COMMANDS, switched_on
+from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS
+from lightning_switchkd.cli.main import main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = ("pip", "sbatch", "srun", "vllm", "apt", "python run.py")
@@ -74,9 +76,9 @@ def test_a_name_that_nothing_has_is_said_before_anything_is_made(name: str) -> N
 
 
 @pytest.mark.parametrize("asked", ["QUICK=1", "DATA=digits"])
-@pytest.mark.parametrize("study", ["start_seeds", "student_sizes", "teacher_sizes"])
+@pytest.mark.parametrize("study", ["student_init_seeds", "student_sizes", "teacher_sizes"])
 def test_a_study_that_this_data_lacks_stages_for(study: str, asked: str) -> None:
-    done = make(ROOT, "ablation", f"STUDY={study}", asked)
+    done = make(ROOT, "ablation", f"SWEEP={study}", asked)
     assert done.returncode == 2
     assert "stages that only DATA=emoji has" in done.stderr
 

@@ -13,13 +13,13 @@ import torch
 from command import ROOT, configs
 
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, random_model
 from lightning_switchkd.estimation.dry_run import made_up
-from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, frame
-from lightning_switchkd.models.auto import VLMSpec
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
-from lightning_switchkd.models.adapter import PARTS
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives import SwitchKDObjective
 
 RECIPES = sorted(
     path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem.startswith(("qwen", "llava"))
@@ -75,11 +75,11 @@ def test_sizes_are_those_of_the_models() -> None:
     cards = {"qwen2.5-0.5b": 494, "qwen2.5-1.5b": 1544, "qwen2.5-3b": 3086, "qwen1.5-0.5b": 464, "qwen1.5-7b": 7721}
     towers = {"siglip-so400m-patch14-384": 428, "clip-vit-large-patch14-336": 304}
     for lm, millions in cards.items():
-        vlm = frame(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "student", torch.bfloat16, "meta")
+        vlm = random_model(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "student", torch.bfloat16, "meta")
         body = {id(p): p.numel() for p in [*vlm.language_model.parameters(), vlm.model.lm_head.weight]}
         assert sum(body.values()) / 1e6 == pytest.approx(millions, rel=0.01), lm
     for tower, millions in towers.items():
-        vlm = frame(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "student", torch.bfloat16, "meta")
+        vlm = random_model(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "student", torch.bfloat16, "meta")
         number = sum(p.numel() for p in vlm.model.model.vision_tower.parameters())
         assert number / 1e6 == pytest.approx(millions, rel=0.01), tower
     assert {lm for _, lm, _ in WHOLE.values()} <= LANGUAGE_MODELS.keys()
@@ -117,7 +117,7 @@ def test_stages_of_a_recipe_chain(folder: Path, tmp_path: Path) -> None:
         f"--data.train.annotations={folder / 'records.json'}",
         f"--data.train.image_root={folder / 'images'}",
         f"--model.teacher.checkpoint={folder / 'teacher'}",
-        "--data.max_bad_share=1",  # text-only records have no captions
+        "--data.max_bad_fraction=1",  # text-only records have no captions
         "--trainer.accumulate_grad_batches=1",
         "--ckpt_path=last",
     ]

@@ -16,8 +16,8 @@ import tiny
 from command import ROOT
 
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
-from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.models.generation import load_model
 
 PYTHON = ROOT / ".venv-lmms" / "bin" / "python"
 

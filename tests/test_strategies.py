@@ -19,8 +19,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_switchkd.training.callbacks import AnswerPanel, ExportStudent, GreedyValidation
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.training.callbacks import AnswerPanel, ExportStudent, ValGeneration
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
 
@@ -70,7 +70,7 @@ def whole(trainer: L.Trainer) -> dict[str, Tensor]:
 
 def _parity(folder: Path, root: Path, way: str, student: str) -> None:
     losses = Losses()
-    callbacks = [losses, GreedyValidation(5, 3, 2), AnswerPanel(2, 2), ExportStudent(f"exported-{way}")]
+    callbacks = [losses, ValGeneration(5, 3, 2), AnswerPanel(2, 2), ExportStudent(f"exported-{way}")]
     asked = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
     asked["logger"] = L.pytorch.loggers.CSVLogger(str(root / way))
     model, trainer = train(folder, root, way, student=student, callbacks=callbacks, gradient_clip_val=0.5, **asked)

@@ -12,8 +12,8 @@ import tiny
 import torch
 from command import fit_arguments
 
-from lightning_switchkd.training.callbacks import FiniteSteps
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.training.callbacks import SkipNonfinite
 from lightning_switchkd.training.strategies import FSDP2
 
 
@@ -36,8 +36,8 @@ class Poison(L.Callback):
                     (p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad).fill_(float("nan"))
 
 
-def _poisoned(folder: Path, root: Path, poison: Poison, **settings: Any) -> FiniteSteps:
-    guard = FiniteSteps(limit=2)
+def _poisoned(folder: Path, root: Path, poison: Poison, **settings: Any) -> SkipNonfinite:
+    guard = SkipNonfinite(limit=2)
     trainer = tiny.trainer(root, callbacks=[poison, guard], max_steps=6, gradient_clip_val=1.0, **settings)
     trainer.fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder, batch_size=4))
     return guard
@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(folder: Path, tm
     lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert [len(batch["records"]) for line in lines for batch in line["batches"]] == [4] * 4
-    with pytest.raises(ValueError, match=r"3 optimizer steps .* more than finite.limit \(2\)"):
+    with pytest.raises(ValueError, match=r"3 optimizer steps .* more than skip_nonfinite.limit \(2\)"):
         _poisoned(folder, tmp_path, Poison((1, 2, 3)))
 
 
@@ -118,7 +118,11 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("of", "where", "wanted"),
     [
-        ("lightning_switchkd.models.adapter.Llava.decode", "a language model, in the student pathway", "data.batch_size"),
+        (
+            "lightning_switchkd.models.adapter.Llava.decode",
+            "a language model, in the student pathway",
+            "data.batch_size",
+        ),
         ("lightning_switchkd.losses.logits.Head.exactly", "the output heads and losses", "model.logits_gib"),
     ],
 )

@@ -17,11 +17,13 @@ import yaml
 from torch import Tensor
 
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.types import Part
 from lightning_switchkd.data.datamodule import DataPaths
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec, build
-from lightning_switchkd.models.adapter import VLM, Part
+from lightning_switchkd.training.module import SwitchKD
 
 STUDENT_PARTS: list[Part] = ["vision", "lm"]
 TEACHER_PARTS: list[Part] = ["lm"]
@@ -149,7 +151,7 @@ def start(folder: Path) -> Weights:
     return weights_of(build(VLMSpec(checkpoint=str(folder / "student")), tiny.tokenizer(), "student"))
 
 
-def weights_of(model: VLM) -> Weights:
+def weights_of(model: VLMAdapter) -> Weights:
     """A copy of every parameter in float64; a tied head counts once."""
     return {name: parameter.detach().double() for name, parameter in model.named_parameters()}
 

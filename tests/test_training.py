@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.datamodule import DataPaths
-from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec
+from lightning_switchkd.training.module import SwitchKD
 
 SEED = 1
 """Of the data's order: one for which `test_a_rank_has_a_batch_without_images` holds."""

@@ -26,15 +26,16 @@ from tokenizers import decoders as token_decoders
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from lightning_switchkd.core.types import IGNORE, Batch, Counts
+from lightning_switchkd.core.labels import count_supervised
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
-from lightning_switchkd.core.labels import count_supervised
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec, build
-from lightning_switchkd.models.adapter import VLM
+from lightning_switchkd.training.module import SwitchKD
 
 TOWERS: dict[str, dict[str, Any]] = {
     "clip": {"feature_strategy": "default"},
@@ -88,7 +89,7 @@ def spec(
     return VLMSpec(**{"vision": vision, "lm": text, **TOWERS[tower], **changes})
 
 
-def vlm(seed: int = 0, **changes: Any) -> VLM:
+def vlm(seed: int = 0, **changes: Any) -> VLMAdapter:
     """A tiny random model."""
     torch.manual_seed(seed)
     return build(spec(**changes), tokenizer(), "student")
@@ -102,9 +103,9 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
         text = torch.randint(10, 200, (4 + n_answer,), generator=generator).tolist()
         ids = [text[0], *[3] * (TOKENS_PER_IMAGE * n_images), *text[1:]]
         rows.append(torch.tensor(ids))
-        labels.append(torch.tensor([IGNORE] * (len(ids) - n_answer) + ids[len(ids) - n_answer :]))
+        labels.append(torch.tensor([IGNORE_INDEX] * (len(ids) - n_answer) + ids[len(ids) - n_answer :]))
     pad = torch.nn.utils.rnn.pad_sequence
-    padded = pad(labels, batch_first=True, padding_value=IGNORE)
+    padded = pad(labels, batch_first=True, padding_value=IGNORE_INDEX)
     per_record = count_supervised(padded)
     counts = Counts(
         token=int(per_record.sum()),
@@ -118,20 +119,20 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
         attention_mask=pad([torch.ones_like(r) for r in rows], batch_first=True),
         labels=padded,
         pixel_values=torch.randn(len(owners), 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) * (sum(images) > 0),
-        image_row=torch.tensor(owners),
+        image_sample=torch.tensor(owners),
         sample_index=torch.arange(len(rows)),
         counts=counts,
         window=counts,
-        record_ids=tuple(str(i) for i in range(len(rows))),
+        sample_ids=tuple(str(i) for i in range(len(rows))),
     )
 
 
-def write_data(folder: Path, records: int = 48, tower: str = "clip") -> Path:
+def write_data(folder: Path, samples: int = 48, tower: str = "clip") -> Path:
     """A LLaVA data set of random pictures in ``folder``: multi-turn, text-only and uneven answers; and a processor."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     raw: list[dict[str, Any]] = []
-    for i in range(records):
+    for i in range(samples):
         turns = []
         for turn in range(1 + i % 2):
             question = ("<image>\n" if turn == 0 and i % 4 < 2 else "") + f"What is in {i}?"

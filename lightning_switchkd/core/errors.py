@@ -24,7 +24,7 @@ PLACES = {
 
 HELP = {
     "sum_rows": "model.logits_gib (less memory for logits at a time)",
-    "generate": "greedy.batch_size, greedy.records=0, panel.records=0",
+    "generate": "val_generation.batch_size, val_generation.num_samples=0, answer_panel.num_samples=0",
 }
 ALWAYS = (
     "data.batch_size with trainer.accumulate_grad_batches (the same steps in smaller pieces), data.max_length, "

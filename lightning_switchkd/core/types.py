@@ -7,16 +7,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_switchkd.data.quarantine import Defect
-
-IGNORE = -100
+IGNORE_INDEX = -100
 """Label of a token that is not supervised (PyTorch's ``ignore_index``)."""
+
+
+Pathway = Literal["student", "teacher", "switch"]
+"""A way from images and token ids to logits (``distillation/pathways.py``)."""
+
+PATHWAYS: tuple[Pathway, ...] = ("student", "teacher", "switch")
+
+Part = Literal["vision", "projector", "lm"]
+"""A part of a vision-language model."""
+
+PARTS: tuple[Part, ...] = ("vision", "projector", "lm")
+
+
+DefectCode = Literal[
+    "bad_json",
+    "schema",
+    "roles",
+    "image_count",
+    "image_missing",
+    "image_decode",
+    "image_size",
+    "empty_answer",
+    "too_long",
+    "no_supervision",
+]
+"""What can be wrong with a record (docs/data.md says it in words)."""
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One bad record, as the quarantine file holds it.
+
+    Attributes:
+        path: its file.
+        index: its position there.
+        id: its own id, where it could be read.
+        source: its data set, where it could be read.
+        code: what is wrong, one of `DefectCode`.
+        error: the same in words, and how to mend it.
+    """
+
+    path: str
+    index: int
+    id: str | None
+    source: str
+    code: DefectCode
+    error: str
 
 
 @dataclass
@@ -50,10 +94,10 @@ class Batch:
     Attributes:
         input_ids: ``[B, T]`` int64, packed ``[1, T]``. Every image stands as one ``<image>`` id per image feature.
         attention_mask: ``[B, T]`` int64, 1 on real tokens; made from lengths, never from the pad id. None where packed.
-        labels: ``[B, T]`` int64, packed ``[1, T]``, **unshifted**; ``IGNORE`` where nothing is learnt, and on the first
+        labels: ``[B, T]`` int64, packed ``[1, T]``, **unshifted**; ``IGNORE_INDEX`` where nothing is learnt, and on the first
             token of a packed record.
         pixel_values: ``[M, 3, H, W]`` float32 in placeholder order. Never empty: a batch without images carries one
-            blank image (``image_row`` -1) so that every rank runs the same parts (STACK B).
+            blank image (``image_sample`` -1) so that every rank runs the same parts (STACK B).
         image_row: ``[M]`` int64, the record an image belongs to; -1 for the blank one, which always comes last.
         sample_index: ``[B]`` int64, position of the record in its source; -1 for a padding record.
         counts: units in this micro-batch.
@@ -70,7 +114,7 @@ class Batch:
     attention_mask: Tensor | None
     labels: Tensor
     pixel_values: Tensor
-    image_row: Tensor
+    image_sample: Tensor
     sample_index: Tensor
     counts: Counts
     window: Counts
@@ -78,7 +122,7 @@ class Batch:
     window_end: bool = True
     position_ids: Tensor | None = None
     pixel_values_teacher: Tensor | None = None
-    record_ids: tuple[str, ...] = ()
+    sample_ids: tuple[str, ...] = ()
     defects: tuple[Defect, ...] = ()
 
     def _map(self, move: object) -> Batch:
@@ -98,27 +142,27 @@ class Batch:
         return self.sample_index.shape[0]
 
     @property
-    def record_of(self) -> Tensor:
+    def sample_of(self) -> Tensor:
         """``[B * T]`` int64, packed ``[T]``: the record (its place in the batch) that each position belongs to."""
         if self.position_ids is not None:
             return (self.position_ids[0] == 0).cumsum(0) - 1
         rows, columns = self.input_ids.shape
         return torch.arange(rows, device=self.input_ids.device).repeat_interleave(columns)
 
-    def only(self, records: Sequence[int]) -> Batch:
+    def only(self, samples: Sequence[int]) -> Batch:
         """A batch of some of the records, in their order; a blank image where none of them has one.
 
         Counts stay those of all: what a loss is divided by does not change.
         """
         chosen = torch.zeros(len(self), dtype=torch.bool)
-        chosen[list(records)] = True
+        chosen[list(samples)] = True
         chosen = chosen.to(self.input_ids.device)
-        rows = chosen if self.position_ids is None else chosen[self.record_of]
-        image = (self.image_row >= 0) & chosen[self.image_row]
+        rows = chosen if self.position_ids is None else chosen[self.sample_of]
+        image = (self.image_sample >= 0) & chosen[self.image_sample]
         if not bool(image.any()):
             image = torch.arange(len(image), device=image.device) == len(image) - 1
         place = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # in the new batch
-        owner = torch.where(self.image_row >= 0, place[self.image_row], -1)[image]
+        owner = torch.where(self.image_sample >= 0, place[self.image_sample], -1)[image]
 
         def part(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[rows] if self.position_ids is None else x[:, rows]
@@ -131,9 +175,9 @@ class Batch:
             position_ids=part(self.position_ids),
             pixel_values=self.pixel_values[image],
             pixel_values_teacher=None if self.pixel_values_teacher is None else self.pixel_values_teacher[image],
-            image_row=owner,
+            image_sample=owner,
             sample_index=self.sample_index[chosen],
-            record_ids=tuple(self.record_ids[i] for i in sorted(records)) if self.record_ids else (),
+            sample_ids=tuple(self.sample_ids[i] for i in sorted(samples)) if self.sample_ids else (),
         )
 
     @property
@@ -141,4 +185,4 @@ class Batch:
         """``[B]`` int64: real tokens of each record."""
         if self.attention_mask is not None:
             return self.attention_mask.sum(1)
-        return torch.zeros_like(self.sample_index).index_add_(0, self.record_of, torch.ones_like(self.input_ids[0]))
+        return torch.zeros_like(self.sample_index).index_add_(0, self.sample_of, torch.ones_like(self.input_ids[0]))

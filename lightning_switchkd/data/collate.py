@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
-from lightning_switchkd.core.types import IGNORE, Batch, Counts
-from lightning_switchkd.data.order import NULL
 from lightning_switchkd.core.labels import count_supervised
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts
+from lightning_switchkd.data.order import NULL
 
 
 @dataclass(frozen=True)
-class Sample:
+class ProcessedSample:
     """One record, ready to be collated.
 
     Attributes:
@@ -34,7 +34,7 @@ class Sample:
     labels: Tensor
     pixels: tuple[tuple[Tensor, ...], ...]
     index: int
-    record_id: str
+    sample_id: str
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Collator:
     pad_to_multiple_of: int = 8
     packing: bool = False
 
-    def null(self) -> Sample:
+    def null(self) -> ProcessedSample:
         """A padding record: one token, no label, no image."""
-        return Sample(
+        return ProcessedSample(
             input_ids=torch.tensor([self.pad_id]),
-            labels=torch.tensor([IGNORE]),
+            labels=torch.tensor([IGNORE_INDEX]),
             pixels=((),) * len(self.blanks),
             index=NULL,
-            record_id="",
+            sample_id="",
         )
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
+    def __call__(self, samples: Sequence[ProcessedSample]) -> Batch:
         """The batch, its own window: whoever accumulates sets `window` (stream)."""
         images = torch.tensor([len(sample.pixels[0]) for sample in samples])  # [B]
         supervised = torch.cat([count_supervised(sample.labels[None]) for sample in samples])  # [B]
@@ -81,29 +81,31 @@ class Collator:
         return Batch(
             **(self._packed(samples) if self.packing else self._padded(samples)),
             pixel_values=views[0],
-            image_row=rows if len(rows) else torch.tensor([NULL]),
+            image_sample=rows if len(rows) else torch.tensor([NULL]),
             sample_index=torch.tensor([sample.index for sample in samples]),
             counts=counts,
             window=counts,
             pixel_values_teacher=views[1] if len(views) > 1 else None,
-            record_ids=tuple(sample.record_id for sample in samples),
+            sample_ids=tuple(sample.sample_id for sample in samples),
         )
 
-    def _padded(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _padded(self, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
         """``[B, T]``."""
         return {
             "input_ids": self._pad([sample.input_ids for sample in samples], self.pad_id),
             "attention_mask": self._pad([torch.ones_like(sample.input_ids) for sample in samples], 0),
-            "labels": self._pad([sample.labels for sample in samples], IGNORE),
+            "labels": self._pad([sample.labels for sample in samples], IGNORE_INDEX),
         }
 
-    def _packed(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _packed(self, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
         """``[1, T]``; the first token of a record is nobody's next."""
         position_ids = torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])
         return {
             "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
             "attention_mask": None,
-            "labels": torch.cat([sample.labels for sample in samples]).masked_fill(position_ids == 0, IGNORE)[None],
+            "labels": torch.cat([sample.labels for sample in samples]).masked_fill(position_ids == 0, IGNORE_INDEX)[
+                None
+            ],
             "position_ids": position_ids[None],
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from lightning.pytorch import LightningDataModule
 from transformers import LlavaProcessor
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.collate import Collator
 from lightning_switchkd.data.dataset import VisionTextDataset
@@ -21,7 +22,6 @@ from lightning_switchkd.data.quarantine import OnError, Quarantine, probe, read_
 from lightning_switchkd.data.sources import Mixture, ShardCache, Source, open_source
 from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.data.stream import BatchStream, Position
-from lightning_switchkd.core.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -75,11 +75,11 @@ class LLaVADataModule(LightningDataModule):
             so that less is padded; 1 leaves them as shuffled.
         on_error: "quarantine" leaves bad records out and writes them to ``quarantine/`` in the run's folder; "raise"
             stops at the first.
-        max_bad_share: share of bad records that stops a run, once 1,000 have been read.
+        max_bad_fraction: share of bad records that stops a run, once 1,000 have been read.
         max_bad_run: bad records without a good one between them that stop a run.
         probe: training records whose images are decoded before training, to find a wrong path early.
         exclude: file with records to leave out, as `validate-data` or a run's quarantine writes it.
-        upright: turn images as their EXIF data say (LLaVA's own code does not).
+        exif_transpose: turn images as their EXIF data say (LLaVA's own code does not).
         square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
         pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
         packing: put the records of a micro-batch into one row, one after the other, without padding; both models need
@@ -104,11 +104,11 @@ class LLaVADataModule(LightningDataModule):
         seed: int = 0,
         group_window: int = 64,
         on_error: OnError = "quarantine",
-        max_bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
         max_bad_run: int = 100,
         probe: int = 256,
         exclude: str | None = None,
-        upright: bool = True,
+        exif_transpose: bool = True,
         square_pad: bool = False,
         pad_to_multiple_of: int = 8,
         packing: bool = False,
@@ -130,16 +130,16 @@ class LLaVADataModule(LightningDataModule):
         processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
         return processor
 
-    def record(self) -> dict[str, Any]:
+    def sample(self) -> dict[str, Any]:
         """What a checkpoint says of the data: plain values."""
         return {
             "annotations": " + ".join(paths.annotations for paths in self._paths["train"]) or None,
             **{name: self.hparams[name] for name in ("processor", "prompt_style", "system", "square_pad")},
         }
 
-    def prompt_record(self) -> dict[str, Any]:
+    def prompt_metadata(self) -> dict[str, Any]:
         """What the ids and pixels of a record depend on, besides the record: plain values by name of their setting."""
-        names = ("prompt_style", "system", "max_length", "upright", "square_pad")
+        names = ("prompt_style", "system", "max_length", "exif_transpose", "square_pad")
         tokenizer, seen = self.processor.tokenizer, self.pixels[-1].image_processor  # the teacher's, where it has one
         return {
             **{f"data.{name}": self.hparams[name] for name in names},
@@ -222,7 +222,7 @@ class LLaVADataModule(LightningDataModule):
             if paths.image_root is not None and not Path(paths.image_root).is_dir():
                 raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
             try:
-                images = ImageFolder(paths.image_root, self.hparams["upright"])
+                images = ImageFolder(paths.image_root, self.hparams["exif_transpose"])
                 sources.append(open_source(paths.annotations, images, cache))
             except UserError as error:
                 raise UserError(f"data.{split}.annotations: {error}") from None
@@ -307,7 +307,7 @@ class LLaVADataModule(LightningDataModule):
         """Where bad records go; None where the first one stops the run."""
         if self.hparams["on_error"] == "raise":
             return None
-        limits, trainer = (self.hparams["max_bad_share"], self.hparams["max_bad_run"]), self.trainer
+        limits, trainer = (self.hparams["max_bad_fraction"], self.hparams["max_bad_run"]), self.trainer
         if trainer is None:
             return Quarantine(None, *limits)
         folder = Path(trainer.default_root_dir) / "quarantine"

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from lightning_switchkd.data.collate import Sample
+from lightning_switchkd.core.labels import count_supervised
+from lightning_switchkd.data.collate import ProcessedSample
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.order import Blocks, Indices, Share
 from lightning_switchkd.data.prompts import Encoded, Prompter
-from lightning_switchkd.data.samples import Record, RecordError
-from lightning_switchkd.data.sources import Mixture, Source, read_record
-from lightning_switchkd.core.labels import count_supervised
+from lightning_switchkd.data.samples import Sample, SampleError
+from lightning_switchkd.data.sources import Mixture, Source, read_sample
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
@@ -25,18 +25,18 @@ BYTES_PER_TOKEN = 4
 
 def rows_of_a_record(dataset: VisionTextDataset, image_tokens: bool, look_at: int = 256) -> float:
     """About how many supervised tokens a record has, and image tokens if asked: the mean of some of them."""
-    found, records = [], dataset.records
-    for index in np.random.default_rng(0).permutation(records)[:look_at].tolist():
+    found, samples = [], dataset.samples
+    for index in np.random.default_rng(0).permutation(samples)[:look_at].tolist():
         try:
-            encoded = dataset.prompter.encode(dataset.record(index))
+            encoded = dataset.prompter.encode(dataset.sample(index))
             rows = int(count_supervised(torch.tensor([encoded.labels])))
             found.append(rows + image_tokens * encoded.images * dataset.prompter.image_tokens)
-        except RecordError:  # it will be left out, and said so, when its turn comes
+        except SampleError:  # it will be left out, and said so, when its turn comes
             continue
     return sum(found) / max(1, len(found))
 
 
-class VisionTextDataset(Dataset[Sample]):
+class VisionTextDataset(Dataset[ProcessedSample]):
     """Samples by index. Stateless: a sample depends on its index alone, whichever worker makes it.
 
     Args:
@@ -56,7 +56,7 @@ class VisionTextDataset(Dataset[Sample]):
         return len(self.source)
 
     @property
-    def records(self) -> Indices:
+    def samples(self) -> Indices:
         """``[n]`` the records that are taken."""
         return np.delete(np.arange(len(self.source)), self.excluded)
 
@@ -64,10 +64,10 @@ class VisionTextDataset(Dataset[Sample]):
         """What an epoch takes of each source."""
         parts = self.source.sources if isinstance(self.source, Mixture) else (self.source,)
         weights = self.source.weights if isinstance(self.source, Mixture) else (1.0,)
-        records, ends, shares = self.records, np.cumsum([len(part) for part in parts]), []
+        samples, ends, shares = self.samples, np.cumsum([len(part) for part in parts]), []
         for part, weight, end in zip(parts, weights, ends, strict=True):
             begin = end - len(part)
-            mine = records[slice(*np.searchsorted(records, [begin, end]))]
+            mine = samples[slice(*np.searchsorted(samples, [begin, end]))]
             blocks = tuple(Blocks(of[mine - begin], window) for of, window in part.blocks)
             shares.append(Share(mine, weight, blocks))
         return shares
@@ -80,34 +80,34 @@ class VisionTextDataset(Dataset[Sample]):
         tokens = np.minimum(text // BYTES_PER_TOKEN + images * self.prompter.image_tokens, limit)
         return np.asarray(tokens + (images > 0) * limit)
 
-    def record(self, index: int) -> Record:
+    def sample(self, index: int) -> Sample:
         """The validated record.
 
         Raises:
             RecordError: it is not valid.
         """
-        return read_record(self.source, index)
+        return read_sample(self.source, index)
 
-    def read(self, index: int) -> tuple[Record, Encoded, tuple[Image, ...]]:
+    def read(self, index: int) -> tuple[Sample, Encoded, tuple[Image, ...]]:
         """The record, tokenised, and those of its images that are left then.
 
         Raises:
             RecordError: it cannot be used; the message names the record, its file and how to mend it.
         """
-        record = self.record(index)
+        sample = self.sample(index)
         try:
-            encoded = self.prompter.encode(record)
-            return record, encoded, record.pictures(encoded.images)
-        except RecordError as error:
-            raise error.at(record.place, record.id, record.source) from None
+            encoded = self.prompter.encode(sample)
+            return sample, encoded, sample.pictures(encoded.images)
+        except SampleError as error:
+            raise error.at(sample.location, sample.id, sample.source) from None
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> ProcessedSample:
         """The record, tokenised and with pixels.
 
         Raises:
             RecordError: as `read` does.
         """
-        record, encoded, images = self.read(index)
+        sample, encoded, images = self.read(index)
         pixels = tuple(tuple(view(image) for image in images) for view in self.pixels)
         input_ids, labels = (torch.from_numpy(np.array(ids)) for ids in (encoded.input_ids, encoded.labels))
-        return Sample(input_ids, labels, pixels, index, record.id)
+        return ProcessedSample(input_ids, labels, pixels, index, sample.id)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_switchkd.core.files import read_bytes
 from lightning_switchkd.data.processor import image_size
-from lightning_switchkd.data.samples import ImageRef, RecordError
+from lightning_switchkd.data.samples import ImageRef, SampleError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 """Tried in this order where a file is missing: OCR-VQA's annotations say .jpg of files that came as .gif."""
@@ -26,12 +26,12 @@ class ImageFolder:
 
     Args:
         root: what the paths of the records are relative to; None where all images come with their records.
-        upright: turn images as their EXIF data say (LLaVA's own code does not).
+        exif_transpose: turn images as their EXIF data say (LLaVA's own code does not).
     """
 
-    def __init__(self, root: str | Path | None, upright: bool = True) -> None:
+    def __init__(self, root: str | Path | None, exif_transpose: bool = True) -> None:
         self.root = None if root is None else Path(root).resolve()
-        self.upright = upright
+        self.exif_transpose = exif_transpose
 
     def read(self, ref: ImageRef) -> Image.Image:
         """The image, first frame, 8 bits: mode RGB, or RGBA where it has transparency.
@@ -42,21 +42,21 @@ class ImageFolder:
         """
         data = self.bytes_of(ref)
         if not data:
-            raise RecordError("image_decode", f"image {ref.path!r} is empty: fetch it again")
+            raise SampleError("image_decode", f"image {ref.path!r} is empty: fetch it again")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(BytesIO(data)) as image:
-                    if self.upright:
+                    if self.exif_transpose:
                         ImageOps.exif_transpose(image, in_place=True)
                     return _eight_bit(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise RecordError("image_size", f"image {ref.path!r} is too large: shrink it. {error}") from None
+            raise SampleError("image_size", f"image {ref.path!r} is too large: shrink it. {error}") from None
         except UnidentifiedImageError:
             begins = f"it begins with {data[:16]!r}"
-            raise RecordError("image_decode", f"image {ref.path!r} is no image: fetch it again; {begins}") from None
+            raise SampleError("image_decode", f"image {ref.path!r} is no image: fetch it again; {begins}") from None
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise RecordError(
+            raise SampleError(
                 "image_decode", f"image {ref.path!r} cannot be decoded: fetch it again. {error}"
             ) from None
 
@@ -72,21 +72,21 @@ class ImageFolder:
         try:
             return read_bytes(self._resolve(ref.path))
         except OSError as error:
-            raise RecordError("image_missing", f"image {ref.path!r} cannot be opened: {error}") from None
+            raise SampleError("image_missing", f"image {ref.path!r} cannot be opened: {error}") from None
 
     def _resolve(self, name: str) -> Path:
         if self.root is None:
-            raise RecordError("image_missing", f"image {name!r} is a path, but no image_root is set: set it")
+            raise SampleError("image_missing", f"image {name!r} is a path, but no image_root is set: set it")
         named = self.root / name
         for path in (named, *(named.with_suffix(extension) for extension in EXTENSIONS)):
             resolved = path.resolve()
             if not resolved.is_relative_to(self.root) or Path(name).is_absolute():
-                raise RecordError(
+                raise SampleError(
                     "image_missing", f"image {name!r} leads outside the image root {self.root}: move it in"
                 )
             if os.path.isfile(resolved):  # False for names too long as well, where Path.is_file raises
                 return resolved
-        raise RecordError(
+        raise SampleError(
             "image_missing", f"image {name!r} is not below the image root {self.root}, with any extension"
         )
 

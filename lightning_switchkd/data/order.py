@@ -50,36 +50,36 @@ class Share:
         blocks: what is read as a whole, the largest first, each of the smaller within one of the larger.
     """
 
-    records: Indices
+    samples: Indices
     weight: float = 1.0
     blocks: tuple[Blocks, ...] = ()
 
     @property
     def taken(self) -> int:
         """Records in an epoch."""
-        return max(1, round(self.weight * len(self.records)))
+        return max(1, round(self.weight * len(self.samples)))
 
     def steps_together(self, step: int) -> float:
         """Optimizer steps of `step` records that one window of blocks fills, at least 1."""
-        windows = (len(self.records) / len(np.unique(of)) * window for of, window in self.blocks)
-        return min((max(1, records // step) for records in windows), default=float("inf"))
+        windows = (len(self.samples) / len(np.unique(of)) * window for of, window in self.blocks)
+        return min((max(1, samples // step) for samples in windows), default=float("inf"))
 
     def walk(self, seed: int, epoch: int) -> Indices:
         """``[taken]`` the records of an epoch: pass after pass over all of them, each pass in another order."""
-        begin, n = epoch * self.taken, len(self.records)
+        begin, n = epoch * self.taken, len(self.samples)
         passes = range(begin // n, -(-(begin + self.taken) // n))
         walked = np.concatenate([self._shuffled(_key(seed, number)) for number in passes])
         return walked[begin - passes.start * n :][: self.taken]
 
     def _shuffled(self, key: NDArray[np.uint64]) -> Indices:
-        scrambled = splitmix64(self.records.astype(np.uint64) ^ key)
-        window = np.zeros(len(self.records), dtype=np.int64)
+        scrambled = splitmix64(self.samples.astype(np.uint64) ^ key)
+        window = np.zeros(len(self.samples), dtype=np.int64)
         for of, together in self.blocks:
             names, first, positions = np.unique(of, return_index=True, return_inverse=True)
             places = np.empty(len(names), dtype=np.int64)
             places[np.lexsort((splitmix64(names.astype(np.uint64) ^ key), window[first]))] = np.arange(len(names))
             window = places[positions] // together
-        return self.records[np.lexsort((scrambled, window))]
+        return self.samples[np.lexsort((scrambled, window))]
 
 
 def _key(seed: int, epoch: int) -> NDArray[np.uint64]:

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from transformers import AddedToken, LlavaImageProcessorPil, LlavaProcessor
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.prompts import PromptStyle, chat_template
 from lightning_switchkd.data.samples import IMAGE_TOKEN
-from lightning_switchkd.core.errors import UserError
 
 STRATEGIES = ("default", "full")
 

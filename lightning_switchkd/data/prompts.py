@@ -15,9 +15,9 @@ from itertools import chain, groupby
 from string import Template
 from typing import Any, TypeAlias
 
-from lightning_switchkd.core.types import IGNORE
-from lightning_switchkd.data.samples import IMAGE_TOKEN, Record, RecordError, Role, Turn
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import IGNORE_INDEX
+from lightning_switchkd.data.samples import IMAGE_TOKEN, Role, Sample, SampleError, Turn
 
 _Part: TypeAlias = tuple[str | list[int], bool]  # a text still to encode, or token ids; and whether they are learnt
 
@@ -99,7 +99,7 @@ class Encoded:
 
     Attributes:
         input_ids: every image stands as its run of `<image>` ids.
-        labels: as long, unshifted, `IGNORE` except on answers and their end of turn.
+        labels: as long, unshifted, `IGNORE_INDEX` except on answers and their end of turn.
         images: how many of the record's images, from the first, are still there after truncation.
         whole: nothing was cut off.
     """
@@ -136,7 +136,7 @@ class Prompter:
                 )
         self._split = re.compile("(" + "|".join(map(re.escape, self.control)) + ")")
 
-    def encode(self, record: Record) -> Encoded:
+    def encode(self, sample: Sample) -> Encoded:
         """The record for training: whole exchanges from the first, as many as `max_length` holds.
 
         Raises:
@@ -146,7 +146,7 @@ class Prompter:
         input_ids: list[int] = []
         labels: list[int] = []
         whole = True
-        exchanges = [[part for turn in turns for part in self._turn(turn, record)] for turns in self._exchanges(record)]
+        exchanges = [[part for turn in turns for part in self._turn(turn, sample)] for turns in self._exchanges(sample)]
         for ids, exchange_labels in self._tokenize(exchanges):
             if len(input_ids) + len(ids) > self.max_length:
                 whole = False
@@ -154,24 +154,24 @@ class Prompter:
             input_ids += ids
             labels += exchange_labels
         if not input_ids:
-            raise RecordError(
+            raise SampleError(
                 "no_supervision",
                 f"the first question and answer make {len(ids)} tokens, more than max_length {self.max_length}: "
                 "raise max_length or shorten the record",
             )
         return Encoded(input_ids, labels, input_ids.count(self.control[IMAGE_TOKEN]) // self.image_tokens, whole)
 
-    def encode_question(self, record: Record) -> list[int]:
+    def encode_question(self, sample: Sample) -> list[int]:
         """The ids that ask for the last answer: everything up to and with the assistant's header.
 
         Raises:
             RecordError: ``too_long`` where they are more than `max_length`.
         """
-        turns = [turn for exchange in self._exchanges(record) for turn in exchange][:-1]
+        turns = [turn for exchange in self._exchanges(sample) for turn in exchange][:-1]
         header = self._control_text(self.style.headers["assistant"])
-        ((ids, _),) = self._tokenize([[*(part for turn in turns for part in self._turn(turn, record)), *header]])
+        ((ids, _),) = self._tokenize([[*(part for turn in turns for part in self._turn(turn, sample)), *header]])
         if len(ids) > self.max_length:
-            raise RecordError(
+            raise SampleError(
                 "too_long", f"the question makes {len(ids)} tokens, more than max_length {self.max_length}"
             )
         return ids
@@ -182,11 +182,11 @@ class Prompter:
         stops = {self.control.get(self.end), self.tokenizer.eos_token_id}
         return sorted(stop for stop in stops if stop is not None)
 
-    def _exchanges(self, record: Record) -> Iterator[list[Turn]]:
+    def _exchanges(self, sample: Sample) -> Iterator[list[Turn]]:
         """Question and answer, pair by pair; the first with the system turn."""
         if self.style.images_only:
-            _check_caption(record)
-        turns = list(record.turns)
+            _check_caption(sample)
+        turns = list(sample.turns)
         if turns[0].role != "system" and self.style.system is not None:
             turns.insert(0, Turn("system", self.style.system))
         first = 3 if turns[0].role == "system" else 2
@@ -194,12 +194,12 @@ class Prompter:
         for start in range(first, len(turns), 2):
             yield turns[start : start + 2]
 
-    def _turn(self, turn: Turn, record: Record) -> Iterator[_Part]:
+    def _turn(self, turn: Turn, sample: Sample) -> Iterator[_Part]:
         yield from self._control_text(self.style.headers[turn.role])
         if turn.role == "assistant":
             yield self.style.lead + turn.text, True
             yield from self._control_text(self.end, learnt=True)
-        elif turn.role == "user" and record.images:
+        elif turn.role == "user" and sample.images:
             yield from self._question(turn.text)
         elif not self.style.images_only:
             yield turn.text, False
@@ -233,7 +233,7 @@ class Prompter:
             for run, learnt in exchange:
                 ids = run if isinstance(run, list) else next(encoded) if run else []
                 input_ids += ids
-                labels += ids if learnt else [IGNORE] * len(ids)
+                labels += ids if learnt else [IGNORE_INDEX] * len(ids)
             found.append((input_ids, labels))
         return found
 
@@ -244,11 +244,11 @@ def _runs(parts: Sequence[_Part]) -> Iterator[tuple[bool, bool, list[Any]]]:
         yield is_text, learnt, [value for value, _ in run]
 
 
-def _check_caption(record: Record) -> None:
-    if not record.images:
-        raise RecordError("image_count", "prompt_style 'plain' needs an image in every record: choose another style")
-    if sum(turn.role != "system" for turn in record.turns) != 2:
-        raise RecordError("roles", "prompt_style 'plain' needs one question and one answer: choose another style")
+def _check_caption(sample: Sample) -> None:
+    if not sample.images:
+        raise SampleError("image_count", "prompt_style 'plain' needs an image in every record: choose another style")
+    if sum(turn.role != "system" for turn in sample.turns) != 2:
+        raise SampleError("roles", "prompt_style 'plain' needs one question and one answer: choose another style")
 
 
 _TEMPLATE = Template(

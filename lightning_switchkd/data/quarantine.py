@@ -6,20 +6,19 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lightning_switchkd.data.order import epoch_order
-from lightning_switchkd.data.samples import Code, RecordError
-from lightning_switchkd.data.sources.shards import full_name
 from lightning_switchkd.core.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning_switchkd.data.dataset import VisionTextDataset
-    from lightning_switchkd.data.sources import Source
+from lightning_switchkd.core.types import Defect, DefectCode
+from lightning_switchkd.data.dataset import VisionTextDataset
+from lightning_switchkd.data.order import epoch_order
+from lightning_switchkd.data.samples import SampleError
+from lightning_switchkd.data.sources import Source
+from lightning_switchkd.data.sources.shards import full_name
 
 log = logging.getLogger(__name__)
 
@@ -33,32 +32,11 @@ MOST_BAD_PROBES = 0.05
 SAID = 5  # bad records named on the console; all of them are in the file
 
 
-@dataclass(frozen=True)
-class Defect:
-    """One bad record, as the quarantine file holds it.
-
-    Attributes:
-        path: its file.
-        index: its position there.
-        id: its own id, where it could be read.
-        source: its data set, where it could be read.
-        code: what is wrong, one of `Code`.
-        error: the same in words, and how to mend it.
-    """
-
-    path: str
-    index: int
-    id: str | None
-    source: str
-    code: Code
-    error: str
-
-    @classmethod
-    def of(cls, error: RecordError) -> Defect:
-        """The defect that an error tells of."""
-        assert error.place is not None, "only a record of a data set can be put in quarantine"
-        name = None if error.id is None else str(error.id)
-        return cls(error.place.path, error.place.index, name, error.source, error.code, error.problem)
+def defect_of(error: SampleError) -> Defect:
+    """Describe an invalid sample for the quarantine file."""
+    assert error.location is not None, "only a sample of a data set can be quarantined"
+    name = None if error.id is None else str(error.id)
+    return Defect(error.location.path, error.location.index, name, error.source, error.code, error.problem)
 
 
 class Quarantine:
@@ -81,7 +59,7 @@ class Quarantine:
     def __init__(self, folder: Path | None, max_share: float, max_run: int, rank: int = 0, world_size: int = 1) -> None:
         self.folder, self.rank, self.world_size = folder, rank, world_size
         self.max_share, self.max_run = max_share, max_run
-        self.counts: Counter[Code] = Counter()
+        self.counts: Counter[DefectCode] = Counter()
         self._known: set[tuple[str, int]] = set()
         self._read = self._bad = self._run = self._said = 0
 
@@ -124,7 +102,7 @@ class Quarantine:
             raise self._too_many(f"the last {self._run} records are all bad", defects[-1], "data.max_bad_run")
         if defects and self._read >= JUDGED_AFTER and self._bad > self.max_share * self._read:
             share = f"{self._bad} of {self._read} records are bad, more than {self.max_share:.1%}"
-            raise self._too_many(share, defects[-1], "data.max_bad_share")
+            raise self._too_many(share, defects[-1], "data.max_bad_fraction")
 
     def _write(self, defect: Defect, when: Mapping[str, Any]) -> None:
         if self.file is not None:
@@ -145,7 +123,7 @@ class Quarantine:
         )
 
 
-def said_counts(counts: Mapping[Code, int]) -> str:
+def said_counts(counts: Mapping[DefectCode, int]) -> str:
     """``image_missing 12, bad_json 1``, the most frequent first."""
     return ", ".join(f"{code} {count}" for code, count in Counter(counts).most_common())
 
@@ -204,9 +182,9 @@ def probe(dataset: VisionTextDataset, seed: int, count: int) -> None:
     defects: list[Defect] = []
     for index in tqdm(indices.tolist(), desc="looking at the data", unit="record", delay=2, leave=False):
         try:
-            dataset.record(index).pictures()
-        except RecordError as error:
-            defects.append(Defect.of(error))
+            dataset.sample(index).pictures()
+        except SampleError as error:
+            defects.append(defect_of(error))
     if len(defects) > MOST_BAD_PROBES * len(indices):
         counts = Counter(defect.code for defect in defects)
         example = next(defect for defect in defects if defect.code == counts.most_common(1)[0][0])

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.formats import parse_sample
 from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
 from lightning_switchkd.data.quarantine import read_exclusions
-from lightning_switchkd.data.samples import Record, Role, parse_record
+from lightning_switchkd.data.samples import Role, Sample
 from lightning_switchkd.data.sources import Source, open_source
-from lightning_switchkd.core.errors import UserError
 
 ROW_GROUP = 100
 """Rows of a Parquet row group: what is read together."""
@@ -37,7 +38,7 @@ class Row:
     """
 
     raw: dict[str, Any]
-    record: Record
+    sample: Sample
     images: list[tuple[str, bytes]]
 
     def named(self, names: list[str]) -> dict[str, Any]:
@@ -88,12 +89,12 @@ def repack(
 def _rows(source: Source, indices: list[int]) -> Iterator[Row]:
     for index in indices:
         raw = source.read(index)
-        record = parse_record(raw, source.place(index))
+        sample = parse_sample(raw, source.location(index))
         images = []
-        for number, (ref, data) in enumerate(zip(record.images, record.files(), strict=True)):
+        for number, (ref, data) in enumerate(zip(sample.images, sample.files(), strict=True)):
             name = ref.path if Path(ref.path).suffix else f"{index:09d}.{number:02d}{_extension(data)}"
             images.append((name, data))
-        yield Row({k: v for k, v in raw.items() if k not in ("image", "images")}, record, images)
+        yield Row({k: v for k, v in raw.items() if k not in ("image", "images")}, sample, images)
 
 
 def _extension(data: bytes) -> str:
@@ -116,11 +117,11 @@ def _write_lines(partial: Path, path: Path, rows: Iterator[Row]) -> None:
 def _unpacked(row: Row, path: Path) -> str:
     """The record as JSON; images that came inside it become files beside `path`, in a folder of its name."""
     names = []
-    for (name, data), ref in zip(row.images, row.record.images, strict=True):
+    for (name, data), ref in zip(row.images, row.sample.images, strict=True):
         if ref.data is not None:
             safe = Path(path.stem, Path(name).name)
             (path.parent / safe).parent.mkdir(parents=True, exist_ok=True)
-            name = str(safe.with_name(f"{row.record.place.index:09d}-{safe.name}"))
+            name = str(safe.with_name(f"{row.sample.location.index:09d}-{safe.name}"))
             (path.parent / name).write_bytes(data)
         names.append(name)
     return json.dumps(row.named(names), ensure_ascii=False)
@@ -154,10 +155,10 @@ def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
         while group := list(islice(rows, ROW_GROUP)):
             found = [
                 {
-                    "id": row.record.id,
+                    "id": row.sample.id,
                     "images": [{"bytes": data, "path": name} for name, data in row.images],
-                    "conversations": [{"from": _NAMES[t.role], "value": t.text} for t in row.record.turns],
-                    "source": row.record.source,
+                    "conversations": [{"from": _NAMES[t.role], "value": t.text} for t in row.sample.turns],
+                    "source": row.sample.source,
                 }
                 for row in group
             ]

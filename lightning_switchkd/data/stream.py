@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from lightning_switchkd.core.types import Batch, Counts
-from lightning_switchkd.data.collate import Collator, Sample
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import Batch, Counts, Defect
+from lightning_switchkd.data.collate import Collator, ProcessedSample
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import (
     NULL,
@@ -22,11 +23,10 @@ from lightning_switchkd.data.order import (
     rank_slice,
     whole_batches,
 )
-from lightning_switchkd.data.quarantine import Defect, Quarantine
-from lightning_switchkd.data.samples import RecordError
+from lightning_switchkd.data.quarantine import Quarantine, defect_of
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.sources.index import fingerprint
 from lightning_switchkd.data.workers import read_ahead
-from lightning_switchkd.core.errors import UserError
 
 
 class Position(NamedTuple):
@@ -97,12 +97,12 @@ class BatchStream:
         self._position = position or (lambda: Position(self._epoch))
         self._epoch = 0
         self._waited = 0.0
-        records = sum(share.taken for share in self._shares) if train else len(dataset.records)
-        steps = records // (batch_size * world_size * accumulate)
-        self._length = steps * accumulate if train else -(-records // (batch_size * world_size))
+        samples = sum(share.taken for share in self._shares) if train else len(dataset.samples)
+        steps = samples // (batch_size * world_size * accumulate)
+        self._length = steps * accumulate if train else -(-samples // (batch_size * world_size))
         if not self._length:
             raise UserError(
-                f"{dataset.source.path} holds {records} records, fewer than one optimizer step takes "
+                f"{dataset.source.path} holds {samples} records, fewer than one optimizer step takes "
                 f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated): lower one of these"
             )
 
@@ -166,7 +166,7 @@ class BatchStream:
         """``[n]`` the records of an epoch, all ranks' micro-batches one after the other; -1 is a padding record."""
         batch = self.batch_size * self.world_size
         if not self.train:
-            return padded_batches(self._dataset.records, batch)
+            return padded_batches(self._dataset.samples, batch)
         step = batch * self.accumulate
         order = whole_batches(epoch_order(self.seed, epoch, self._shares), step)
         windows = [self.group_window, *(share.steps_together(step) for share in self._shares)]
@@ -192,15 +192,15 @@ class _MicroBatches(Dataset[Batch | UserError]):
         self.dataset, self.collate, self.strict = dataset, collate, strict
 
     def __getitem__(self, indices: Indices) -> Batch | UserError:
-        samples: list[Sample] = []
+        samples: list[ProcessedSample] = []
         defects: list[Defect] = []
         for index in indices.tolist():
             try:
                 samples.append(self.collate.null() if index == NULL else self.dataset[index])
-            except RecordError as error:
+            except SampleError as error:
                 if self.strict:
                     return error
-                defects.append(Defect.of(error))
+                defects.append(defect_of(error))
             except UserError as error:
                 return error
         return replace(self.collate(samples or [self.collate.null()]), defects=tuple(defects))

@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_switchkd.data.order import Indices
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.order import Indices
 
 T = TypeVar("T")
 

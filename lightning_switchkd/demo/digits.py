@@ -39,11 +39,11 @@ from lightning_switchkd.demo.embedded import (
     write_whole,
 )
 
-Record = dict[str, Any]
+Sample = dict[str, Any]
 VERSION = 1  # raised whenever equal settings would give other files
 CELL = 16  # pixels a digit has on each side
 N_VAL_SCANS, N_TEST_SCANS = 150, 300
-SIDES = ("train", "small", "val", "test")
+PATHWAYS = ("train", "small", "val", "test")
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "position": ("Which digit is {where}?", "Read the digit {where}.", "What is written {where}?"),
@@ -168,9 +168,9 @@ def answer(kind: str, digits: Sequence[int], *, cell: int = 0, digit: int = 0) -
     }[kind]
 
 
-def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Record, Asker]]:
+def _boards(settings: Settings, side: str, folder: Path) -> Iterator[tuple[Sample, Asker]]:
     """Draws and saves the boards of one side; yields each one's keys and who asks about it."""
-    rng = np.random.default_rng([settings.seed, SIDES.index(side)])
+    rng = np.random.default_rng([settings.seed, PATHWAYS.index(side)])
     scans = split_scans(settings.seed, settings.small_scans)[side]
     painter = Painter(scans, settings.grid, settings.jitter if side in ("train", "small") else 0.0, rng)
     asker = Asker(settings.grid, rng)
@@ -187,22 +187,22 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
     """Writes boards and questions; returns the training text."""
     kinds, text = list(TEMPLATES), list[str]()
     for side in ("train", "small"):
-        records = []
+        samples = []
         for keys, asker in _boards(settings, side, folder):
             turns = [asker.ask(kinds[k], keys["digits"]) for k in asker.rng.permutation(len(kinds))[: settings.turns]]
-            records.append(keys | {"conversations": conversation(turns)})
+            samples.append(keys | {"conversations": conversation(turns)})
             text += [part for turn in turns for part in turn]
-        dump(records, folder / ("train.json" if side == "train" else "train_small.json"))
+        dump(samples, folder / ("train.json" if side == "train" else "train_small.json"))
         if side == "train":
-            said = [{"conversations": conversation([("", answer("board", record["digits"]))])} for record in records]
-            dump([r | c for r, c in zip(records, said, strict=True)], folder / "captions.json")
+            said = [{"conversations": conversation([("", answer("board", sample["digits"]))])} for sample in samples]
+            dump([r | c for r, c in zip(samples, said, strict=True)], folder / "captions.json")
     for side in ("val", "test"):
-        records = []
+        samples = []
         for keys, asker in _boards(settings, side, folder):
             for kind in kinds:
                 extra = {"source": kind, "conversations": conversation([asker.ask(kind, keys["digits"])])}
-                records.append(keys | {"id": f"{keys['id']}-{kind}"} | extra)
-        dump(records, folder / f"{side}.json")
+                samples.append(keys | {"id": f"{keys['id']}-{kind}"} | extra)
+        dump(samples, folder / f"{side}.json")
     return text
 
 

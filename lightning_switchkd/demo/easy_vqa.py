@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.demo.embedded import (
     check_limits,
     command_line,
@@ -34,9 +35,8 @@ from lightning_switchkd.demo.embedded import (
     write_processor,
     write_whole,
 )
-from lightning_switchkd.core.errors import UserError
 
-Record = dict[str, Any]
+Sample = dict[str, Any]
 Turns = dict[int, list[tuple[str, str]]]  # question and answer pairs by number of the picture
 VERSION = 1  # raised whenever equal settings would give other files
 TRAIN_IMAGES = 4000
@@ -128,17 +128,17 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
         turns[split], images = published(split)
         shutil.copytree(images, folder / "images" / split)
     held_out, given = np.split(rng.permutation(sorted(turns["train"])), [settings.val_images])
-    records, halves, captions = list[Record](), list[Record](), list[Record]()
+    samples, halves, captions = list[Sample](), list[Sample](), list[Sample]()
     for image in given.tolist():
         said = [turns["train"][image][i] for i in rng.permutation(len(turns["train"][image]))]
         keys = {"id": f"train-{image}", "image": f"train/{image}.png"}
-        records.append(keys | {"conversations": conversation(said)})
+        samples.append(keys | {"conversations": conversation(said)})
         halves += [keys | {"conversations": conversation(kept)}] if (kept := balanced(said)) else []
         captions.append(keys | {"conversations": conversation([("", caption(said))])})
         text += [part for turn in said for part in turn]
-    whole = [record for record in captions if len(record["conversations"][1]["value"].split()) == 3]
+    whole = [sample for sample in captions if len(sample["conversations"][1]["value"].split()) == 3]
     dump(whole, folder / "captions.json")
-    dump(records, folder / "train.json")
+    dump(samples, folder / "train.json")
     dump(halves, folder / "train_balanced.json")
     dump(halves[: settings.small_images], folder / "train_small.json")
     dump(_asked_singly("train", sorted(held_out.tolist()), turns["train"]), folder / "val.json")
@@ -146,7 +146,7 @@ def _write_records(settings: Settings, folder: Path) -> list[str]:
     return text
 
 
-def _asked_singly(split: str, images: Sequence[int], turns: Turns) -> list[Record]:
+def _asked_singly(split: str, images: Sequence[int], turns: Turns) -> list[Sample]:
     """One question a record."""
     return [
         {

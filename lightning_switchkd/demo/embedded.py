@@ -13,8 +13,8 @@ from typing import Any, Literal, get_type_hints
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lightning_switchkd.data.samples import IMAGE_TOKEN
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.samples import IMAGE_TOKEN
 
 ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # a prompt's text beside the turns
 

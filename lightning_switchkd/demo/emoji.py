@@ -44,7 +44,7 @@ from lightning_switchkd.demo.emoji_questions import ABILITIES, Asker
 from lightning_switchkd.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene
 from lightning_switchkd.demo.emoji_things import Style, attribution, held_out, noto, openmoji
 
-Record = dict[str, Any]
+Sample = dict[str, Any]
 VERSION = 3  # raised whenever equal settings would give other files
 TURNS = 8
 
@@ -66,7 +66,7 @@ class Settings:
         check_limits("emoji", self, limits)
 
 
-def _scenes(settings: Settings, side: str, style: Style, folder: Path) -> Iterator[tuple[Record, Scene, Asker]]:
+def _scenes(settings: Settings, side: str, style: Style, folder: Path) -> Iterator[tuple[Sample, Scene, Asker]]:
     """Draws and saves the scenes of one side; yields each one's keys and who asks about it."""
     composer = Composer(side, settings.seed)
     painter = Painter(style, composer.rng, jitter=side == "train")
@@ -82,31 +82,31 @@ def _scenes(settings: Settings, side: str, style: Style, folder: Path) -> Iterat
 
 
 def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]:
-    records, captions, text = list[Record](), list[Record](), list[str]()
+    samples, captions, text = list[Sample](), list[Sample](), list[str]()
     for keys, scene, asker in _scenes(settings, "train", style, folder):
         turns: dict[str, str] = {}
         for ability in asker.rng.permutation(ABILITIES * 2).tolist()[:TURNS]:
             if (asked := asker.ask(ability, scene)) is not None:
                 turns.setdefault(*asked[1:])
         caption = asker.describe(scene)
-        records.append(keys | {"conversations": conversation(list(turns.items()))})
+        samples.append(keys | {"conversations": conversation(list(turns.items()))})
         captions.append(keys | {"conversations": conversation([("", caption)])})
         text += [part for turn in turns.items() for part in turn] + [caption]
-    dump(records, folder / "train.json")
-    dump(records[: settings.small_scenes], folder / "train_small.json")
+    dump(samples, folder / "train.json")
+    dump(samples[: settings.small_scenes], folder / "train_small.json")
     dump(captions, folder / "captions.json")
     return text
 
 
 def _write_questions(settings: Settings, side: str, style: Style, folder: Path) -> None:
-    records = []
+    samples = []
     for keys, scene, asker in _scenes(settings, side, style, folder):
         for ability in ABILITIES:
             if (asked := asker.ask(ability, scene)) is not None:
                 kind, *turn = asked
                 extra = {"source": ability, "kind": kind, "conversations": conversation([(turn[0], turn[1])])}
-                records.append(keys | {"id": f"{keys['id']}-{ability}"} | extra)
-    dump(records, folder / f"{side if side in ('val', 'test') else f'test_{side}'}.json")
+                samples.append(keys | {"id": f"{keys['id']}-{ability}"} | extra)
+    dump(samples, folder / f"{side if side in ('val', 'test') else f'test_{side}'}.json")
 
 
 def write(settings: Settings, output: Path) -> bool:

@@ -16,7 +16,7 @@ from lightning_switchkd.demo.digits import PLACES, split_scans
 from lightning_switchkd.demo.emoji_things import Style, held_out, things
 
 CELL, GRID = 24, 3  # pixels of a cell, cells a side
-SIDES = ("train", "val", "test", "glyphs", "style")
+PATHWAYS = ("train", "val", "test", "glyphs", "style")
 WORDS = (
     "ACE ADD AGE AIR ARM ART ASK BAD BAG BED BIG BIT BOX BOY BUY CAN CAP CRY CUP CUT DAY DIG DOT DRY EAR EAT EGG END "
     "EYE FAR FEW FIT FLY FUN GAP GET GUM HAT HOT ICE INK JAM JOB JOY KIT LAW LEG LID LOW MAN MAP MIX MUD NET NEW NUT "
@@ -82,7 +82,7 @@ class Composer:
     """Makes up the scenes of one side."""
 
     def __init__(self, side: str, seed: int) -> None:
-        self.side, self.rng = side, np.random.default_rng([seed, SIDES.index(side)])
+        self.side, self.rng = side, np.random.default_rng([seed, PATHWAYS.index(side)])
         fixed = np.random.default_rng(seed)  # the same for all sides
         names = fixed.permutation(sorted(things())).tolist()
         self.names = [name for name in names if name not in held_out()]

@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.models.adapter import VLM
 
 FEATURE_SPACE_MENDING = {
     "width": "The teacher's projector reads the student's features: give both vision towers of one width "
-    "(model.student.vision), or choose an objective without the switch (EXP=dbild).",
+    "(model.student.vision), or choose an objective without the switch (METHOD=dbild).",
     "tokens": "Choose towers with the same image and patch size, or the same feature_strategy.",
     "layer": "Set model.student.feature_layer (or vision_feature_layer in the folder's config.json) to the teacher's.",
     "strategy": "Set model.student.feature_strategy (vision_feature_select_strategy in config.json) to the teacher's.",
@@ -24,7 +24,7 @@ PACKING_KERNELS = ("flash_attention", "flex_attention")
 """Beginnings of the names of attention kernels that cost nothing between packed records."""
 
 
-def check_packing(student: VLM, teacher: VLM | None) -> None:
+def check_packing(student: VLMAdapter, teacher: VLMAdapter | None) -> None:
     """Packed records need attention kernels of variable length.
 
     Raises:
@@ -42,7 +42,7 @@ def check_packing(student: VLM, teacher: VLM | None) -> None:
             )
 
 
-def check_data(student: VLM, tokenizer: PreTrainedTokenizerBase, image_tokens: int) -> None:
+def check_data(student: VLMAdapter, tokenizer: PreTrainedTokenizerBase, image_tokens: int) -> None:
     """The student must read the ids and images that the processor makes.
 
     Raises:
@@ -69,8 +69,8 @@ def check_data(student: VLM, tokenizer: PreTrainedTokenizerBase, image_tokens: i
 
 
 def check_pair(
-    student: VLM,
-    teacher: VLM | None,
+    student: VLMAdapter,
+    teacher: VLMAdapter | None,
     needs: Need,
     vocabulary: int,
 ) -> None:
@@ -90,7 +90,7 @@ def check_pair(
     if teacher is None:
         raise UserError(
             "The objective compares with a teacher, but model.teacher is null. Set model.teacher.checkpoint to the "
-            "teacher's folder or hub id, or train without one (EXP=sft)."
+            "teacher's folder or hub id, or train without one (METHOD=sft)."
         )
     if teacher.head_size < vocabulary:
         raise UserError(
@@ -103,11 +103,11 @@ def check_pair(
         raise UserError(
             "The visual-switch loss trains the student's vision encoder and nothing else, but the vision encoder is "
             "frozen (model.freeze contains 'vision'). Take 'vision' out of model.freeze, or choose an objective "
-            "without the switch (EXP=dbild, or --model.objective.init_args.lambda_vsd=0)."
+            "without the switch (METHOD=dbild, or --model.objective.init_args.lambda_vsd=0)."
         )
 
 
-def _check_features(student: VLM, teacher: VLM, switch: bool) -> None:
+def _check_features(student: VLMAdapter, teacher: VLMAdapter, switch: bool) -> None:
     ours, theirs = student.feature_space, teacher.feature_space
     for field in fields(ours):
         if not switch and field.name != "tokens":
@@ -139,7 +139,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreT
     )
 
 
-def same_encoder(student: VLM, teacher: VLM) -> bool:
+def same_encoder(student: VLMAdapter, teacher: VLMAdapter) -> bool:
     """True where both vision encoders hold equal weights: then z^W = z^T and the switch has nothing to teach yet."""
     ours, theirs = student.part_parameters("vision"), teacher.part_parameters("vision")
     return len(ours) == len(theirs) and all(

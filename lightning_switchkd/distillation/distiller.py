@@ -9,21 +9,21 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_switchkd.core.types import Batch
-from lightning_switchkd.distillation.teacher_cache import RecordCache
-from lightning_switchkd.losses.logits import Heads, Rows, Side
-from lightning_switchkd.core.labels import supervised
-from lightning_switchkd.objectives.base import Objective, Terms
-from lightning_switchkd.objectives.terms import Need, Views
-from lightning_switchkd.distillation.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.core.labels import supervised_positions
+from lightning_switchkd.core.types import Batch, Pathway
+from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.distillation.teacher_cache import HiddenStateCache
+from lightning_switchkd.losses.logits import Heads, SupervisedTokens
+from lightning_switchkd.models.adapter import FrozenTeacher, VLMAdapter
 from lightning_switchkd.models.attention import watch_attention
-from lightning_switchkd.models.adapter import VLM, Frozen
+from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
+from lightning_switchkd.objectives.terms import Need, ObjectiveInputs
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPositions:
     """Which final hidden states a step reads.
 
     Attributes:
@@ -52,15 +52,15 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: VLM,
-        teacher: VLM | None,
+        student: VLMAdapter,
+        teacher: VLMAdapter | None,
         objective: Objective,
         vocabulary: int,
         logits_gib: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = None if teacher is None else Frozen(teacher)
+        self.teacher = None if teacher is None else FrozenTeacher(teacher)
         self.objective = objective
         objective.build(student, teacher)
         self.vocabulary = vocabulary
@@ -72,7 +72,9 @@ class Distiller(nn.Module):
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 
-    def forward(self, batch: Batch, totals: Tensor, step: int, cache: RecordCache | None = None) -> Terms:
+    def forward(
+        self, batch: Batch, totals: Tensor, step: int, cache: HiddenStateCache | None = None
+    ) -> ObjectiveOutput:
         """Runs the pathways that the objective needs and evaluates it.
 
         Args:
@@ -83,68 +85,78 @@ class Distiller(nn.Module):
         """
         features = self.features(batch)
         views = self.views(batch, features, cache)
-        terms = cast(Terms, self.objective(views, totals, step, self.logits_gib))
+        terms = cast(ObjectiveOutput, self.objective(views, totals, step, self.logits_gib))
         return replace(terms, features=features)
 
     def run(self, function: Callable[[], T]) -> T:
         """Calls a function that runs the models beside :meth:`forward`, as decoding does; sharded weights are there."""
         return function()
 
-    def features(self, batch: Batch) -> dict[Side, Tensor]:
+    def features(self, batch: Batch) -> dict[Pathway, Tensor]:
         """V^S(x_v) ``[M, P, H_v]``, computed once: one view of it for each pathway that reads it."""
         features = self.student.encode_image(batch.pixel_values)
-        sides: tuple[Side, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
-        return {side: features.view_as(features) for side in sides}
+        pathways: tuple[Pathway, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
+        return {pathway: features.view_as(features) for pathway in pathways}
 
-    def views(self, batch: Batch, features: dict[Side, Tensor], cache: RecordCache | None = None) -> Views:
+    def views(
+        self, batch: Batch, features: dict[Pathway, Tensor], cache: HiddenStateCache | None = None
+    ) -> ObjectiveInputs:
         """Runs the pathways, and keeps what the objective needs of them."""
-        return self.kept_views(batch, self.pathways(batch, features, cache is None), cache)
+        return self.kept_views(batch, self.run_pathways(batch, features, cache is None), cache)
 
-    def kept_views(self, batch: Batch, ran: Mapping[Side, Pathway], cache: RecordCache | None = None) -> Views:
+    def kept_views(
+        self, batch: Batch, ran: Mapping[Pathway, PathwayOutput], cache: HiddenStateCache | None = None
+    ) -> ObjectiveInputs:
         """What the objective needs of the pathways that ran."""
         kept, needs = self.kept(batch), self.objective.needs
-        hidden = {side: pathway.hidden.flatten(0, 1)[kept.positions] for side, pathway in ran.items()}
+        hidden = {pathway: output.hidden.flatten(0, 1)[kept.positions] for pathway, output in ran.items()}
         if cache is not None and Need.TEACHER in needs:
             hidden["teacher"] = cache.rows(batch, kept.positions, self.teacher_rows)
         has_image = torch.zeros(len(batch), dtype=torch.bool, device=kept.positions.device)
-        has_image[batch.image_row[batch.image_row >= 0]] = True
+        has_image[batch.image_sample[batch.image_sample >= 0]] = True
 
-        def rows(chosen: Tensor | slice, targets: Tensor) -> Rows:
-            visual = has_image[batch.record_of[kept.positions[chosen]]]
-            return Rows({side: states[chosen] for side, states in hidden.items()}, targets, visual, self.vocabulary)
+        def rows(chosen: Tensor | slice, targets: Tensor) -> SupervisedTokens:
+            visual = has_image[batch.sample_of[kept.positions[chosen]]]
+            return SupervisedTokens(
+                {pathway: states[chosen] for pathway, states in hidden.items()}, targets, visual, self.vocabulary
+            )
 
         at_images = None
-        if Need.IMAGE_ROWS in needs:
+        if Need.IMAGE_TOKENS in needs:
             at_images = rows(kept.image, batch.input_ids.flatten()[kept.positions[kept.image]])
         embeds, attention = {}, {}
-        for side, pathway in ran.items():
+        for pathway, output in ran.items():
             if Need.IMAGE_EMBEDS in needs:
-                embeds[side] = pathway.image_embeds[batch.image_row >= 0]
-            if pathway.attention is not None:
-                attention[side] = pathway.attention.text_to_image(batch, self.student.image_token_id)
+                embeds[pathway] = output.image_embeds[batch.image_sample >= 0]
+            if output.attention is not None:
+                attention[pathway] = output.attention.text_to_image(batch, self.student.image_token_id)
         at_answers = rows(kept.answer, kept.targets)
-        return Views(at_answers, self.heads(), at_images, embeds, attention, self.student.feature_space.tokens)
+        return ObjectiveInputs(
+            at_answers, self.heads(), at_images, embeds, attention, self.student.feature_space.tokens
+        )
 
-    def kept(self, batch: Batch) -> Kept:
+    def kept(self, batch: Batch) -> KeptPositions:
         """The positions whose final hidden states the objective reads."""
-        positions, targets = supervised(batch.labels)
-        if Need.IMAGE_ROWS not in self.objective.needs:
-            return Kept(positions, slice(None), targets, positions[:0])
+        positions, targets = supervised_positions(batch.labels)
+        if Need.IMAGE_TOKENS not in self.objective.needs:
+            return KeptPositions(positions, slice(None), targets, positions[:0])
         is_image = batch.input_ids.flatten() == self.student.image_token_id
         answers = torch.zeros_like(is_image)
         answers[positions] = True
         union = (answers | is_image).nonzero()[:, 0]
         answer, image = (mask[union].nonzero()[:, 0] for mask in (answers, is_image))
-        return Kept(union, answer, targets, image)
+        return KeptPositions(union, answer, targets, image)
 
     def teacher_rows(self, batch: Batch) -> Tensor:
         """The teacher pathway at the kept positions ``[N, H]``."""
         return teacher_pathway(self.frozen_teacher, batch).hidden.flatten(0, 1)[self.kept(batch).positions]
 
-    def pathways(self, batch: Batch, features: dict[Side, Tensor], teacher: bool = True) -> dict[Side, Pathway]:
+    def run_pathways(
+        self, batch: Batch, features: dict[Pathway, Tensor], teacher: bool = True
+    ) -> dict[Pathway, PathwayOutput]:
         """Every pathway the objective needs; without the teacher's if so asked."""
         needs = self.objective.needs
-        ran: dict[Side, Pathway] = {"student": student_pathway(self.student, batch, features["student"])}
+        ran: dict[Pathway, PathwayOutput] = {"student": student_pathway(self.student, batch, features["student"])}
         if teacher and Need.TEACHER in needs:
             ran["teacher"] = teacher_pathway(self.frozen_teacher, batch)
         if Need.SWITCH in needs:
@@ -159,7 +171,7 @@ class Distiller(nn.Module):
         return {"student": self.student.head, "teacher": teacher, "switch": teacher}
 
     @property
-    def frozen_teacher(self) -> VLM:
+    def frozen_teacher(self) -> VLMAdapter:
         """The teacher's VLM; only call where the objective needs one."""
         assert self.teacher is not None, "the consistency check lets no objective through that lacks its teacher"
         return self.teacher.vlm

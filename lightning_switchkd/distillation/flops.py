@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_switchkd.core.types import PARTS, Part
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.models.adapter import PARTS, VLM, Part
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def step_cost(distiller: Distiller) -> StepCost:
     trains = {part: any(p.requires_grad for p in student.part_parameters(part)) for part in PARTS}
     reaches_projector = trains["vision"]  # whether a gradient has to pass through a part to what lies before it
     reaches_lm = reaches_projector or trains["projector"] or trains["lm"]  # its embeddings train with it
-    passes: list[tuple[VLM, Part | Literal["head"], float]] = [
+    passes: list[tuple[VLMAdapter, Part | Literal["head"], float]] = [
         (student, "vision", 1 + 2 * trains["vision"]),
         (student, "projector", 1 + reaches_projector + trains["projector"]),
         (student, "lm", 1 + reaches_lm + trains["lm"]),
@@ -63,12 +64,12 @@ def step_cost(distiller: Distiller) -> StepCost:
             # attention multiplies no weights: its backward is twice its forward, wherever a gradient passes
             operations *= 3 if unit == "pair" and times > 1 else times
             cost[unit] += operations
-            if unit == "row" and Need.IMAGE_ROWS in needs:
+            if unit == "row" and Need.IMAGE_TOKENS in needs:
                 cost["image"] += student.feature_space.tokens * operations
     return StepCost(cost["token"], cost["pair"], cost["image"], cost["row"])
 
 
-def _forward(vlm: VLM, part: Part | Literal["head"]) -> dict[str, float]:
+def _forward(vlm: VLMAdapter, part: Part | Literal["head"]) -> dict[str, float]:
     """Operations of one forward through a part, by unit."""
     config = vlm.model.config
     if part == "vision":

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.core.types import Batch
+from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.attention import LayerAttention, noted_attention
-from lightning_switchkd.models.adapter import VLM
 
 
 @dataclass(frozen=True)
-class Pathway:
+class PathwayOutput:
     """What a pathway makes of a batch.
 
     Attributes:
@@ -36,7 +36,7 @@ class Pathway:
     attention: LayerAttention | None
 
 
-def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Pathway:
+def student_pathway(student: VLMAdapter, batch: Batch, student_features: Tensor) -> PathwayOutput:
     """L^S(P^S(V^S(x_v)), x_t).
 
     Args:
@@ -47,7 +47,7 @@ def student_pathway(student: VLM, batch: Batch, student_features: Tensor) -> Pat
     return _from_features(student, batch, student_features)
 
 
-def teacher_pathway(teacher: VLM, batch: Batch) -> Pathway:
+def teacher_pathway(teacher: VLMAdapter, batch: Batch) -> PathwayOutput:
     """L^T(P^T(V^T(x_v)), x_t); nothing is differentiated.
 
     ``no_grad``, never ``inference_mode``: the result meets autograd again in the losses.
@@ -57,7 +57,7 @@ def teacher_pathway(teacher: VLM, batch: Batch) -> Pathway:
         return _from_features(teacher, batch, teacher.encode_image(pixel_values))
 
 
-def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Pathway:
+def switch_pathway(teacher: VLMAdapter, batch: Batch, student_features: Tensor) -> PathwayOutput:
     """L^T(P^T(V^S(x_v)), x_t).
 
     Differentiated *through* the frozen teacher: its weights need no gradient, its activations keep their graph.
@@ -65,8 +65,8 @@ def switch_pathway(teacher: VLM, batch: Batch, student_features: Tensor) -> Path
     return _from_features(teacher, batch, student_features)
 
 
-def _from_features(vlm: VLM, batch: Batch, features: Tensor) -> Pathway:
+def _from_features(vlm: VLMAdapter, batch: Batch, features: Tensor) -> PathwayOutput:
     image_embeds = vlm.project(features)
     with noted_attention() as seen:
         hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
-    return Pathway(hidden, image_embeds, seen[0] if seen else None)
+    return PathwayOutput(hidden, image_embeds, seen[0] if seen else None)

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_switchkd.core.types import Batch
-from lightning_switchkd.core.files import pread
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import pread
+from lightning_switchkd.core.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class TeacherCache:
             raise UserError(f"model.teacher_cache.max_gb is {self.max_gb}: a cache needs some room. Set it above 0.")
 
     def open(
-        self, key: Mapping[str, Any], data: str, records: int, width: int, dtype: torch.dtype, world_size: int = 1
-    ) -> RecordCache:
+        self, key: Mapping[str, Any], data: str, samples: int, width: int, dtype: torch.dtype, world_size: int = 1
+    ) -> HiddenStateCache:
         """The rows of one data set.
 
         Args:
@@ -75,7 +75,7 @@ class TeacherCache:
             taken = sum(file.stat().st_size for file in folder.rglob("*.rows"))
             return max(0, int(self.max_gb * 1e9) - taken) // world_size
 
-        return RecordCache(folder / data, records, width, dtype, room)
+        return HiddenStateCache(folder / data, samples, width, dtype, room)
 
 
 def _check_key(folder: Path, key: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ def _check_key(folder: Path, key: Mapping[str, Any]) -> None:
             )
 
 
-class RecordCache:
+class HiddenStateCache:
     """Hidden rows by record number, in append-only files: each process writes its own, all read all.
 
     Args:
@@ -118,7 +118,7 @@ class RecordCache:
     def __init__(
         self,
         folder: Path,
-        records: int,
+        samples: int,
         width: int,
         dtype: torch.dtype,
         room: Callable[[], int],
@@ -127,8 +127,8 @@ class RecordCache:
         self.folder, self.width, self.dtype = folder, width, dtype
         self._ask_room, self._looks = room, looks
         self._row_bytes = width * torch.empty(0, dtype=dtype).element_size()
-        self._entries = np.zeros(records, ENTRY)
-        self._file = np.full(records, -1, np.int32)
+        self._entries = np.zeros(samples, ENTRY)
+        self._file = np.full(samples, -1, np.int32)
         self._files: list[int] = []
         self._known: dict[Path, tuple[int, int]] = {}  # a file's index: its place in _files, entries taken in
         self._own: tuple[BinaryIO, BinaryIO] | None = None
@@ -160,7 +160,7 @@ class RecordCache:
             positions: ``[N]`` of the rows in the flattened ``[B * T]`` axis, ascending.
             compute: the teacher pathway, from a batch to its rows; not called where all records are here.
         """
-        counts = batch.record_of[positions].bincount(minlength=len(batch)).tolist()
+        counts = batch.sample_of[positions].bincount(minlength=len(batch)).tolist()
         numbers, device = batch.sample_index.tolist(), batch.input_ids.device
         if time.monotonic() > self._next_look:
             self._look()

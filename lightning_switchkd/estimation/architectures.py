@@ -10,8 +10,10 @@ from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.auto import VLMSpec, switched
-from lightning_switchkd.models.adapter import VLM, family_of
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import apply_options
+from lightning_switchkd.models.families import family_of
+from lightning_switchkd.models.spec import VLMSpec
 
 
 def _qwen(width: int, inner: int, layers: int, heads: int, groups: int, tied: bool, vocabulary: int = 151936) -> Any:
@@ -67,7 +69,7 @@ WHOLE = {
 IMAGE_TOKEN_ID = 151646
 
 
-def frame(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> VLM:
+def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> VLMAdapter:
     """The model of a recipe at its size: no weight is read, each is a cheap random number of a plausible size.
 
     Args:
@@ -98,7 +100,7 @@ def frame(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.device | s
             part = flat[start : start + noise.numel()]
             part.copy_(noise[: part.numel()])
     model.tie_weights()
-    return switched(family(model), spec, name)
+    return apply_options(family(model), spec, name)
 
 
 def _config(spec: VLMSpec, where: str) -> PretrainedConfig:

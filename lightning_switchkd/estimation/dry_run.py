@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from lightning_switchkd.core.types import IGNORE, Batch, Counts
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.losses.logits import Side
 from lightning_switchkd.core.profiling import held, now, peak
-from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.training.optim import parameter_groups
-from lightning_switchkd.distillation.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
-from lightning_switchkd.estimation.architectures import frame
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts, Part, Pathway
 from lightning_switchkd.distillation.checks import check_pair
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.flops import step_cost
+from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.estimation.architectures import random_model
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
-from lightning_switchkd.models.adapter import VLM, Part
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.objectives.terms import Need
+from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.training.optim import parameter_groups
 
 HARDWARE = {
     "rtx4090": (24, 165.0),
@@ -60,7 +59,7 @@ class Plan:
     steps: int = 2
     text: int = 160
     answer: int = 96
-    records: int = 665_298
+    samples: int = 665_298
     hardware: str = "a100-80g"
     devices: int = 8
 
@@ -68,7 +67,7 @@ class Plan:
         """Refuses what cannot be run."""
         if self.hardware not in HARDWARE:
             raise UserError(f"--hardware: '{self.hardware}' is not known. Known are: {', '.join(HARDWARE)}.")
-        if not 0 < self.answer < self.text or min(self.steps, self.devices, self.records) < 1:
+        if not 0 < self.answer < self.text or min(self.steps, self.devices, self.samples) < 1:
             raise UserError("dry-run: --answer must lie between 0 and --text; the others must be at least 1.")
 
 
@@ -94,24 +93,24 @@ class Clock:
         self.held[name] = held(self.device.type) / GIB
 
 
-def made_up(student: VLM, shape: Geometry, device: torch.device) -> Batch:
+def made_up(student: VLMAdapter, shape: Geometry, device: torch.device) -> Batch:
     """Records of this geometry: images first, then a question, then an answer."""
     generator = torch.Generator().manual_seed(0)
-    space, records = student.feature_space, shape.records
+    space, samples = student.feature_space, shape.samples
     size = student.model.config.vision_config.image_size
-    ids = torch.randint(10, 20_000, (records, shape.tokens), generator=generator) % (student.image_token_id - 1)
+    ids = torch.randint(10, 20_000, (samples, shape.tokens), generator=generator) % (student.image_token_id - 1)
     ids[:, 4 : 4 + space.tokens * shape.images] = student.image_token_id
-    labels = torch.full_like(ids, IGNORE)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, -shape.rows :] = ids[:, -shape.rows :]
-    rows, images = records * shape.rows, records * shape.images
+    rows, images = samples * shape.rows, samples * shape.images
     counts = Counts(token=rows, visual_token=rows, image_token=images * space.tokens, image=images)
     return Batch(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         labels=labels,
         pixel_values=torch.randn(images, 3, size, size, generator=generator),
-        image_row=torch.arange(records).repeat_interleave(shape.images),
-        sample_index=torch.arange(records),
+        image_sample=torch.arange(samples).repeat_interleave(shape.images),
+        sample_index=torch.arange(samples),
         counts=counts,
         window=counts,
     ).to(device)
@@ -119,11 +118,11 @@ def made_up(student: VLM, shape: Geometry, device: torch.device) -> Batch:
 
 def made_pair(module: SwitchKD, dtype: torch.dtype | None, device: torch.device) -> Distiller:
     """The module's models and objective at their sizes; ``dtype`` is the student's, where it is not its own."""
-    student = frame(module.student_spec, "student", dtype or module.student_spec.torch_dtype, device)
+    student = random_model(module.student_spec, "student", dtype or module.student_spec.torch_dtype, device)
     student.freeze(module.freeze_parts)
     teacher = None
     if module.teacher_spec is not None and Need.TEACHER in module.objective.needs:
-        teacher = frame(module.teacher_spec, "teacher", module.teacher_spec.torch_dtype, device)
+        teacher = random_model(module.teacher_spec, "teacher", module.teacher_spec.torch_dtype, device)
     vocabulary = min(vlm.head_size for vlm in (student, teacher) if vlm is not None)
     check_pair(student, teacher, module.objective.needs, vocabulary)
     return Distiller(student, teacher, module.objective, vocabulary, module.logits_gib).train()
@@ -138,7 +137,7 @@ def one_step(
         batch.pixel_values = batch.pixel_values.to(next(distiller.student.parameters()).dtype)
         with clock.phase("vision encoder of the student"):
             features = distiller.features(batch)
-        ran: dict[Side, Pathway] = {}
+        ran: dict[Pathway, PathwayOutput] = {}
         with clock.phase("student pathway"):
             ran["student"] = student_pathway(distiller.student, batch, features["student"])
         if Need.TEACHER in needs:
@@ -210,18 +209,18 @@ def _estimate(
     gib, tflops = HARDWARE[plan.hardware]
     needed = sum(there.values()) / GIB
     fits = "fits" if needed < ROOM * gib else "does NOT fit: a smaller data.batch_size, or TRAINER=fsdp2"
-    hours = cost * plan.records / (plan.devices * tflops * 1e12 * SHARE_OF_PEAK) / 3600
+    hours = cost * plan.samples / (plan.devices * tflops * 1e12 * SHARE_OF_PEAK) / 3600
     return [
         f"\nmemory by arithmetic: here, and on each of {plan.devices} × {plan.hardware} ({shards.processes} shards)",
         *(f"  {n:{width}}  {b / GIB:8.2f} GiB  {there[n] / GIB:7.2f} GiB" for n, b in here.items()),
         f"  {'all':{width}}  {sum(here.values()) / GIB:8.2f} GiB  {needed:7.2f} GiB of {gib}: {fits}",
-        f"\n{plan.records:,} records on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
+        f"\n{plan.samples:,} records on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
         f"at {SHARE_OF_PEAK:.0%} of {tflops:.0f} TFLOP/s",
     ]
 
 
 def _named(distiller: Distiller) -> str:
-    def billions(vlm: VLM) -> str:
+    def billions(vlm: VLMAdapter) -> str:
         return f"{sum(p.numel() for p in vlm.parameters()) / 1e9:.2f} B"
 
     teacher = f" ← teacher {billions(distiller.frozen_teacher)}" if distiller.teacher is not None else ""

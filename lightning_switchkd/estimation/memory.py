@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_switchkd.core.types import PARTS, Part
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.losses.chunked import LOGITS_GIB
+from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.models.adapter import PARTS, VLM, Part
 
 ADAMW_STATES = 2
 
@@ -25,7 +26,7 @@ class Geometry:
         rows: supervised tokens of a record.
     """
 
-    records: int
+    samples: int
     tokens: int
     images: int
     rows: int
@@ -87,24 +88,24 @@ def step_memory(
     wider = student.head.weight.element_size() > compute_bytes
     found["autocast's copies"] = float(compute_bytes * sum(cast.values()) if wider else 0)
     widths = [student.width, *([distiller.frozen_teacher.width] * 2 if Need.TEACHER in needs else [])]
-    found["rows"] = 2.0 * 4 * shape.records * shape.rows * sum(widths)
+    found["rows"] = 2.0 * 4 * shape.samples * shape.rows * sum(widths)
     gib = LOGITS_GIB[device] if distiller.logits_gib is None else distiller.logits_gib
     row = 4.0 * student.head_size * len(widths)
-    found["logits"] = 2.5 * min(gib * 2**30, shape.records * shape.rows * row)
+    found["logits"] = 2.5 * min(gib * 2**30, shape.samples * shape.rows * row)
     return found
 
 
-def _share(vlm: VLM, processes: int) -> dict[int, int]:
+def _share(vlm: VLMAdapter, processes: int) -> dict[int, int]:
     """Into how many parts each parameter is divided: those of blocks are, the others are whole in every process."""
     blocks = {id(p) for part in PARTS for block in vlm.blocks(part) for p in block.parameters()}
     return {id(p): processes if id(p) in blocks else 1 for p in vlm.parameters()}
 
 
-def _kept(vlm: VLM, shape: Geometry, size: int, recomputed: set[Part], trains_vision: bool) -> float:
+def _kept(vlm: VLMAdapter, shape: Geometry, size: int, recomputed: set[Part], trains_vision: bool) -> float:
     """What the student's blocks keep for their backward."""
     vision: Any = vlm.model.config.vision_config
     positions = int(vision.image_size // vision.patch_size) ** 2
-    images, layers, width = shape.records * shape.images, len(vlm.blocks("vision")), float(vision.hidden_size)
+    images, layers, width = shape.samples * shape.images, len(vlm.blocks("vision")), float(vision.hidden_size)
     tower: float = 0.0
     if trains_vision:
         block = images * positions * size * (10 * width + 3.0 * float(vision.intermediate_size))
@@ -114,10 +115,10 @@ def _kept(vlm: VLM, shape: Geometry, size: int, recomputed: set[Part], trains_vi
     return tower + projector + _lm_kept(vlm, shape, size, "lm" in recomputed)
 
 
-def _lm_kept(vlm: VLM, shape: Geometry, size: int, recomputed: bool) -> float:
+def _lm_kept(vlm: VLMAdapter, shape: Geometry, size: int, recomputed: bool) -> float:
     """What a language model's blocks keep: only their inputs, and the insides of one at a time, where recomputed."""
     text: Any = vlm.model.config.text_config
-    tokens, layers = shape.records * shape.tokens, int(text.num_hidden_layers)
+    tokens, layers = shape.samples * shape.tokens, int(text.num_hidden_layers)
     width, inner = float(text.hidden_size), float(text.intermediate_size)
     grouped = width * float(text.num_key_value_heads) / float(text.num_attention_heads)
     inside = tokens * (size * (8 * width + 4 * grouped + 5 * inner) + 4 * 2 * width)  # norms count in float32

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, RecordError, Turn
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, SampleError, Turn
 from lightning_switchkd.models.generation import LoadedModel, Question, load_model
 
 HELP = """\
@@ -93,7 +93,7 @@ class Chat:
         if command == "/image":
             try:
                 self.image = read_image(rest.strip())
-            except RecordError as error:
+            except SampleError as error:
                 return f"{error.problem}."
             self.histories.clear()
             return f"The image is {rest.strip()}; what was said is forgotten."

@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_switchkd.data.samples import RecordError
-from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.benchmarks.items import Item, as_question
+from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
 
 Line = dict[str, Any]
 
@@ -115,7 +115,7 @@ class _Questions(Dataset[tuple[int, Question | str]]):
         place = self.places[index]
         try:
             return place, as_question(self.log.items[place], self.log.prompts[place])
-        except RecordError as error:
+        except SampleError as error:
             return place, error.problem
 
 

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from lightning_switchkd.training.checkpoints.metadata import fingerprint
-from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, asking_trainer
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
-from lightning_switchkd.evaluation.report.text_tables import MAJORITY
-from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
+from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, asking_trainer
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
 from lightning_switchkd.evaluation.report.report import BLIND, report
+from lightning_switchkd.evaluation.report.text_tables import MAJORITY
 from lightning_switchkd.evaluation.score import check_protocol, rate
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
-from lightning_switchkd.models.auto import DType
+from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
+from lightning_switchkd.models.adapter import fingerprint
+from lightning_switchkd.models.generation import load_model
+from lightning_switchkd.models.spec import DType
 
 ANSWERS = ".answers.jsonl"
 
@@ -102,7 +102,9 @@ def evaluate(
     report(systems, output, [one.name for one, _, _ in asking], run, published)
 
 
-def _majority(benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: Protocol, output: Path) -> None:
+def _majority(
+    benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: ScoringProtocol, output: Path
+) -> None:
     """Scores what the training answers say to each question."""
     said = majority_answers(read_conversations(benchmark.training), [item.question for item in items])
     result = rate(benchmark, folder, items, Matched(list(said)), protocol, benchmark.training)

@@ -13,7 +13,7 @@ from lightning_switchkd.evaluation.answers import Matched, export, match, read_a
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.scoring import interval
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
 
@@ -49,7 +49,7 @@ class Result:
     benchmark: str
     definition: str
     title: str
-    protocol: Protocol
+    protocol: ScoringProtocol
     annotations: str
     answers: str
     questions: int
@@ -111,7 +111,7 @@ def rate(
     folder: Path,
     items: Sequence[Item],
     matched: Matched,
-    protocol: Protocol,
+    protocol: ScoringProtocol,
     answers: str,
 ) -> Result:
     """Judges answers at their questions.
@@ -156,10 +156,10 @@ def rate(
     return result
 
 
-def check_protocol(protocol: str) -> Protocol:
+def check_protocol(protocol: str) -> ScoringProtocol:
     """Raises ``UserError`` for one that is none."""
-    if protocol not in get_args(Protocol):
-        raise UserError(f"--protocol: '{protocol}' is none of {', '.join(get_args(Protocol))}.")
+    if protocol not in get_args(ScoringProtocol):
+        raise UserError(f"--protocol: '{protocol}' is none of {', '.join(get_args(ScoringProtocol))}.")
     return protocol  # type: ignore[return-value]
 
 

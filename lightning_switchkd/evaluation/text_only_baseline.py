@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from lightning_switchkd.data.samples import Turn
-from lightning_switchkd.data.sources import open_source, read_record
+from lightning_switchkd.data.sources import open_source, read_sample
 
 
 def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequence[str]) -> list[str]:
@@ -36,4 +36,4 @@ def majority_answers(conversations: Iterable[Sequence[Turn]], questions: Sequenc
 def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:
     """The turns of every record of a LLaVA file."""
     source = open_source(annotations)
-    return [read_record(source, i).turns for i in range(len(source))]
+    return [read_sample(source, i).turns for i in range(len(source))]

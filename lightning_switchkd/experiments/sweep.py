@@ -22,17 +22,17 @@ import yaml
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.experiments.sweep_report import write_study
+from lightning_switchkd.models.generation import load_model
 
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared (``conf/study/``).
+    """What is compared (``conf/sweep/``).
 
     ``{data}`` in any text is the name of the data set, ``{seed}`` in a method or a model the seed of the run.
 
@@ -90,7 +90,7 @@ class Study:
 
 def _load(file: Path) -> Any:
     if not file.is_file():
-        raise UserError(f"--study: there is no file {file}. Those of this package lie in conf/study/.")
+        raise UserError(f"--study: there is no file {file}. Those of this package lie in conf/sweep/.")
     raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     if isinstance(raw, dict) and "like" in raw:
         raw = {**_load(file.parent / raw.pop("like")), **raw}
@@ -286,7 +286,7 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def ablation(
-    study: str = "conf/study/methods.yaml",
+    study: str = "conf/sweep/methods.yaml",
     data: str = "emoji",
     output: str | None = None,
     jobs: int | None = None,
@@ -299,7 +299,7 @@ def ablation(
     What is finished is kept: started again, a study goes on. A changed setting, model or question makes its runs anew.
 
     Args:
-        study: what is compared, a file of conf/study/.
+        study: what is compared, a file of conf/sweep/.
         data: name of the data set, which stands for {data} in it.
         output: folder of the report; by default reports/ and the name of the study and the data.
         jobs: runs at a time; by default one for each processor core.

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
+from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.report.text_tables import MAJORITY, markdown, per_cent
 from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
-from lightning_switchkd.evaluation.benchmarks.readers import llava
 
 if TYPE_CHECKING:
     from lightning_switchkd.experiments.sweep import Job, Study

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lightning_switchkd.explore.inspection import Look
-from lightning_switchkd.losses.logits import Side
+from lightning_switchkd.core.types import Pathway
+from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.select import Kneedle, Selection
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     return figure, axes
 
 
-def tokens(looks: Mapping[str, Look], count: int = 5, most: int = 6) -> Figure:
+def tokens(looks: Mapping[str, Inspection], count: int = 5, most: int = 6) -> Figure:
     """The likeliest tokens at the first positions of an answer: a row of panels a look and side, a column a position.
 
     Args:
@@ -39,15 +39,18 @@ def tokens(looks: Mapping[str, Look], count: int = 5, most: int = 6) -> Figure:
     """
     first = next(iter(looks.values()))
     lines = [
-        (name, side) for name in looks for side in first.rows.hidden if side != "teacher" or name == list(looks)[-1]
+        (name, pathway)
+        for name in looks
+        for pathway in first.rows.hidden
+        if pathway != "teacher" or name == list(looks)[-1]
     ]
     columns = min(len(first), most)
     figure, axes = _grid(len(lines), columns, 2.3, 1.5)
-    tables = {name: look.top(count) for name, look in looks.items()}
-    for y, (name, side) in enumerate(lines):
+    tables = {name: inspection.top(count) for name, inspection in looks.items()}
+    for y, (name, pathway) in enumerate(lines):
         for x in range(columns):
             axis, table = axes[y][x], tables[name]
-            shown = table[(table["row"] == x) & (table["side"] == side)]
+            shown = table[(table["row"] == x) & (table["side"] == pathway)]
             colours = ["#2a9d3a" if right else "0.65" for right in shown["right"]]
             axis.barh(range(len(shown)), shown["probability"], color=colours)
             axis.set_yticks(range(len(shown)), [_plain(token) for token in shown["token"]], fontsize=8)
@@ -57,7 +60,7 @@ def tokens(looks: Mapping[str, Look], count: int = 5, most: int = 6) -> Figure:
             if y == 0:
                 axis.set_title(f"→ {_plain(first.about['token'][x])}", fontsize=10)
             if x == 0:
-                axis.set_ylabel(side if side == "teacher" else f"{side}\n{name}", fontsize=9)
+                axis.set_ylabel(pathway if pathway == "teacher" else f"{pathway}\n{name}", fontsize=9)
     figure.tight_layout()
     return figure
 
@@ -68,16 +71,16 @@ def _plain(text: str) -> str:
     return shown.replace("$", r"\$")[:14]
 
 
-def knee(look: Look, row: int, select: Selection = Kneedle(), window: int = 256) -> Figure:  # noqa: B008 (frozen)
+def knee(inspection: Inspection, row: int, select: Selection = Kneedle(), window: int = 256) -> Figure:  # noqa: B008 (frozen)
     """A row's sorted logits by side, with their chord and the cut."""
-    figure, axes = _grid(1, len(look.rows.hidden), 4.2, 3.2)
-    for axis, side in zip(axes[0], look.rows.hidden, strict=True):
-        curve = look.curve(row, side, window)
-        k = int(select(look.logits(row, side)[None])[1].sum())
-        axis.plot(range(1, len(curve) + 1), curve["logit"], color=COLOURS[side], label="logits")
+    figure, axes = _grid(1, len(inspection.rows.hidden), 4.2, 3.2)
+    for axis, pathway in zip(axes[0], inspection.rows.hidden, strict=True):
+        curve = inspection.curve(row, pathway, window)
+        k = int(select(inspection.logits(row, pathway)[None])[1].sum())
+        axis.plot(range(1, len(curve) + 1), curve["logit"], color=COLOURS[pathway], label="logits")
         axis.plot(range(1, len(curve) + 1), curve["chord"], color="0.6", linewidth=0.8, label="chord")
         axis.axvline(k, color="black", linestyle="dashed", linewidth=0.9, label=f"k = {k}")
-        axis.set_title(side)
+        axis.set_title(pathway)
         axis.set_xlabel("place")
         axis.legend(fontsize=8)
     axes[0][0].set_ylabel("logit")
@@ -85,11 +88,11 @@ def knee(look: Look, row: int, select: Selection = Kneedle(), window: int = 256)
     return figure
 
 
-def pair_weights(pairs: DataFrame, side: Side = "student", most: int = 12) -> Figure:
+def pair_weights(pairs: DataFrame, pathway: Pathway = "student", most: int = 12) -> Figure:
     """The weight that both sides give each pair of the leading set, and what each adds to the divergence."""
     order = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))[:most]
     figure, axes = _grid(1, 3, 4.2, 3.8)
-    for axis, column in zip(axes[0], ("teacher", side, "kl"), strict=True):
+    for axis, column in zip(axes[0], ("teacher", pathway, "kl"), strict=True):
         grid = np.full((len(order), len(order)), np.nan)
         for first, second, value in zip(pairs["first"], pairs["second"], pairs[column], strict=True):
             if first in order and second in order:
@@ -121,7 +124,7 @@ def sizes(table: DataFrame) -> Figure:
 
 
 def distributions(beliefs: DataFrame, columns: list[str], by: str = "source") -> Figure:
-    """Columns of :meth:`Look.beliefs` in boxes by kind of question, or by place in the answer."""
+    """Columns of :meth:`Inspection.beliefs` in boxes by kind of question, or by place in the answer."""
     groups = list(beliefs.groupby(by))
     figure, axes = _grid(1, len(columns), 3.4, 3.2)
     for axis, column in zip(axes[0], columns, strict=True):

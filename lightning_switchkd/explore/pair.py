@@ -14,20 +14,21 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from lightning_switchkd.core.types import Batch
-from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.explore.inspection import SIDES, Look
-from lightning_switchkd.losses.logits import Rows, Side
-from lightning_switchkd.core.labels import supervised
+from lightning_switchkd.core.labels import supervised_positions
+from lightning_switchkd.core.types import Batch, Pathway
+from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
+from lightning_switchkd.distillation.checks import check_data, check_pair
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.explore.inspection import PATHWAYS, Inspection
+from lightning_switchkd.losses.logits import SupervisedTokens
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.attention import noted_attention, watch_attention
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.distillation.pathways import Pathway, student_pathway, switch_pathway, teacher_pathway
-from lightning_switchkd.models.attention import noted_attention, watch_attention
-from lightning_switchkd.models.auto import VLMSpec, build
-from lightning_switchkd.distillation.checks import check_data, check_pair
-from lightning_switchkd.models.adapter import VLM
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,8 +49,8 @@ class Pair:
         start: model folder that the student came from; None where nobody knows.
     """
 
-    student: VLM
-    teacher: VLM
+    student: VLMAdapter
+    teacher: VLMAdapter
     data: LLaVADataModule
     split: Split
     objective: Objective
@@ -57,9 +58,9 @@ class Pair:
     start: str | None = None
 
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def pathways(self) -> tuple[Pathway, ...]:
         """Pathways that can run: without one feature space for both there is no switch."""
-        return SIDES if self.student.feature_space == self.teacher.feature_space else SIDES[:2]
+        return PATHWAYS if self.student.feature_space == self.teacher.feature_space else PATHWAYS[:2]
 
     def before(self) -> Pair:
         """The same with the student as it was before distillation.
@@ -79,22 +80,22 @@ class Pair:
             UserError: there is none of that source.
         """
         dataset = self.data.dataset(self.split)
-        numbers = [n for n in range(len(dataset)) if source is None or dataset.record(n).source == source]
+        numbers = [n for n in range(len(dataset)) if source is None or dataset.sample(n).source == source]
         if not numbers:
             raise UserError(f"no record of the {self.split} data is of the source '{source}'.")
         return sorted(Random(0).sample(numbers, min(count, len(numbers))))
 
     def question(self, number: int) -> str:
         """The last question of a record, without places of images."""
-        return self.data.dataset(self.split).record(number).turns[-2].text_only
+        return self.data.dataset(self.split).sample(number).turns[-2].text_only
 
     def answer(self, number: int) -> str:
         """What is right."""
-        return self.data.dataset(self.split).record(number).answer
+        return self.data.dataset(self.split).sample(number).answer
 
     def image(self, number: int) -> Image | None:
         """A record's first image."""
-        pictures = self.data.dataset(self.split).record(number).pictures(1)
+        pictures = self.data.dataset(self.split).sample(number).pictures(1)
         return pictures[0] if pictures else None
 
     def batch(self, numbers: list[int]) -> Batch:
@@ -104,16 +105,16 @@ class Pair:
         return batch.to(next(self.student.parameters()).device)
 
     @torch.no_grad()
-    def run(self, batch: Batch) -> dict[Side, Pathway]:
+    def run(self, batch: Batch) -> dict[Pathway, PathwayOutput]:
         """The pathways of a batch."""
         features = self.student.encode_image(batch.pixel_values)
-        ran: dict[Side, Pathway] = {"student": student_pathway(self.student, batch, features)}
+        ran: dict[Pathway, PathwayOutput] = {"student": student_pathway(self.student, batch, features)}
         ran["teacher"] = teacher_pathway(self.teacher, batch)
-        if "switch" in self.sides:
+        if "switch" in self.pathways:
             ran["switch"] = switch_pathway(self.teacher, batch, features)
         return ran
 
-    def look(self, numbers: list[int], batch_size: int = 8) -> Look:
+    def inspection(self, numbers: list[int], batch_size: int = 8) -> Inspection:
         """Runs the pathways over records, and keeps the rows that predict their answers.
 
         Args:
@@ -122,33 +123,33 @@ class Pair:
         """
         from pandas import DataFrame
 
-        hidden: dict[Side, list[Tensor]] = {side: [] for side in self.sides}
+        hidden: dict[Pathway, list[Tensor]] = {pathway: [] for pathway in self.pathways}
         targets, visual, about = [], [], []
         for start in range(0, len(numbers), batch_size):
             part = numbers[start : start + batch_size]
             batch = self.batch(part)
-            positions, wanted = supervised(batch.labels)
-            for side, pathway in self.run(batch).items():
-                hidden[side].append(pathway.hidden.flatten(0, 1)[positions])
-            records = batch.record_of[positions].tolist()
-            has_image = torch.isin(torch.tensor(records), batch.image_row.cpu())
+            positions, wanted = supervised_positions(batch.labels)
+            for pathway, output in self.run(batch).items():
+                hidden[pathway].append(output.hidden.flatten(0, 1)[positions])
+            samples = batch.sample_of[positions].tolist()
+            has_image = torch.isin(torch.tensor(samples), batch.image_sample.cpu())
             targets.append(wanted)
             visual.append(has_image)
             place, previous = 0, None
-            for record, position, token in zip(records, positions.tolist(), wanted.tolist(), strict=True):
+            for sample, position, token in zip(samples, positions.tolist(), wanted.tolist(), strict=True):
                 place = place + 1 if previous == position - 1 else 0
                 previous = position
-                found = self.data.dataset(self.split).record(part[record])
-                about.append((part[record], found.id, found.source, place, self.token(token)))
-        rows = Rows(
-            {side: torch.cat(parts) for side, parts in hidden.items()},
+                found = self.data.dataset(self.split).sample(part[sample])
+                about.append((part[sample], found.id, found.source, place, self.token(token)))
+        rows = SupervisedTokens(
+            {pathway: torch.cat(parts) for pathway, parts in hidden.items()},
             torch.cat(targets),
             torch.cat(visual),
             len(self.data.processor.tokenizer),
         )
-        heads = {side: (self.student if side == "student" else self.teacher).head for side in hidden}
+        heads = {pathway: (self.student if pathway == "student" else self.teacher).head for pathway in hidden}
         table = DataFrame(about, columns=["record", "id", "source", "place", "token"])
-        return Look(rows, heads, table, self.token)
+        return Inspection(rows, heads, table, self.token)
 
     def token(self, token_id: int) -> str:
         """A token as text, its spaces visible."""
@@ -163,12 +164,12 @@ class Pair:
 
         batch = self.batch(numbers)
         distiller = Distiller(self.student, self.teacher, self.objective, len(self.data.processor.tokenizer)).train()
-        distiller.objective.separate = True
+        distiller.objective.split_terms = True
         parts = {
             name: [p for module in modules for p in module.parameters() if p.requires_grad]
             for name, modules in self.student.parts().items()
         }
-        shares = distiller(batch, batch.counts.tensor(batch.input_ids.device), 0).shares
+        shares = distiller(batch, batch.counts.tensor(batch.input_ids.device), 0).term_losses
         every = [p for parameters in parts.values() for p in parameters]
         owner = [name for name, parameters in parts.items() for _ in parameters]
         found = []
@@ -178,12 +179,12 @@ class Pair:
             for name, gradient in zip(owner, gradients, strict=True):
                 row[name] += 0.0 if gradient is None else float(gradient.double().square().sum())
             found.append({name: value if name == "term" else value**0.5 for name, value in row.items()})
-        distiller.objective.separate = False
+        distiller.objective.split_terms = False
         self.student.eval()
         return DataFrame(found)
 
     @torch.no_grad()
-    def attention(self, number: int) -> dict[Side, Tensor]:
+    def attention(self, number: int) -> dict[Pathway, Tensor]:
         """Where each side looks while it predicts a record's answers: attention to its image, by patch.
 
         Mean over layers, heads and the tokens of the answer, of what a token gives to the image at all.
@@ -200,13 +201,13 @@ class Pair:
         features = self.student.encode_image(batch.pixel_values)
         seen = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
         inputs = {"student": (self.student, features), "teacher": (self.teacher, self.teacher.encode_image(seen))}
-        if "switch" in self.sides:
+        if "switch" in self.pathways:
             inputs["switch"] = self.teacher, features
-        answers = supervised(batch.labels)[0]
-        found: dict[Side, Tensor] = {}
-        for side in self.sides:
-            vlm, encoded = inputs[side]
-            watch_attention(vlm.language_model, "student" if side == "student" else "teacher")
+        answers = supervised_positions(batch.labels)[0]
+        found: dict[Pathway, Tensor] = {}
+        for pathway in self.pathways:
+            vlm, encoded = inputs[pathway]
+            watch_attention(vlm.language_model, "student" if pathway == "student" else "teacher")
             with noted_attention(every_layer=True) as layers:
                 vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(encoded), batch.position_ids)
             maps = [layer.text_to_image(batch, vlm.image_token_id)[0] for layer in layers]  # [heads, Q, P] each
@@ -217,7 +218,7 @@ class Pair:
             side_length = round(len(focus) ** 0.5)
             if side_length**2 != len(focus):
                 raise UserError(f"an image makes {len(focus)} tokens, which is no square: there is no map to draw.")
-            found[side] = (focus / focus.sum()).view(side_length, side_length)
+            found[pathway] = (focus / focus.sum()).view(side_length, side_length)
         return found
 
 

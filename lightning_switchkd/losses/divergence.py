@@ -68,7 +68,7 @@ def jensen_shannon(*, teacher: Tensor, student: Tensor, temperature: float = 3.0
     return beta * _kl(teacher_logprobs, mixture) + (1 - beta) * _kl(student_logprobs, mixture)
 
 
-def normaliser_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def log_z_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log Σ e^z and the entropy −Σ p log p of a row's next-token distribution.
 
     Args:
@@ -77,7 +77,7 @@ def normaliser_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         log normaliser ``[N]`` and entropy ``[N]``, both nats.
 
-    >>> log_z, entropy = normaliser_and_entropy(torch.zeros(1, 8))
+    >>> log_z, entropy = log_z_and_entropy(torch.zeros(1, 8))
     >>> bool(torch.isclose(entropy, log_z))  # both log 8
     True
     """

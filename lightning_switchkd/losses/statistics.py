@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_switchkd.losses.logits import Chunk, Side, Statistics
+from lightning_switchkd.core.types import Pathway
+from lightning_switchkd.losses.logits import LogitsChunk, Statistics
 from lightning_switchkd.losses.select import Selection
 
 
 @torch.no_grad()
-def region_statistics(rows: Chunk, side: Side, selection: Selection) -> Statistics:
-    """Statistics of the teacher-led set and of the one led by ``side``, from logits and selections the loss has made.
+def region_statistics(rows: LogitsChunk, pathway: Pathway, selection: Selection) -> Statistics:
+    """Statistics of the teacher-led set and of the one led by ``pathway``, from logits and selections the loss has made.
 
     Probabilities are those of the whole vocabulary at temperature 1.
 
@@ -26,18 +27,18 @@ def region_statistics(rows: Chunk, side: Side, selection: Selection) -> Statisti
         ``_in_SIDE_set`` (probability); ``top1_agreement`` (1 where both find the same token the likeliest);
         ``entropy_teacher``, ``entropy_SIDE`` (nats).
     """
-    sides: tuple[Side, Side] = ("teacher", side)
-    sets = {leader: rows.select(leader, selection) for leader in sides}
+    pathways: tuple[Pathway, Pathway] = ("teacher", pathway)
+    sets = {leader: rows.select(leader, selection) for leader in pathways}
     found: Statistics = {f"k_{leader}": mask.sum(-1) for leader, (_, mask) in sets.items()}
-    found["overlap"] = overlap(*sets["teacher"], *sets[side])
+    found["overlap"] = overlap(*sets["teacher"], *sets[pathway])
     for leader, (ids, mask) in sets.items():
-        for holder in sides:
-            logprobs = rows.at(holder, ids) - rows.spread(holder)[0][:, None]
+        for holder in pathways:
+            logprobs = rows.logits_at(holder, ids) - rows.log_z_and_entropy(holder)[0][:, None]
             found[f"{holder}_mass_in_{leader}_set"] = (logprobs.exp() * mask).sum(-1)
     first, second = (ids[:, :1] for ids, _ in sets.values())  # a leader's order begins with its likeliest token
     found["top1_agreement"] = (first == second).sum(-1)
-    for holder in sides:
-        found[f"entropy_{holder}"] = rows.spread(holder)[1]
+    for holder in pathways:
+        found[f"entropy_{holder}"] = rows.log_z_and_entropy(holder)[1]
     return found
 
 

@@ -13,8 +13,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightning_switchkd.core.types import Batch
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import Batch
 
 WATCHED = "_watched"
 """Ends the name of an attention implementation that also notes queries and keys."""
@@ -50,14 +50,14 @@ class LayerAttention:
             that come after the image (none before it can see it), P image tokens; a query's whole row sums to 1 over
             all that it sees, so a map's rows to less.
         """
-        images = int((batch.image_row >= 0).sum())
+        images = int((batch.image_sample >= 0).sum())
         if not images:
             return []
         is_image = batch.input_ids.flatten() == image_token_id
-        record_of, width = batch.record_of, batch.input_ids.shape[1]
+        sample_of, width = batch.sample_of, batch.input_ids.shape[1]
         real = torch.ones_like(is_image) if batch.attention_mask is None else batch.attention_mask.flatten().bool()
         return [
-            self._map(image, torch.nonzero((record_of == record_of[image[0]]) & real)[:, 0], is_image, width)
+            self._map(image, torch.nonzero((sample_of == sample_of[image[0]]) & real)[:, 0], is_image, width)
             for image in is_image.nonzero()[:, 0].view(images, -1)
         ]
 

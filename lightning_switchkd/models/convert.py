@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, LlavaConfig
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.data.samples import IMAGE_TOKEN
-from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.auto import VLMSpec, load_vision, skeleton
+from lightning_switchkd.models.auto import empty_model
+from lightning_switchkd.models.compose import load_vision
+from lightning_switchkd.models.spec import VLMSpec
 
 Layout = Literal["tinyllava", "llava", "xtuner"]
 
@@ -145,7 +147,7 @@ def _loaded(config: LlavaConfig, weights: dict[str, Tensor], report: Report, fol
     Raises:
         UserError: a tensor that a training step reaches is missing, or has another shape.
     """
-    vlm = skeleton(json.loads(config.to_json_string(use_diff=False)))
+    vlm = empty_model(json.loads(config.to_json_string(use_diff=False)))
     model, own = vlm.model, vlm.model.state_dict()
     report.missing = sorted(own.keys() - weights.keys() - set(model.all_tied_weights_keys))
     report.unexpected += sorted(weights.keys() - own.keys())

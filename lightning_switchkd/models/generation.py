@@ -16,8 +16,9 @@ from transformers import LlavaProcessor
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.samples import IMAGE_TOKEN, Turn
-from lightning_switchkd.models.auto import DType, VLMSpec, build
-from lightning_switchkd.models.adapter import VLM
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import DType, VLMSpec
 
 T = TypeVar("T")
 
@@ -77,12 +78,12 @@ class Prompts:
 
 @torch.no_grad()
 def answers(
-    vlm: VLM,
+    vlm: VLMAdapter,
     prompts: Prompts,
     processor: LlavaProcessor,
     stop_ids: list[int],
     max_new_tokens: int,
-    encoder: VLM | None = None,
+    encoder: VLMAdapter | None = None,
 ) -> list[str]:
     """Greedy answers, stripped of white space.
 
@@ -149,7 +150,7 @@ class Preparer:
 class LoadedModel:
     """A model folder, ready to be asked."""
 
-    vlm: VLM
+    vlm: VLMAdapter
     prepare: Preparer
     stop_ids: list[int]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.adapter import VLM
+from lightning_switchkd.models.adapter import VLMAdapter
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -36,7 +36,7 @@ class LoRA:
         return self.alpha / self.rank
 
 
-def add_lora(vlm: VLM, lora: LoRA, where: str) -> None:
+def add_lora(vlm: VLMAdapter, lora: LoRA, where: str) -> None:
     """Freezes the language model, and gives its linear layers adapters that start at 0.
 
     Raises:

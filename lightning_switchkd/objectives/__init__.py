@@ -1,12 +1,12 @@
 """Training objectives: one file a method. Each is cross-entropy plus named, weighted terms."""
 
 from lightning_switchkd.objectives.align_kd import AlignKD
-from lightning_switchkd.objectives.base import Objective, Terms
+from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
 from lightning_switchkd.objectives.kd import KD
 from lightning_switchkd.objectives.llava_kd import LLaVAKD
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.objectives.switch_kd import SwitchKDObjective
-from lightning_switchkd.objectives.terms import Need, RowTerm, Term, Views, ViewTerm
+from lightning_switchkd.objectives.terms import FeatureLoss, LossTerm, Need, ObjectiveInputs, TokenLoss
 
 __all__ = [
     "KD",
@@ -15,10 +15,10 @@ __all__ = [
     "LLaVAKD",
     "Need",
     "Objective",
-    "RowTerm",
+    "TokenLoss",
     "SwitchKDObjective",
-    "Term",
-    "Terms",
-    "ViewTerm",
-    "Views",
+    "LossTerm",
+    "ObjectiveOutput",
+    "FeatureLoss",
+    "ObjectiveInputs",
 ]

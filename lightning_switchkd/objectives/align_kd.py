@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_switchkd.objectives.base import Objective, nonzero
-from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import LanguageModel, Need, Views, ViewTerm
+from lightning_switchkd.objectives.kd import DivergenceLoss
+from lightning_switchkd.objectives.terms import FeatureLoss, LanguageModel, Need, ObjectiveInputs
 
 
-class AdaptedTerm(ViewTerm):
+class AdapterLoss(FeatureLoss):
     """Squared errors of what an adapter, trained with the student, makes of the student's view."""
 
     needs = Need.TEACHER
@@ -31,7 +31,7 @@ class AdaptedTerm(ViewTerm):
         return 0 * (self.adapter.weight.sum() + self.adapter.bias.sum())
 
 
-class AttentionTerm(AdaptedTerm):
+class AttentionLoss(AdapterLoss):
     """First layer's attention of text queries to image keys, student's heads mixed to the teacher's; one per image.
 
     A value is the mean over the teacher's heads, the text tokens after the image, and its tokens.
@@ -44,7 +44,7 @@ class AttentionTerm(AdaptedTerm):
         assert teacher is not None
         self.adapter = nn.Linear(student.attention_heads, teacher.attention_heads)
 
-    def forward(self, views: Views) -> Tensor:
+    def forward(self, views: ObjectiveInputs) -> Tensor:
         found = self.nothing()
         for student, teacher in zip(views.attention["student"], views.attention["teacher"], strict=True):
             if student.shape[1]:  # some text comes after the image
@@ -53,7 +53,7 @@ class AttentionTerm(AdaptedTerm):
         return found
 
 
-class EmbedsTerm(AdaptedTerm):
+class EmbeddingLoss(AdapterLoss):
     """The projector's output against the teacher's, through a trained 1×1 adapter; one value per image token.
 
     A value is the mean over the teacher's channels.
@@ -66,15 +66,15 @@ class EmbedsTerm(AdaptedTerm):
         assert teacher is not None
         self.adapter = nn.Linear(student.width, teacher.width)
 
-    def forward(self, views: Views) -> Tensor:
+    def forward(self, views: ObjectiveInputs) -> Tensor:
         return self.nothing() + self.errors(views).sum()
 
-    def errors(self, views: Views) -> Tensor:
+    def errors(self, views: ObjectiveInputs) -> Tensor:
         """``[M, P]`` mean squared errors."""
         return (self.adapted(views.image_embeds["student"]) - views.image_embeds["teacher"]).square().mean(-1)
 
 
-class FocusTerm(ViewTerm):
+class FocusLoss(FeatureLoss):
     """The same errors once more at the image tokens that the teacher's text attends to most; one value per image.
 
     Attention is that of its first layer, averaged over heads and text tokens.
@@ -87,12 +87,12 @@ class FocusTerm(ViewTerm):
     unit = "image"
     needs = Need.TEACHER | Need.IMAGE_EMBEDS | Need.FIRST_ATTENTION
 
-    def __init__(self, embeds: EmbedsTerm, tokens: int) -> None:
+    def __init__(self, embeds: EmbeddingLoss, tokens: int) -> None:
         super().__init__()
         self._embeds = (embeds,)  # in a tuple: its adapter is registered once
         self.tokens = tokens
 
-    def forward(self, views: Views) -> Tensor:
+    def forward(self, views: ObjectiveInputs) -> Tensor:
         errors = self._embeds[0].errors(views)
         found = errors.sum() * 0
         for error, attention in zip(errors, views.attention["teacher"], strict=True):
@@ -105,7 +105,7 @@ class FocusTerm(ViewTerm):
 class AlignKD(Objective):
     """Cross-entropy + forward KL at answers + first attention from text to image + projected images.
 
-    The paper trains projector and language model: freeze the vision encoder (conf/experiment/). A weight of 0 leaves
+    The paper trains projector and language model: freeze the vision encoder (conf/method/). A weight of 0 leaves
     its term out.
 
     Args:
@@ -126,14 +126,14 @@ class AlignKD(Objective):
         focus_tokens: int = 16,
         temperature: float = 1.0,
     ) -> None:
-        projected = EmbedsTerm()
+        projected = EmbeddingLoss()
         super().__init__(
             *nonzero(
                 {
-                    "text": (text, DivergenceTerm("fkl", temperature)),
-                    "attention": (attention, AttentionTerm()),
+                    "text": (text, DivergenceLoss("fkl", temperature)),
+                    "attention": (attention, AttentionLoss()),
                     "embeds": (embeds, projected),
-                    "focus": (focus if embeds else 0.0, FocusTerm(projected, focus_tokens)),
+                    "focus": (focus if embeds else 0.0, FocusLoss(projected, focus_tokens)),
                 }
             )
         )

@@ -7,16 +7,17 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.losses.logits import Chunk, Side
+from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
+from lightning_switchkd.losses.logits import LogitsChunk
 from lightning_switchkd.objectives.base import Objective
-from lightning_switchkd.objectives.terms import Kind, Need, RowTerm
+from lightning_switchkd.objectives.terms import Kind, Need, TokenLoss
 
 Divergence = Literal["fkl", "rkl", "jsd"]
 """KL(teacher ‖ student), KL(student ‖ teacher), or what lies between."""
 
 
-class DivergenceTerm(RowTerm):
+class DivergenceLoss(TokenLoss):
     """A divergence between the teacher's and a side's distribution over all real token ids, in nats per row.
 
     Args:
@@ -32,10 +33,10 @@ class DivergenceTerm(RowTerm):
         divergence: Divergence,
         temperature: float,
         beta: float = 0.5,
-        side: Side = "student",
+        pathway: Pathway = "student",
         kind: Kind = "answer",
     ) -> None:
-        super().__init__(side, kind)
+        super().__init__(pathway, kind)
         self.needs |= Need.TEACHER
         if divergence not in get_args(Divergence):
             raise UserError(
@@ -43,8 +44,8 @@ class DivergenceTerm(RowTerm):
             )
         self.divergence, self.temperature, self.beta = divergence, temperature, beta
 
-    def forward(self, rows: Chunk) -> Tensor:
-        teacher, student = rows.all("teacher"), rows.all(self.side)
+    def forward(self, rows: LogitsChunk) -> Tensor:
+        teacher, student = rows.logits("teacher"), rows.logits(self.pathway)
         if self.divergence == "jsd":
             return jensen_shannon(teacher=teacher, student=student, temperature=self.temperature, beta=self.beta)
         divergence = forward_kl if self.divergence == "fkl" else reverse_kl
@@ -71,5 +72,5 @@ class KD(Objective):
         beta: float = 0.5,
         warmup_steps: int = 0,
     ) -> None:
-        term = DivergenceTerm(divergence, temperature, beta)
+        term = DivergenceLoss(divergence, temperature, beta)
         super().__init__({divergence: term}, {divergence: weight}, warmup_steps)

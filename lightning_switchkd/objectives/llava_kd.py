@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.losses.logits import Head
+from lightning_switchkd.models.head import Head
 from lightning_switchkd.objectives.base import Objective, nonzero
-from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import Need, Views, ViewTerm
+from lightning_switchkd.objectives.kd import DivergenceLoss
+from lightning_switchkd.objectives.terms import FeatureLoss, Need, ObjectiveInputs
 
 
-class RelationTerm(ViewTerm):
+class RelationLoss(FeatureLoss):
     """RDist: 1 − cos between the self-correlations of an image's tokens in student and teacher, one value per image.
 
     The self-correlation of logits Z ``[P, V]`` is Z·Zᵀ ``[P, P]``. With Z = HWᵀ + b it is written in hidden states,
@@ -24,15 +24,15 @@ class RelationTerm(ViewTerm):
     """
 
     unit = "image"
-    needs = Need.TEACHER | Need.IMAGE_ROWS
+    needs = Need.TEACHER | Need.IMAGE_TOKENS
 
-    def forward(self, views: Views) -> Tensor:
+    def forward(self, views: ObjectiveInputs) -> Tensor:
         rows = views.of("image")
         student, teacher = (
             self_correlation(
-                rows.hidden[side].unflatten(0, (-1, views.tokens_per_image)), views.heads[side], rows.vocabulary
+                rows.hidden[pathway].unflatten(0, (-1, views.tokens_per_image)), views.heads[pathway], rows.vocabulary
             )
-            for side in ("student", "teacher")
+            for pathway in ("student", "teacher")
         )
         return (1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1))).sum()
 
@@ -70,7 +70,7 @@ def self_correlation(hidden: Tensor, head: Head, vocabulary: int) -> Tensor:
 class LLaVAKD(Objective):
     """Cross-entropy + forward KL at answers (MDist-text) and at image tokens (MDist-visual) + RDist.
 
-    The paper's distilled stages train projector and language model: freeze the vision encoder (conf/experiment/).
+    The paper's distilled stages train projector and language model: freeze the vision encoder (conf/method/).
     A weight of 0 leaves its term out.
 
     Args:
@@ -84,9 +84,9 @@ class LLaVAKD(Objective):
         super().__init__(
             *nonzero(
                 {
-                    "text": (text, DivergenceTerm("fkl", temperature)),
-                    "visual": (visual, DivergenceTerm("fkl", temperature, kind="image")),
-                    "relation": (relation, RelationTerm()),
+                    "text": (text, DivergenceLoss("fkl", temperature)),
+                    "visual": (visual, DivergenceLoss("fkl", temperature, kind="image")),
+                    "relation": (relation, RelationLoss()),
                 }
             )
         )

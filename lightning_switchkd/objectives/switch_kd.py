@@ -9,19 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.losses.logits import Chunk, Side, Statistics
+from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses.dbild import logits_difference_kl
+from lightning_switchkd.losses.logits import LogitsChunk, Statistics
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
 from lightning_switchkd.objectives.base import Objective, nonzero
-from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import Kind, Need, RowTerm, Term
+from lightning_switchkd.objectives.kd import DivergenceLoss
+from lightning_switchkd.objectives.terms import Kind, LossTerm, Need, TokenLoss
 
 Direction = Literal["reverse", "forward", "symmetric"]
 """KL(student ‖ teacher), KL(teacher ‖ student), or the mean of both."""
 
 
-class DBiLDTerm(RowTerm):
+class DBiLDLoss(TokenLoss):
     """DBiLD between the teacher's logits and a side's: two terms, led by teacher and by that side.
 
     Args:
@@ -29,7 +30,7 @@ class DBiLDTerm(RowTerm):
         select: finds the leading set of ids in the leader's logits.
         direction: of the divergence; the paper's is reverse.
         tau_squared: multiply by τ², which keeps the gradient's size when τ grows.
-        leader_gradient: whether the side learns from the set that it leads itself; without, that term is only logged.
+        backprop_through_leader: whether the side learns from the set that it leads itself; without, that term is only logged.
         side: whose logits learn.
         kind: at which rows.
     """
@@ -40,11 +41,11 @@ class DBiLDTerm(RowTerm):
         select: Selection,
         direction: Direction = "reverse",
         tau_squared: bool = False,
-        leader_gradient: bool = True,
-        side: Side = "student",
+        backprop_through_leader: bool = True,
+        pathway: Pathway = "student",
         kind: Kind = "answer",
     ) -> None:
-        super().__init__(side, kind)
+        super().__init__(pathway, kind)
         self.needs |= Need.TEACHER
         if direction not in get_args(Direction):
             raise UserError(f"objective: there is no direction '{direction}'. Set {' or '.join(get_args(Direction))}.")
@@ -52,14 +53,14 @@ class DBiLDTerm(RowTerm):
         self.select = select
         self.direction = direction
         self.scale = temperature**2 if tau_squared else 1.0
-        self.leader_gradient = leader_gradient
+        self.backprop_through_leader = backprop_through_leader
 
-    def forward(self, rows: Chunk) -> Tensor:
-        led = [rows.select(leader, self.select) for leader in ("teacher", self.side)]
+    def forward(self, rows: LogitsChunk) -> Tensor:
+        led = [rows.select(leader, self.select) for leader in ("teacher", self.pathway)]
         width = max(ids.shape[1] for ids, _ in led)
         ids, masks = zip(*([F.pad(x, (0, width - x.shape[1])) for x in pair] for pair in led), strict=True)
-        teacher, student = ([rows.at(side, of) for of in ids] for side in ("teacher", self.side))
-        if not self.leader_gradient:
+        teacher, student = ([rows.logits_at(pathway, of) for of in ids] for pathway in ("teacher", self.pathway))
+        if not self.backprop_through_leader:
             student[1] = student[1].detach()
         directions = ("reverse", "forward") if self.direction == "symmetric" else (self.direction,)
         values = [
@@ -74,8 +75,8 @@ class DBiLDTerm(RowTerm):
         ]
         return self.scale * torch.stack(values).mean(0).view(2, -1).sum(0)
 
-    def observe(self, rows: Chunk) -> Statistics:
-        return region_statistics(rows, self.side, self.select)
+    def statistics(self, rows: LogitsChunk) -> Statistics:
+        return region_statistics(rows, self.pathway, self.select)
 
 
 class SwitchKDObjective(Objective):
@@ -88,9 +89,9 @@ class SwitchKDObjective(Objective):
         select: how the leading ids are found; the paper's is Kneedle.
         direction: of the divergence; the paper's is reverse.
         tau_squared: multiply all terms by τ².
-        leader_gradient: whether a side learns from the set that it leads itself; without, that term is only logged.
+        backprop_through_leader: whether a side learns from the set that it leads itself; without, that term is only logged.
         switch_divergence: of the switch pathway; ``fkl`` is KL(teacher ‖ switch) over the whole vocabulary at τ.
-        image_rows: add both terms at image tokens (``align_image``, ``vsd_image``), as LLaVA-KD does with its own.
+        image_tokens: add both terms at image tokens (``align_image``, ``vsd_image``), as LLaVA-KD does with its own.
         warmup_steps: optimizer steps over which both λ grow linearly.
     """
 
@@ -102,19 +103,19 @@ class SwitchKDObjective(Objective):
         select: Selection | None = None,
         direction: Direction = "reverse",
         tau_squared: bool = False,
-        leader_gradient: bool = True,
+        backprop_through_leader: bool = True,
         switch_divergence: Literal["dbild", "fkl"] = "dbild",
-        image_rows: bool = False,
+        image_tokens: bool = False,
         warmup_steps: int = 0,
     ) -> None:
-        settings = temperature, select or Kneedle(), direction, tau_squared, leader_gradient
-        kinds: tuple[Kind, ...] = ("answer", "image") if image_rows else ("answer",)
-        weighed: dict[str, tuple[float, Term]] = {}
+        settings = temperature, select or Kneedle(), direction, tau_squared, backprop_through_leader
+        kinds: tuple[Kind, ...] = ("answer", "image") if image_tokens else ("answer",)
+        weighed: dict[str, tuple[float, LossTerm]] = {}
         for kind in kinds:
             ending = "" if kind == "answer" else "_image"
-            switch: Term = DBiLDTerm(*settings, "switch", kind)
+            switch: LossTerm = DBiLDLoss(*settings, "switch", kind)
             if switch_divergence == "fkl":
-                switch = DivergenceTerm("fkl", temperature, side="switch", kind=kind)
-            weighed[f"align{ending}"] = lambda_align, DBiLDTerm(*settings, "student", kind)
+                switch = DivergenceLoss("fkl", temperature, pathway="switch", kind=kind)
+            weighed[f"align{ending}"] = lambda_align, DBiLDLoss(*settings, "student", kind)
             weighed[f"vsd{ending}"] = lambda_vsd, switch
         super().__init__(*nonzero(weighed), warmup_steps)

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from lightning_switchkd.core.types import Counts
-from lightning_switchkd.losses.logits import Chunk, Heads, Rows, Side, Statistics
+from lightning_switchkd.core.types import Counts, Pathway
+from lightning_switchkd.losses.logits import Heads, LogitsChunk, Statistics, SupervisedTokens
 
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
@@ -25,35 +25,35 @@ class Need(Flag):
     STUDENT = 0
     TEACHER = auto()
     SWITCH = auto()
-    IMAGE_ROWS = auto()
+    IMAGE_TOKENS = auto()
     IMAGE_EMBEDS = auto()
     FIRST_ATTENTION = auto()
 
 
 @dataclass(frozen=True)
-class Views:
+class ObjectiveInputs:
     """What the pathways have made of a micro-batch, as far as the objective needs it. Images in placeholder order.
 
     Attributes:
         rows: at supervised tokens.
         heads: the pathways' output heads.
-        image_rows: at image tokens, ``M · P`` of them (``Need.IMAGE_ROWS``).
+        image_tokens: at image tokens, ``M · P`` of them (``Need.IMAGE_TOKENS``).
         image_embeds: what the projector made of each image ``[M, P, H]`` (``Need.IMAGE_EMBEDS``).
         attention: of the first decoder layer, from text tokens to an image's: one ``[heads, Q, P]`` per image
             (``Need.FIRST_ATTENTION``).
         tokens_per_image: P.
     """
 
-    rows: Rows
+    rows: SupervisedTokens
     heads: Heads
-    image_rows: Rows | None = None
-    image_embeds: Mapping[Side, Tensor] = field(default_factory=dict)
-    attention: Mapping[Side, list[Tensor]] = field(default_factory=dict)
+    image_tokens: SupervisedTokens | None = None
+    image_embeds: Mapping[Pathway, Tensor] = field(default_factory=dict)
+    attention: Mapping[Pathway, list[Tensor]] = field(default_factory=dict)
     tokens_per_image: int = 0
 
-    def of(self, kind: Kind) -> Rows:
+    def of(self, kind: Kind) -> SupervisedTokens:
         """The rows of a kind."""
-        rows = self.rows if kind == "answer" else self.image_rows
+        rows = self.rows if kind == "answer" else self.image_tokens
         assert rows is not None, "an objective says which rows it needs"
         return rows
 
@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
         """Query heads of a layer."""
 
 
-class Term(nn.Module, ABC):
+class LossTerm(nn.Module, ABC):
     """A loss. May own adapters: they are optimised and saved like any part.
 
     Attributes:
@@ -85,7 +85,7 @@ class Term(nn.Module, ABC):
         """Makes the adapters, once the models are known."""
 
 
-class RowTerm(Term):
+class TokenLoss(LossTerm):
     """A loss on rows of logits, called chunk by chunk.
 
     Args:
@@ -93,33 +93,33 @@ class RowTerm(Term):
         kind: which rows.
     """
 
-    def __init__(self, side: Side = "student", kind: Kind = "answer") -> None:
+    def __init__(self, pathway: Pathway = "student", kind: Kind = "answer") -> None:
         super().__init__()
-        self.side, self.kind = side, kind
-        self.unit = "image_token" if kind == "image" else "visual_token" if side == "switch" else "token"
-        self.needs = (Need.SWITCH if side == "switch" else Need.STUDENT) | (
-            Need.IMAGE_ROWS if kind == "image" else Need.STUDENT
+        self.pathway, self.kind = pathway, kind
+        self.unit = "image_token" if kind == "image" else "visual_token" if pathway == "switch" else "token"
+        self.needs = (Need.SWITCH if pathway == "switch" else Need.STUDENT) | (
+            Need.IMAGE_TOKENS if kind == "image" else Need.STUDENT
         )
 
     @abstractmethod
-    def forward(self, rows: Chunk) -> Tensor:
+    def forward(self, rows: LogitsChunk) -> Tensor:
         """``[n]`` nats, one value per row of the chunk."""
 
-    def observe(self, rows: Chunk) -> Statistics:
+    def statistics(self, rows: LogitsChunk) -> Statistics:
         """What there is to tell of the rows beside the loss, from logits that are there anyway; ``[n]`` each."""
         return {}
 
 
-class ViewTerm(Term):
+class FeatureLoss(LossTerm):
     """A loss on small tensors, called once a micro-batch, outside of autocast and by ordinary autograd."""
 
     @abstractmethod
-    def forward(self, views: Views) -> Tensor:
+    def forward(self, views: ObjectiveInputs) -> Tensor:
         """Scalar: the sum over the micro-batch's units; with none of them 0, and adapters still take part in it."""
 
 
-class CrossEntropy(RowTerm):
+class CrossEntropy(TokenLoss):
     """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
 
-    def forward(self, rows: Chunk) -> Tensor:
-        return rows.log_normaliser("student") - rows.at("student", rows.targets[:, None])[:, 0]
+    def forward(self, rows: LogitsChunk) -> Tensor:
+        return rows.log_normalizer("student") - rows.logits_at("student", rows.targets[:, None])[:, 0]

@@ -57,7 +57,7 @@ class CSVLogger(LightningCSVLogger):
 
 
 @rank_zero_only
-def continue_logs(trainer: L.Trainer) -> None:
+def resume_logs(trainer: L.Trainer) -> None:
     """Drops what an interrupted run logged after the checkpoint that this one starts from (all of it at step 0)."""
     step = trainer.global_step
     for logger in trainer.loggers:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_switchkd.losses.logits import Statistics
-from lightning_switchkd.models.adapter import keeping_dtype
+from lightning_switchkd.models.adapter import keep_dtype
 
 
-class Running(Metric):
+class ResumableMetric(Metric):
     """Sums that are collected at every log line and survive a checkpoint in between.
 
     Its states keep their dtype when a module is cast (``bf16-true`` casts whole modules).
@@ -22,19 +22,19 @@ class Running(Metric):
 
     full_state_update = False
 
-    def carried(self) -> dict[str, Tensor]:
+    def summed_state(self) -> dict[str, Tensor]:
         """The states added up over all ranks, for a checkpoint; every rank has to ask."""
         with self.sync_context():
             return {name: cast(Tensor, state).detach().cpu().clone() for name, state in self.metric_state.items()}
 
     def restore(self, states: Mapping[str, Tensor], rank: int) -> None:
-        """Takes up what :meth:`carried` gave: rank 0 all of it, the others nothing."""
+        """Takes up what :meth:`summed_state` gave: rank 0 all of it, the others nothing."""
         self.reset()
         if rank == 0:
             for name, state in states.items():
                 setattr(self, name, state.to(self.device))
 
-    def collect(self) -> Any:
+    def compute_and_reset(self) -> Any:
         """``compute``, then start again from nothing."""
         self._update_count = max(1, self._update_count)  # a rank that saw nothing still has to add up
         values = self.compute()
@@ -42,10 +42,10 @@ class Running(Metric):
         return values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> torch.nn.Module:
-        return super()._apply(keeping_dtype(fn), *args, **kwargs)
+        return super()._apply(keep_dtype(fn), *args, **kwargs)
 
 
-class Means(Running):
+class Means(ResumableMetric):
     """Named sums over units, each divided by its number of units, 0 where there was none.
 
     >>> means = Means(["ce", "vsd"])
@@ -77,14 +77,14 @@ class Means(Running):
         return dict(zip(self.names, means.unbind(), strict=True))
 
 
-class RowStatistics(Running):
+class TokenStatistics(ResumableMetric):
     """Means of per-row statistics, and for the k of leading sets how often each k occurred: quantiles are exact.
 
     Args:
         names: the statistics; those beginning with ``k_`` are numbers of entries.
         limit: the largest k.
 
-    >>> seen = RowStatistics(["k_teacher", "overlap"], limit=8)
+    >>> seen = TokenStatistics(["k_teacher", "overlap"], limit=8)
     >>> seen.update({"k_teacher": torch.tensor([4, 4, 7]), "overlap": torch.tensor([1.0, 0.5, 0.0])})
     >>> {name: round(float(value), 2) for name, value in seen.compute()[0].items()}
     {'k_teacher': 5.0, 'overlap': 0.5, 'k_teacher_p10': 4.0, 'k_teacher_p50': 4.0, 'k_teacher_p90': 7.0}

@@ -18,23 +18,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlavaProcessor
 
 from lightning_switchkd import __version__
-from lightning_switchkd.core.types import Batch, Counts
-from lightning_switchkd.distillation.teacher_cache import RecordCache, TeacherCache
-from lightning_switchkd.training.checkpoints.metadata import RECORD, check_resumable, fingerprint
-from lightning_switchkd.training.checkpoints.resume import rewind, settle
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import Batch, Counts, Part
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import rows_of_a_record
+from lightning_switchkd.distillation.checks import check_data, check_packing, check_pair, check_vocabulary, same_encoder
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.training.metrics import Means
-from lightning_switchkd.objectives.base import Objective, Terms
+from lightning_switchkd.distillation.teacher_cache import HiddenStateCache, TeacherCache
+from lightning_switchkd.models.adapter import fingerprint
+from lightning_switchkd.models.auto import build, tokenizer_of
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
 from lightning_switchkd.objectives.sft import SFT
 from lightning_switchkd.objectives.terms import Need
+from lightning_switchkd.training.checkpoints.metadata import METADATA_KEY, check_resumable
+from lightning_switchkd.training.checkpoints.resume import align_to_step_start, restore_counters
+from lightning_switchkd.training.metrics import Means
 from lightning_switchkd.training.optim import parameter_groups, warmup_cosine
 from lightning_switchkd.training.strategies import FSDP2
-from lightning_switchkd.models.auto import VLMSpec, build, tokenizer_of
-from lightning_switchkd.distillation.checks import check_data, check_packing, check_pair, check_vocabulary, same_encoder
-from lightning_switchkd.models.adapter import Part
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SwitchKD(L.LightningModule):
         weight_decay: AdamW's decay of matrices; norms and biases are never decayed.
         betas: AdamW's running averages.
         warmup: part of all steps (below 1) or number of steps (from 1) over which the learning rate rises.
-        lr_end: part of the learning rate that is left at the end of the cosine.
+        min_lr_ratio: part of the learning rate that is left at the end of the cosine.
         teacher_cache: where the teacher's hidden rows are kept for later epochs and runs; None computes them each time.
         logits_gib: most memory, in GiB, that logits take up at a time: as many rows go through the heads together as
             fit in. None is 2 on a GPU, 0.25 elsewhere; more is not faster once a chunk has some hundred rows.
@@ -73,7 +74,7 @@ class SwitchKD(L.LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.03,
-        lr_end: float = 0.0,
+        min_lr_ratio: float = 0.0,
         teacher_cache: TeacherCache | None = None,
         logits_gib: float | None = None,
     ) -> None:
@@ -91,12 +92,12 @@ class SwitchKD(L.LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup = warmup
-        self.lr_end = lr_end
+        self.min_lr_ratio = min_lr_ratio
         if logits_gib is not None and not logits_gib > 0:
             raise UserError(f"model.logits_gib is {logits_gib}: logits need some memory. Set it above 0, or to null.")
         self.logits_gib = logits_gib
         self.teacher_cache = teacher_cache
-        self._caches: dict[str, RecordCache] = {}
+        self._caches: dict[str, HiddenStateCache] = {}
         self._distiller: Distiller | None = None
         self._switch_looked_at = self._same_encoder = False
         self._totals: Tensor | None = None
@@ -165,10 +166,10 @@ class SwitchKD(L.LightningModule):
         optimizer = torch.optim.AdamW(groups, betas=self.betas)
         self._configured = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.lr_end))
+        schedule = LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.min_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def cached(self, split: Split) -> RecordCache | None:
+    def cached(self, split: Split) -> HiddenStateCache | None:
         """The teacher's rows of a split, where they are kept; the first call opens them and says how large they grow.
 
         Raises:
@@ -197,13 +198,13 @@ class SwitchKD(L.LightningModule):
                 "model.teacher.attn_implementation": teacher.attention,
                 "model.teacher.feature_layer": str(teacher.feature_space),
                 "trainer.precision": str(self.trainer.precision),
-                **data.prompt_record(),
+                **data.prompt_metadata(),
             }
-            image_rows = Need.IMAGE_ROWS in needs
+            image_tokens = Need.IMAGE_TOKENS in needs
             size = len(dataset), head.weight.shape[1], head.dtype
-            place = f"{source}-with-image-tokens" if image_rows else source
+            place = f"{source}-with-image-tokens" if image_tokens else source
             cache = self.teacher_cache.open(key, place, *size, self.trainer.world_size)
-            rank_zero_info(cache.announcement(rows_of_a_record(dataset, image_rows)))
+            rank_zero_info(cache.announcement(rows_of_a_record(dataset, image_tokens)))
             self._caches[source] = cache
         return self._caches[source]
 
@@ -222,7 +223,7 @@ class SwitchKD(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Lets checkpoints continue where they are."""
-        settle(self.trainer, batch_idx)
+        restore_counters(self.trainer, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's means over ranks and micro-batches give METHOD's sum.
@@ -234,7 +235,7 @@ class SwitchKD(L.LightningModule):
         terms = self.distiller(batch, self._totals, self.global_step, self.cached("train"))
         self.train_means.update(terms.sums, terms.counts(batch.counts))
         if batch.window_end and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log("train", self.train_means.collect(), batch)
+            self._log("train", self.train_means.compute_and_reset(), batch)
         if batch.counts.visual_token and not self._switch_looked_at:
             self._switch_looked_at = True
             self._warn_if_nothing_to_switch(terms, batch)
@@ -265,7 +266,7 @@ class SwitchKD(L.LightningModule):
         self._log_held_out("test")
 
     def _log_held_out(self, stage: str) -> None:
-        means = self.held_out_means.collect()
+        means = self.held_out_means.compute_and_reset()
         self.log(f"{stage}/accuracy", means.pop("correct"), prog_bar=True)
         self._log(stage, means, None)
 
@@ -281,7 +282,7 @@ class SwitchKD(L.LightningModule):
         self.log_dict(values, batch_size=None if batch is None else len(batch))
         self.log(f"{stage}/loss", cast(Tensor, total), prog_bar=True, logger=False, batch_size=1)
 
-    def _warn_if_nothing_to_switch(self, terms: Terms, batch: Batch) -> None:
+    def _warn_if_nothing_to_switch(self, terms: ObjectiveOutput, batch: Batch) -> None:
         if "vsd" not in terms.sums:
             return
         per_token = float(terms.sums["vsd"]) / batch.counts.visual_token
@@ -293,7 +294,7 @@ class SwitchKD(L.LightningModule):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def record(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint or an exported folder says of this run: plain values, safe with ``weights_only``."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {
@@ -304,17 +305,17 @@ class SwitchKD(L.LightningModule):
             "teacher_fingerprint": self.teacher_fingerprint,
             "lora_scale": None if self.student_spec.lora is None else self.student_spec.lora.scale,
             "student_config": json.loads(self.distiller.student.model.config.to_json_string(use_diff=False)),
-            **data.record(),
+            **data.metadata(),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the file needs to be understood alone, and the sums since the last log line."""
-        checkpoint[RECORD] = self.record()
-        checkpoint["train_means"] = self.train_means.carried()
+        checkpoint[METADATA_KEY] = self.metadata()
+        checkpoint["train_means"] = self.train_means.summed_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another student or teacher; one from the middle of a step goes back to its start."""
         check_resumable(checkpoint, self.state_dict(), self.teacher_fingerprint)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            rewind(checkpoint, self.trainer.accumulate_grad_batches)
+            align_to_step_start(checkpoint, self.trainer.accumulate_grad_batches)
         self.train_means.restore(checkpoint.get("train_means", {}), self.global_rank)

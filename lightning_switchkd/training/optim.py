@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.models.adapter import PARTS
 
 
 def parameter_groups(distiller: Distiller, lr: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.models.adapter import PARTS
 
 
 class FSDP2(ModelParallelStrategy):

@@ -13,13 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.training.callbacks import AnswerPanel
 from lightning_switchkd.training.callbacks.answer_panel import markdown
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives import SFT, SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec
 
 
 def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> SwitchKD:
@@ -40,7 +40,7 @@ def shown(root: Path) -> tuple[str, Any]:
 
 
 def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
-    panel = AnswerPanel(records=3, max_new_tokens=4)
+    panel = AnswerPanel(samples=3, max_new_tokens=4)
     model = validate(folder, tmp_path, panel, SwitchKDObjective())
     text, picture = shown(tmp_path)
     lines = text.splitlines()
@@ -50,7 +50,7 @@ def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
     columns = (picture < 250).any(axis=(0, 2)).nonzero()[0]
     assert columns.max() > 0.6 * picture.shape[1], "three of four places are filled"
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100, "pictures, not a white page"
-    assert all(record.images for record in panel._shown), "text-only records have no image to show"
+    assert all(sample.images for sample in panel._shown), "text-only records have no image to show"
     # the switched answers are those of the teacher with the student's tower put in
     questions = ValidationQuestions(tiny.data_module(folder), model.device, 4)
     swapped = copy.deepcopy(model.distiller.frozen_teacher)
@@ -61,22 +61,23 @@ def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_teacher_shows_the_student(folder: Path, tmp_path: Path) -> None:
-    validate(folder, tmp_path, AnswerPanel(records=2, max_new_tokens=2), SFT())
+    validate(folder, tmp_path, AnswerPanel(samples=2, max_new_tokens=2), SFT())
     assert shown(tmp_path)[0].startswith("| question | right answer | student |\n")
 
 
 def test_markdown_keeps_to_its_cells() -> None:
-    from lightning_switchkd.data.samples import Place, parse_record
+    from lightning_switchkd.data.formats import parse_sample
+    from lightning_switchkd.data.samples import SampleLocation
 
-    record = parse_record(
+    sample = parse_sample(
         {"id": 1, "image": "a.png", "conversations": [
             {"from": "human", "value": "<image>\nleft | right?"}, {"from": "gpt", "value": "left"},
-        ]}, Place("here.json", 0),
+        ]}, SampleLocation("here.json", 0),
     )  # fmt: skip
-    table = markdown([record], {"student": ["no\nidea"], "teacher": ["left"]})
+    table = markdown([sample], {"student": ["no\nidea"], "teacher": ["left"]})
     assert table.splitlines()[2] == "| left \\| right? | left | ✗ no idea | left |"
 
 
 def test_none_is_asked_for(folder: Path, tmp_path: Path) -> None:
-    validate(folder, tmp_path, AnswerPanel(records=0), SFT())
+    validate(folder, tmp_path, AnswerPanel(samples=0), SFT())
     assert "val/panel" not in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]

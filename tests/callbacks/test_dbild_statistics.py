@@ -13,12 +13,12 @@ import tiny
 import torch
 from torch import Tensor
 
+from lightning_switchkd.losses import Kneedle
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.training.callbacks import DBiLDStatistics, VisionGradients
 from lightning_switchkd.training.loggers import CSVLogger
-from lightning_switchkd.losses import Kneedle
 from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives import SFT, SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec
 
 VOCABULARY = 280
 KNEEDLE = Kneedle(window=48, min_k=4)
@@ -42,12 +42,12 @@ class FullLogits(DBiLDStatistics):
 
     def remember(self, distiller: Any, batch: Any) -> None:
         teacher = distiller.teacher.vlm.model
-        switched = copy.deepcopy(teacher)
-        switched.model.vision_tower = copy.deepcopy(distiller.student.model.model.vision_tower)
-        models = {"student": distiller.student.model, "teacher": teacher, "switch": switched}
-        seeing = set(batch.image_row.tolist())
+        apply_options = copy.deepcopy(teacher)
+        apply_options.model.vision_tower = copy.deepcopy(distiller.student.model.model.vision_tower)
+        models = {"student": distiller.student.model, "teacher": teacher, "switch": apply_options}
+        seeing = set(batch.image_sample.tolist())
         for b in range(len(batch)):
-            pixels = batch.pixel_values.double()[batch.image_row == b]
+            pixels = batch.pixel_values.double()[batch.image_sample == b]
             with torch.no_grad():
                 logits = {
                     side: model(
@@ -167,7 +167,7 @@ def test_gradients_by_pathway_and_term(folder: Path, tmp_path: Path) -> None:
     squares = {"student": 0.0, "switch": 0.0, "dot": 0.0}
     by_term: dict[str, float] = {}
     for batch in batches:
-        fresh.objective.separate = True
+        fresh.objective.split_terms = True
         terms = fresh.distiller(batch, batch.counts.tensor(), 0)
         features = list(terms.features.values())
         for name, share in terms.shares.items():

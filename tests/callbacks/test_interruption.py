@@ -22,9 +22,9 @@ SETTINGS = [
     "--data.batch_size=4",
     "--data.num_workers=1",
     "--checkpoint.every_n_train_steps=4",
-    "--gradients.split_every_n_steps=3",
-    "--greedy.max_new_tokens=2",
-    "--panel.records=0",
+    "--vision_gradients.split_every_n_steps=3",
+    "--val_generation.max_new_tokens=2",
+    "--answer_panel.num_samples=0",
 ]
 NOT_REPEATABLE = "throughput/"
 
@@ -91,7 +91,7 @@ def test_last_begins_where_there_is_nothing_yet(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """RESUME=auto on a fresh folder trains; on a finished run it has nothing left to do and loses nothing."""
-    arguments = fit_arguments(folder, tmp_path / "run", "--ckpt_path=last", "--panel.records=0")
+    arguments = fit_arguments(folder, tmp_path / "run", "--ckpt_path=last", "--answer_panel.num_samples=0")
     main(arguments)
     assert "starting anew" in capsys.readouterr().out
     before = rows(tmp_path / "run")
@@ -106,7 +106,7 @@ def test_a_fresh_run_moves_the_former_one_aside(
 ) -> None:
     """Every former run is kept; a start that fails moves the last one aside once, and costs none."""
     run = tmp_path / "run"
-    arguments = fit_arguments(folder, run, "--trainer.max_steps=1", "--panel.records=0")
+    arguments = fit_arguments(folder, run, "--trainer.max_steps=1", "--answer_panel.num_samples=0")
     main(arguments)
     (run / "notes.txt").write_text("mine", encoding="utf-8")
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_a_fresh_run_moves_the_former_one_aside(
 
 def two_processes(folder: Path, run: Path) -> list[str]:
     """The same global batches on two ranks of DDP."""
-    strategy = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2", "--panel.records=2"]
+    strategy = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2", "--answer_panel.num_samples=2"]
     return fit_arguments(folder, run, *[s for s in SETTINGS if "panel" not in s], *strategy)
 
 
@@ -158,7 +158,7 @@ def test_two_processes_stop_together_and_continue(folder: Path, tmp_path: Path) 
 
 def test_last_is_kept_beside_a_best_checkpoint_elsewhere(folder: Path, tmp_path: Path) -> None:
     elsewhere = f"--trainer.callbacks.init_args.dirpath={tmp_path / 'elsewhere'}"
-    arguments = fit_arguments(folder, tmp_path / "run", elsewhere, "--panel.records=0", extra=("with/best",))
+    arguments = fit_arguments(folder, tmp_path / "run", elsewhere, "--answer_panel.num_samples=0", extra=("with/best",))
     with pytest.raises(SystemExit):
         main([*arguments, *signalled("on_train_batch_start", 1)])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

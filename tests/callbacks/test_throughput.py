@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import tiny
 
-from lightning_switchkd.training.callbacks import Throughput
 from lightning_switchkd.data.dataset import VisionTextDataset
-from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec
 from lightning_switchkd.distillation.flops import step_cost
+from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.training.callbacks import Throughput
+from lightning_switchkd.training.module import SwitchKD
 
 KEYS = {
     "samples_per_s", "tokens_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "peak_memory_gib",

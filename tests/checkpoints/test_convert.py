@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration
 
-from lightning_switchkd.models.convert import convert
-from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.processor import load_processor
+from lightning_switchkd.models.convert import convert
 
 State = dict[str, Tensor]
 

@@ -101,7 +101,7 @@ def digests(batch: Batch) -> list[str]:
     found = []
     for row in range(len(batch)):
         real = batch.attention_mask[row] == 1
-        seen = (batch.input_ids[row][real], batch.labels[row][real], batch.pixel_values[batch.image_row == row])
+        seen = (batch.input_ids[row][real], batch.labels[row][real], batch.pixel_values[batch.image_sample == row])
         data = b"".join(tensor.numpy().tobytes() for tensor in seen)
         found.append(f"{int(batch.sample_index[row])}:{hashlib.sha256(data).hexdigest()[:16]}")
     return found

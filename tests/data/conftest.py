@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from raws import records
+from raws import samples
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -99,7 +99,7 @@ def make_data(processor_folder: Path, write: Callable[..., DataPaths]) -> Callab
 
     def make(n: int = 21, **settings: Any) -> LLaVADataModule:
         if "train" not in settings:
-            settings["train"] = write(records(n))
+            settings["train"] = write(samples(n))
         return LLaVADataModule(str(processor_folder), **settings)
 
     return make

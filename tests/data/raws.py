@@ -15,7 +15,7 @@ def talk(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
-def records(n: int) -> list[dict[str, Any]]:
+def samples(n: int) -> list[dict[str, Any]]:
     """One third text-only, one third one image, one third two turns."""
     made: list[dict[str, Any]] = []
     for i in range(n):

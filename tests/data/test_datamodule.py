@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data import DataPaths, LLaVADataModule
-from lightning_switchkd.core.errors import UserError
 
 MakeData = Callable[..., LLaVADataModule]
 
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     hparams = torch.load(checkpoint, weights_only=True)["datamodule_hyper_parameters"]
     paths = {"annotations": str(tmp_path / "train.json"), "image_root": str(tmp_path), "weight": 1.0}
     assert hparams["train"] == [paths]
-    assert LLaVADataModule.load_from_checkpoint(checkpoint, weights_only=True).dataset("train").record(0).id == "0"
+    assert LLaVADataModule.load_from_checkpoint(checkpoint, weights_only=True).dataset("train").sample(0).id == "0"
     if done % 4:
         with pytest.raises(UserError, match="cannot be resumed: 'seed' was 0 and is 1 now"):
             trainer(accumulate_grad_batches=2).fit(Recorder(), datamodule=data(seed=1), ckpt_path=checkpoint)

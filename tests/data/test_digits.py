@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import AutoProcessor, AutoTokenizer
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.demo import digits
 from lightning_switchkd.demo.digits import CELL, PLACES, TEMPLATES, Settings, main, split_scans, write
-from lightning_switchkd.core.errors import UserError
 
 SMALL = Settings(boards=120, small_boards=40, val_boards=40, test_boards=60)
 FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json")
@@ -30,13 +30,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return output
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
+def samples(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / name).read_text())
 
 
-def turns(record: dict[str, Any]) -> list[tuple[str, str]]:
-    values = [turn["value"] for turn in record["conversations"]]
-    assert [turn["from"] for turn in record["conversations"]] == ["human", "gpt"] * (len(values) // 2)
+def turns(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    values = [turn["value"] for turn in sample["conversations"]]
+    assert [turn["from"] for turn in sample["conversations"]] == ["human", "gpt"] * (len(values) // 2)
     assert values[0].startswith("<image>")
     assert not any("<image>" in value for value in values[1:])
     return list(zip([values[0].removeprefix("<image>").strip(), *values[2::2]], values[1::2], strict=True))
@@ -62,7 +62,7 @@ def place(where: str, grid: int) -> int:
 
 
 def test_no_scan_is_on_two_sides(folder: Path) -> None:
-    seen = {name: {scan for record in records(folder, name) for scan in record["scans"]} for name in FILES}
+    seen = {name: {scan for sample in samples(folder, name) for scan in sample["scans"]} for name in FILES}
     train = seen["train.json"] | seen["captions.json"] | seen["train_small.json"]
     assert not train & (seen["val.json"] | seen["test.json"])
     assert not seen["val.json"] & seen["test.json"]
@@ -75,18 +75,18 @@ def test_no_scan_is_on_two_sides(folder: Path) -> None:
 def test_digits_are_what_the_scans_show(folder: Path) -> None:
     truth = load_digits().target
     for name in FILES:
-        for record in records(folder, name):
-            assert truth[record["scans"]].tolist() == record["digits"]
+        for sample in samples(folder, name):
+            assert truth[sample["scans"]].tolist() == sample["digits"]
 
 
 def test_answers_are_true(folder: Path) -> None:
     for name in FILES[1:]:
-        for record in records(folder, name):
-            shown = record["digits"]
+        for sample in samples(folder, name):
+            shown = sample["digits"]
             grid = int(len(shown) ** 0.5)
-            for question, reply in turns(record):
+            for question, reply in turns(sample):
                 kind, _, where, digit = understand(question)
-                assert record.get("source", kind) == kind
+                assert sample.get("source", kind) == kind
                 if kind == "position":
                     assert where in PLACES[grid]
                     assert reply == str(shown[place(where, grid)])
@@ -104,8 +104,8 @@ def test_yes_and_no_are_equally_frequent_in_each_template(folder: Path) -> None:
     for name in FILES[1:]:
         asked = Counter(
             (understand(question)[1], reply)
-            for record in records(folder, name)
-            for question, reply in turns(record)
+            for sample in samples(folder, name)
+            for question, reply in turns(sample)
             if understand(question)[0] == "exists"
         )
         for template in TEMPLATES["exists"]:
@@ -114,27 +114,27 @@ def test_yes_and_no_are_equally_frequent_in_each_template(folder: Path) -> None:
 
 def test_held_out_boards_have_one_question_of_each_kind(folder: Path) -> None:
     for name, boards in (("val.json", SMALL.val_boards), ("test.json", SMALL.test_boards)):
-        asked = Counter(record["source"] for record in records(folder, name))
+        asked = Counter(sample["source"] for sample in samples(folder, name))
         assert asked == dict.fromkeys(TEMPLATES, boards)
-        assert len({record["id"] for record in records(folder, name)}) == boards * len(TEMPLATES)
+        assert len({sample["id"] for sample in samples(folder, name)}) == boards * len(TEMPLATES)
 
 
 def test_training_boards_have_their_turns_and_captions(folder: Path) -> None:
-    assert {len(turns(record)) for record in records(folder, "train.json")} == {SMALL.turns}
-    for record in records(folder, "captions.json"):
-        assert [(q, reply.replace(" ", "")) for q, reply in turns(record)] == [
-            ("", "".join(map(str, record["digits"])))
+    assert {len(turns(sample)) for sample in samples(folder, "train.json")} == {SMALL.turns}
+    for sample in samples(folder, "captions.json"):
+        assert [(q, reply.replace(" ", "")) for q, reply in turns(sample)] == [
+            ("", "".join(map(str, sample["digits"])))
         ]
 
 
 def test_held_out_images_show_the_scans_unchanged(folder: Path) -> None:
     source = load_digits().images
-    for record in records(folder, "test.json")[:6]:
-        board = Image.open(folder / "images" / record["image"])
-        side = int(len(record["digits"]) ** 0.5) * CELL
+    for sample in samples(folder, "test.json")[:6]:
+        board = Image.open(folder / "images" / sample["image"])
+        side = int(len(sample["digits"]) ** 0.5) * CELL
         assert (board.size, board.mode) == ((side, side), "L")
         halved = np.asarray(board.resize((side // 2, side // 2), Image.Resampling.BOX), dtype=float)
-        corner = source[record["scans"][0]] * 255 / 16
+        corner = source[sample["scans"][0]] * 255 / 16
         assert np.corrcoef(halved[:8, :8].ravel(), corner.ravel())[0, 1] > 0.97
 
 
@@ -150,7 +150,7 @@ def test_equal_settings_give_equal_bytes_and_are_not_written_again(tmp_path: Pat
     assert not write(SMALL, first)
     assert (first / "train.json").stat().st_mtime_ns == stamp
     assert write(replace(SMALL, turns=2), first)  # other settings replace it whole
-    assert {len(turns(record)) for record in records(first, "train.json")} == {2}
+    assert {len(turns(sample)) for sample in samples(first, "train.json")} == {2}
 
 
 def test_a_broken_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +172,8 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_processor_is_a_real_one(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder / "processor")
-    record = records(folder, "val.json")[0]
-    image = Image.open(folder / "images" / record["image"])
+    sample = samples(folder, "val.json")[0]
+    image = Image.open(folder / "images" / sample["image"])
     content = [{"type": "image"}, {"type": "text", "text": "Read all digits."}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>\nRead all digits.<|im_end|>\n<|im_start|>assistant\n"

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from lightning_switchkd.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
-from lightning_switchkd.data.samples import Place, parse_record
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.formats import parse_sample
+from lightning_switchkd.data.samples import SampleLocation
+from lightning_switchkd.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
 from lightning_switchkd.evaluation.answers import Matched
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
-from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
 from lightning_switchkd.evaluation.score import rate
+from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
 
 SETTINGS = Settings()
 TRAINING = ("captions.json", "train.json", "train_balanced.json", "train_small.json")
@@ -34,18 +35,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
+def samples(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def asked(folder: Path, name: str) -> Counter[tuple[int, str, str]]:
     """Picture, question and answer of every turn."""
     found: Counter[tuple[int, str, str]] = Counter()
-    for i, raw in enumerate(records(folder, name)):
-        record = parse_record(raw, Place(name, i))
-        texts = [turn.text.replace("<image>", "").strip() for turn in record.turns]
+    for i, raw in enumerate(samples(folder, name)):
+        sample = parse_sample(raw, SampleLocation(name, i))
+        texts = [turn.text.replace("<image>", "").strip() for turn in sample.turns]
         found.update(
-            (int(Path(record.images[0].path).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True)
+            (int(Path(sample.images[0].path).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True)
         )
     return found
 
@@ -57,17 +58,17 @@ def published(split: str) -> Counter[tuple[int, str, str]]:
 
 def test_official_test_split_is_whole(folder: Path) -> None:
     assert asked(folder, "test.json") == published("test")
-    assert len(records(folder, "test.json")) == 9673
+    assert len(samples(folder, "test.json")) == 9673
     assert len(list((folder / "images" / "test").iterdir())) == 1000
 
 
 def test_training_and_validation_share_no_picture(folder: Path) -> None:
-    images = {name: {record["image"] for record in records(folder, name)} for name in FILES}
+    images = {name: {sample["image"] for sample in samples(folder, name)} for name in FILES}
     assert not images["val.json"] & images["train.json"]
     assert all(images[name] <= images["train.json"] for name in TRAINING)
     assert images["train_small.json"] <= images["train_balanced.json"]
     assert len(images["val.json"]) == SETTINGS.val_images
-    assert len(records(folder, "train_small.json")) == SETTINGS.small_images
+    assert len(samples(folder, "train_small.json")) == SETTINGS.small_images
     assert len(images["train.json"]) == 4000 - SETTINGS.val_images
     assert asked(folder, "train.json") + asked(folder, "val.json") == published("train")
 
@@ -84,7 +85,7 @@ def test_balanced_training_asks_as_much_about_what_is_not_shown(folder: Path) ->
 def test_pictures_are_the_package_s(folder: Path) -> None:
     paths = {"train": package.get_train_image_paths(), "test": package.get_test_image_paths()}
     for name in FILES:
-        for image in [record["image"] for record in records(folder, name)][:20]:
+        for image in [sample["image"] for sample in samples(folder, name)][:20]:
             split, number = Path(image).parts[0], int(Path(image).stem)
             assert (folder / "images" / image).read_bytes() == Path(paths[split][number]).read_bytes()
 
@@ -110,16 +111,16 @@ def test_kinds(question: str, kind: str) -> None:
 def test_answers_fit_their_kinds(folder: Path) -> None:
     allowed = {"color": set(COLORS), "shape": set(SHAPES)}
     for name in ("val.json", "test.json"):
-        kinds = Counter(record["source"] for record in records(folder, name))
+        kinds = Counter(sample["source"] for sample in samples(folder, name))
         assert len(kinds) == 6
         assert min(kinds.values()) > 200
-        for record in records(folder, name):
-            assert record["conversations"][1]["value"] in allowed.get(record["source"], {"yes", "no"})
+        for sample in samples(folder, name):
+            assert sample["conversations"][1]["value"] in allowed.get(sample["source"], {"yes", "no"})
     assert {*COLORS, *SHAPES, "yes", "no"} == set(package.get_answers())
 
 
 def test_captions_contradict_no_answer(folder: Path) -> None:
-    captions = {record["image"]: record["conversations"][1]["value"] for record in records(folder, "captions.json")}
+    captions = {sample["image"]: sample["conversations"][1]["value"] for sample in samples(folder, "captions.json")}
     told = {image: said.removeprefix("a ").split() for image, said in captions.items()}
     assert all(color in COLORS and shape in SHAPES for color, shape in told.values())
     for image, question, reply in published("train"):
@@ -155,7 +156,7 @@ def test_seed_decides_and_equal_settings_are_not_written_again(folder: Path, tmp
     assert write(replace(SETTINGS, seed=1), other)
     for name in (*FILES, "manifest.json", "processor/tokenizer.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
-    assert records(other, "val.json") != records(folder, "val.json")
+    assert samples(other, "val.json") != samples(folder, "val.json")
     assert (other / "test.json").read_bytes() == (folder / "test.json").read_bytes()
     stamp = (again / "train.json").stat().st_mtime_ns
     assert not write(SETTINGS, again)

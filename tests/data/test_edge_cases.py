@@ -21,25 +21,25 @@ import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from PIL import Image
-from raws import BROKEN, break_images, records, talk
+from raws import BROKEN, break_images, samples, talk
 from transformers import PreTrainedTokenizerFast
 
-from lightning_switchkd.core.types import IGNORE, Batch
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch
 from lightning_switchkd.data import DataPaths, LLaVADataModule
-from lightning_switchkd.data.collate import Sample
+from lightning_switchkd.data.collate import ProcessedSample
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.prompts import Prompter, prompt_style
-from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.data.repack import repack
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.data.stream import BatchStream
-from lightning_switchkd.core.errors import UserError
 
 MakeData = Callable[..., LLaVADataModule]
 Write = Callable[..., DataPaths]
 
 
-def parts(sample: Sample | Batch) -> list[Any]:
+def parts(sample: ProcessedSample | Batch) -> list[Any]:
     """Its fields, those that say how it came about left out."""
     return [getattr(sample, field.name) for field in fields(sample)]
 
@@ -50,7 +50,7 @@ def same(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, tuple) else bool(a == b)
 
 
-def equal(a: Sample | Batch, b: Sample | Batch) -> bool:
+def equal(a: ProcessedSample | Batch, b: ProcessedSample | Batch) -> bool:
     return all(map(same, parts(a), parts(b)))
 
 
@@ -58,7 +58,7 @@ def code_of(dataset: VisionTextDataset, index: int) -> str | None:
     """The defect of a record; None where it is good."""
     try:
         dataset[index]
-    except RecordError as error:
+    except SampleError as error:
         return error.code
     return None
 
@@ -71,15 +71,15 @@ def text_of(data: LLaVADataModule, ids: Sequence[int] | torch.Tensor) -> str:
     return str(data.processor.tokenizer.decode(ids))
 
 
-def learnt(data: LLaVADataModule, sample: Sample) -> str:
-    return text_of(data, sample.labels[sample.labels != IGNORE])
+def learnt(data: LLaVADataModule, sample: ProcessedSample) -> str:
+    return text_of(data, sample.labels[sample.labels != IGNORE_INDEX])
 
 
 def test_case_01_every_format_and_spelling_gives_identical_samples(
     make_data: MakeData, write: Write, tmp_path: Path
 ) -> None:
     odd = 'braces } ] , { "quoted" \\ back\\\\slash \u2028 ü 🐈 \n line'
-    raws = [*records(9), {"id": "odd", "conversations": talk(odd, odd)}]
+    raws = [*samples(9), {"id": "odd", "conversations": talk(odd, odd)}]
     raws.append({"id": "long", "conversations": talk("x{" * 2000, '"]}' * 3000)})  # over any reader's chunks
     paths = write(raws)
     compact = [json.dumps(raw, ensure_ascii=False) for raw in raws]
@@ -115,9 +115,9 @@ def test_case_02_ids_and_images_of_every_type(make_data: MakeData, write: Write)
     ]
     dataset = make_data(train=write(raws)).dataset("train")
     samples = [dataset[index] for index in range(len(dataset))]
-    assert [sample.record_id for sample in samples] == ["7", "7", "2", "000000033471", str(2**63), "ü", "6"]
+    assert [sample.sample_id for sample in samples] == ["7", "7", "2", "000000033471", str(2**63), "ü", "6"]
     for group in (samples[:3], samples[3:]):
-        assert all(equal(replace(s, index=0, record_id=""), replace(group[0], index=0, record_id="")) for s in group)
+        assert all(equal(replace(s, index=0, sample_id=""), replace(group[0], index=0, sample_id="")) for s in group)
     assert [len(sample.pixels[0]) for sample in samples] == [1, 1, 1, 0, 0, 0, 0]
     wrong = [{"id": 1.5, "conversations": without}, {"id": True, "conversations": without}]
     assert codes(make_data(train=write(wrong, "wrong.json")).dataset("train")) == ["schema"] * 2
@@ -169,14 +169,14 @@ def test_case_04_labels_are_answers_and_their_ends(
     if style != "plain":
         turns += ["And?", "the image\nis it"]
     paths = write([{"image": "0.png", "conversations": talk(*turns)}])
-    encoded = prompter.encode(VisionTextDataset(open_source(paths.annotations), prompter, ()).record(0))
+    encoded = prompter.encode(VisionTextDataset(open_source(paths.annotations), prompter, ()).sample(0))
     answers = [turns[i] for i in range(1, len(turns), 2)]
     end = "\n" if style == "plain" else "<|im_end|>"
     lead = " " if style == "tinyllava_v1" else ""
     wanted = "".join(lead + answer + end for answer in answers)
-    labels = [label for label in encoded.labels if label != IGNORE]
+    labels = [label for label in encoded.labels if label != IGNORE_INDEX]
     assert tokenizer.decode(labels) == wanted
-    assert all(label in (IGNORE, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True))
+    assert all(label in (IGNORE_INDEX, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True))
     if style != "plain":
         assert labels.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
         assert len(labels) == sum(
@@ -224,7 +224,7 @@ def test_case_07_truncation_never_cuts_an_image_or_an_answer(make_data: MakeData
     raws = [{"image": ["0.png", "1.png"], "conversations": talk("Say <image>", "a cat", "And <image>?", "the image")}]
     paths = write(raws)
     whole = make_data(train=paths).dataset("train")[0]
-    answers = (whole.labels != IGNORE).int()
+    answers = (whole.labels != IGNORE_INDEX).int()
     (ends,) = torch.where(answers.diff(append=torch.zeros(1, dtype=torch.int32)) == -1)
     first, last = (int(end) + 2 for end in ends)  # the newline after an answer's end belongs to it
     assert last == len(whole.input_ids)
@@ -292,7 +292,7 @@ def test_case_09_files_that_are_no_images(make_data: MakeData, write: Write, tmp
     annotations = write([{"image": name, "conversations": talk("<image>", "a")} for name in names]).annotations
     data = make_data(train=DataPaths(annotations, str(root)))
     assert codes(data.dataset("train")) == [*BROKEN.values(), None]
-    with pytest.raises(RecordError, match=r"'\.\./escape\.png' leads outside the image root"):
+    with pytest.raises(SampleError, match=r"'\.\./escape\.png' leads outside the image root"):
         data.dataset("train")[1]
 
 
@@ -417,7 +417,7 @@ def test_case_12_world_sizes_take_the_same_global_batches(make_data: MakeData) -
 def _train_on_two_ranks(rank: int, folder: Path, annotations: str, root: Path) -> None:
     paths = DataPaths(annotations, str(folder / "images"))
     data = tiny.data_module(
-        folder, train=paths, val=None, batch_size=2, group_window=1, max_bad_share=1.0, probe=0, num_workers=rank
+        folder, train=paths, val=None, batch_size=2, group_window=1, max_bad_fraction=1.0, probe=0, num_workers=rank
     )
     model = tiny.switch_kd(folder)
     trainer = tiny.trainer(root, devices=2, strategy="ddp", max_steps=-1, max_epochs=1)
@@ -476,7 +476,7 @@ def test_case_14_batches_of_text_of_both_and_of_several_images(folder: Path) -> 
 
 
 def test_case_15_what_changed_since_the_checkpoint_is_named(make_data: MakeData, write: Write, tmp_path: Path) -> None:
-    paths = write(records(21))
+    paths = write(samples(21))
 
     def stream(**changes: Any) -> BatchStream:
         return make_data(**({"train": paths, "batch_size": 4} | changes)).train_dataloader()
@@ -492,7 +492,7 @@ def test_case_15_what_changed_since_the_checkpoint_is_named(make_data: MakeData,
     for field, setting in changed.items():
         with pytest.raises(UserError, match=f"cannot be resumed: '{field}' was"):
             stream(**setting).load_state_dict(state)
-    raws = records(21)
+    raws = samples(21)
     raws[4]["conversations"][1]["value"] = "another answer"
     write(raws)  # the same file: its index is stale as well
     with pytest.raises(UserError, match="cannot be resumed: 'data' was"):
@@ -526,7 +526,7 @@ def test_two_percent_of_broken_images_train_to_the_end(
 
     def fit(on_error: str) -> LLaVADataModule:
         data = tiny.data_module(
-            folder, train=paths, val=None, batch_size=8, num_workers=2, max_bad_share=0.02, on_error=on_error
+            folder, train=paths, val=None, batch_size=8, num_workers=2, max_bad_fraction=0.02, on_error=on_error
         )
         model = tiny.switch_kd(folder, cls=Listening)
         tiny.trainer(tmp_path / "run", max_steps=-1, max_epochs=2).fit(model, datamodule=data)

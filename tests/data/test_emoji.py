@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.formats import parse_sample
+from lightning_switchkd.data.samples import SampleLocation
 from lightning_switchkd.demo import emoji
 from lightning_switchkd.demo.digits import PLACES
 from lightning_switchkd.demo.emoji import Settings, write
 from lightning_switchkd.demo.emoji_questions import ABILITIES
 from lightning_switchkd.demo.emoji_scenes import side_of
 from lightning_switchkd.demo.emoji_things import FAMILIES, HELD_OUT, held_out, openmoji, things
-from lightning_switchkd.data.samples import Place, parse_record
-from lightning_switchkd.core.errors import UserError
 
 SETTINGS = Settings(scenes=600, small_scenes=150, val_scenes=60, test_scenes=80)
 FILES = ("captions.json", "train.json", "train_small.json", "val.json", "test.json", "test_glyphs.json")
@@ -30,32 +31,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
+def samples(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def shown(record: dict[str, Any]) -> list[str]:
-    return [name for name in record["things"] if name]
+def shown(sample: dict[str, Any]) -> list[str]:
+    return [name for name in sample["things"] if name]
 
 
-def turns(record: dict[str, Any]) -> list[tuple[str, str]]:
-    said = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+def turns(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    said = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
     return list(zip(said[::2], said[1::2], strict=True))
 
 
 def test_every_record_is_llava(folder: Path) -> None:
     for name in FILES:
-        for i, raw in enumerate(records(folder, name)):
-            record = parse_record(raw, Place(name, i))
-            with Image.open(folder / "images" / record.images[0].path) as picture:
+        for i, raw in enumerate(samples(folder, name)):
+            sample = parse_sample(raw, SampleLocation(name, i))
+            with Image.open(folder / "images" / sample.images[0].path) as picture:
                 assert (picture.size, picture.mode) == ((72, 72), "RGB")
-    assert len(records(folder, "train_small.json")) == SETTINGS.small_scenes
+    assert len(samples(folder, "train_small.json")) == SETTINGS.small_scenes
     assert "CC BY-SA 4.0" in (folder / "ATTRIBUTION.txt").read_text(encoding="utf-8")
 
 
 def test_sides_share_no_set_of_things(folder: Path) -> None:
     sides = {
-        name: {tuple(sorted(shown(r))) for r in records(folder, f"{name}.json")} for name in ("train", "val", "test")
+        name: {tuple(sorted(shown(r))) for r in samples(folder, f"{name}.json")} for name in ("train", "val", "test")
     }
     assert not sides["train"] & sides["val"]
     assert not (sides["train"] | sides["val"]) & sides["test"]
@@ -65,20 +66,20 @@ def test_sides_share_no_set_of_things(folder: Path) -> None:
 def test_held_out_things_are_seen_in_their_test_alone(folder: Path) -> None:
     assert set(HELD_OUT) < set(FAMILIES), "look-alikes are held out together"
     for name in FILES:
-        seen = {thing for record in records(folder, name) for thing in shown(record)}
-        said = " ".join(text for record in records(folder, name) for turn in turns(record) for text in turn)
+        seen = {thing for sample in samples(folder, name) for thing in shown(sample)}
+        said = " ".join(text for sample in samples(folder, name) for turn in turns(sample) for text in turn)
         for thing in held_out():
             assert (thing in seen) == (name == "test_glyphs.json"), (name, thing)
             assert name == "test_glyphs.json" or f" {thing}?" not in said
-    assert all(set(shown(record)) & set(held_out()) for record in records(folder, "test_glyphs.json"))
+    assert all(set(shown(sample)) & set(held_out()) for sample in samples(folder, "test_glyphs.json"))
 
 
 def test_words_and_scans_are_split(folder: Path) -> None:
     words = {
         name: {
             r
-            for record in records(folder, f"{name}.json")
-            for q, r in turns(record)
+            for sample in samples(folder, f"{name}.json")
+            for q, r in turns(sample)
             if q in ("Spell the word.", "What is written?")
         }
         for name in ("train", "val", "test")
@@ -93,9 +94,9 @@ def test_answers_are_true(folder: Path, name: str) -> None:
     """Read back from the cells, independently of who asked."""
     colours, places = openmoji().colours, PLACES[3]
     checked: Counter[str] = Counter()
-    for record in records(folder, name):
-        cells, present = record["things"], shown(record)
-        for question, answer in turns(record):
+    for sample in samples(folder, name):
+        cells, present = sample["things"], shown(sample)
+        for question, answer in turns(sample):
             place = next((i for i, where in enumerate(places) if f" {where}" in question), None)
             words = question.rstrip("?.").split()
             if question.startswith(("Is there a", "Can you see a")):
@@ -124,14 +125,14 @@ def test_answers_are_true(folder: Path, name: str) -> None:
                 wanted, kind = things()[cells[place]].kind, "kind"
             else:
                 wanted, kind = cells[place], "name"
-            assert answer == wanted, (record["id"], question)
+            assert answer == wanted, (sample["id"], question)
             checked[kind] += 1
     assert len(checked) == 10, checked
 
 
 def test_abilities_are_asked_equally_and_yes_as_often_as_no(folder: Path) -> None:
-    test = records(folder, "test.json")
-    assert Counter(record["source"] for record in test) == dict.fromkeys(ABILITIES, SETTINGS.test_scenes)
+    test = samples(folder, "test.json")
+    assert Counter(sample["source"] for sample in test) == dict.fromkeys(ABILITIES, SETTINGS.test_scenes)
     said = Counter(turns(r)[0][1] for r in test if r["source"] == "hallucination")
     assert said["yes"] == said["no"] == SETTINGS.test_scenes / 2
 
@@ -157,12 +158,12 @@ def test_another_style(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Where its font is installed; here the same font stands for it."""
     monkeypatch.setattr(emoji, "noto", openmoji)
     assert write(SETTINGS, tmp_path / "both")
-    style = records(tmp_path / "both", "test_style.json")
+    style = samples(tmp_path / "both", "test_style.json")
     assert len(style) == len(ABILITIES) * SETTINGS.test_scenes
-    assert not any("colour" in turns(record)[0][0] for record in style), "another style has other colours"
-    assert {side_of(shown(record)) for record in style} == {"test"}
+    assert not any("colour" in turns(sample)[0][0] for sample in style), "another style has other colours"
+    assert {side_of(shown(sample)) for sample in style} == {"test"}
     assert "Noto" in (tmp_path / "both" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
-    assert records(tmp_path / "both", "test.json") == records(folder, "test.json")
+    assert samples(tmp_path / "both", "test.json") == samples(folder, "test.json")
 
 
 def test_settings_out_of_bounds() -> None:

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from raws import records, talk
+from raws import samples, talk
 
-from lightning_switchkd.data import DataPaths, LLaVADataModule
-from lightning_switchkd.data.collate import Sample
-from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import RecordError
-from lightning_switchkd.data.repack import repack
-from lightning_switchkd.data.sources import Mixture, Source, open_source, read_record
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data import DataPaths, LLaVADataModule
+from lightning_switchkd.data.collate import ProcessedSample
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.repack import repack
+from lightning_switchkd.data.samples import SampleError
+from lightning_switchkd.data.sources import Mixture, Source, open_source, read_sample
 
 FORMATS = ("json", "jsonl", "parquet", "tar")
 
@@ -32,7 +32,7 @@ FORMATS = ("json", "jsonl", "parquet", "tar")
 @pytest.fixture
 def paths(write: Callable[[Sequence[dict[str, Any]]], DataPaths]) -> DataPaths:
     return write(
-        [*records(40), {"id": "two", "image": ["1.png", "0.png"], "conversations": talk("<image><image>?", "b")}]
+        [*samples(40), {"id": "two", "image": ["1.png", "0.png"], "conversations": talk("<image><image>?", "b")}]
     )
 
 
@@ -42,10 +42,10 @@ def repacked(paths: DataPaths, name: str, **settings: Any) -> str:
     return str(target)
 
 
-def same(a: Sample, b: Sample) -> bool:
+def same(a: ProcessedSample, b: ProcessedSample) -> bool:
     return all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-        for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(Sample) if f.name != "pixels")
+        for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(ProcessedSample) if f.name != "pixels")
     ) and all(torch.equal(x, y) for x, y in zip(chain(*a.pixels), chain(*b.pixels), strict=True))
 
 
@@ -64,7 +64,7 @@ def test_every_format_gives_the_same_samples(
     assert len(one) == len(other) == 41
     for index in reversed(range(41)):
         assert same(one[index], other[index])
-        assert one.record(index).source == "train"
+        assert one.sample(index).source == "train"
     travelled = pickle.loads(pickle.dumps(other))
     assert same(travelled[40], one[40])
 
@@ -92,10 +92,10 @@ def test_images_inside_come_out_byte_for_byte(paths: DataPaths) -> None:
     repack(str(folder / "out" / "b.tar"), str(folder / "out" / "c.jsonl"))
     source = open_source(folder / "out" / "c.jsonl", ImageFolder(folder / "out"))
     for index in range(len(source)):
-        record = read_record(source, index)
-        originals = read_record(open_source(paths.annotations, ImageFolder(paths.image_root)), index)
-        assert record.turns == originals.turns
-        for mine, ref in zip(record.images, originals.images, strict=True):
+        sample = read_sample(source, index)
+        originals = read_sample(open_source(paths.annotations, ImageFolder(paths.image_root)), index)
+        assert sample.turns == originals.turns
+        for mine, ref in zip(sample.images, originals.images, strict=True):
             assert (folder / "out" / mine.path).read_bytes() == (folder / ref.path).read_bytes()
 
 
@@ -106,7 +106,7 @@ def test_repack_refuses_what_it_cannot_do(paths: DataPaths) -> None:
     with pytest.raises(UserError, match="already"):
         repack(paths.annotations, paths.annotations)
     (folder / "1.png").unlink()
-    with pytest.raises(RecordError, match=r"record 1 \(id 'r1'\)"):
+    with pytest.raises(SampleError, match=r"record 1 \(id 'r1'\)"):
         repack(paths.annotations, str(folder / "a.tar"), paths.image_root)
     assert not (folder / "a.tar").exists(), "whole or not at all"
 
@@ -129,19 +129,19 @@ def test_parquet_with_one_image_column_and_conversations_as_text(tmp_path: Path)
             "width": [1, 2, 3],
         },
     )
-    found = [read_record(source, i) for i in range(3)]
-    assert [record.id for record in found] == ["7", "8", "9"]
-    assert [[ref.data for ref in record.images] for record in found] == [[b"png"], [b"png"], []]
-    assert [record.answer for record in found] == ["0", "1", "2"]
+    found = [read_sample(source, i) for i in range(3)]
+    assert [sample.id for sample in found] == ["7", "8", "9"]
+    assert [[ref.data for ref in sample.images] for sample in found] == [[b"png"], [b"png"], []]
+    assert [sample.answer for sample in found] == ["0", "1", "2"]
     (row_groups,) = source.blocks
     assert row_groups.of.tolist() == [0, 0, 1]
 
 
 def test_parquet_with_paths_and_chat_messages(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    record = read_record(table(tmp_path, {"image": ["a.png"], "messages": [messages]}), 0)
-    assert record.images[0].path == "a.png"
-    assert record.id == "0"
+    sample = read_sample(table(tmp_path, {"image": ["a.png"], "messages": [messages]}), 0)
+    assert sample.images[0].path == "a.png"
+    assert sample.id == "0"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_tar_groups_by_key_and_orders_images_by_number(tmp_path: Path) -> None:
     one = {"a/1.jpg": b"one", "a/1.json": turns("1"), "a/1.txt": b"ignored"}
     path = tar(tmp_path / "x.tar", {**one, **many, "a/2.json": turns("2", n=3), "b/1.json": turns("3", n=0)})
     source = open_source(path)
-    assert [[ref.data for ref in read_record(source, i).images] for i in range(3)] == [
+    assert [[ref.data for ref in read_sample(source, i).images] for i in range(3)] == [
         [b"one"],
         [b"1", b"2", b"10"],
         [],
@@ -190,9 +190,9 @@ def test_tar_names_what_is_wrong(tmp_path: Path) -> None:
     source = open_source(
         tar(tmp_path / "b.tar", {"a.jpg": b"", "a.json": turns("1", image=["x", "y"]), "b.json": b"{"})
     )
-    with pytest.raises(RecordError, match=r"record 0 of .*names 2 images, but the tar holds 1"):
+    with pytest.raises(SampleError, match=r"record 0 of .*names 2 images, but the tar holds 1"):
         source.read(0)
-    with pytest.raises(RecordError, match=r"record 1 of .*b\.tar: broken JSON"):
+    with pytest.raises(SampleError, match=r"record 1 of .*b\.tar: broken JSON"):
         source.read(1)
     (tmp_path / "c.tar").write_bytes(b"\x1f\x8b" + b"no tar" * 200)
     with pytest.raises(UserError, match=r"c\.tar cannot be read as a tar file.*unpack"):
@@ -207,9 +207,9 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
         tar(tmp_path / f"part-{number}.tar", {"a.json": turns(number, n=0)})
     for path in (tmp_path, tmp_path / "part-{08..10}.tar", tmp_path / "part-*.tar", tmp_path / "part-{08,09,10}.tar"):
         source = open_source(path)
-        assert [read_record(source, i).answer for i in range(len(source))] == ["08", "09", "10"]
-        assert source.place(2).path.endswith("part-10.tar")
-        assert source.place(2).index == 0
+        assert [read_sample(source, i).answer for i in range(len(source))] == ["08", "09", "10"]
+        assert source.location(2).path.endswith("part-10.tar")
+        assert source.location(2).index == 0
     with pytest.raises(UserError, match=r"there is no file .*part-11\.tar \(one of 2"):
         open_source(tmp_path / "part-{10..11}.tar")
     with pytest.raises(UserError, match=r"stands for no \.tar file"):
@@ -224,8 +224,8 @@ def test_a_mixture_is_its_sources_one_after_the_other(paths: DataPaths, tmp_path
     plain = open_source(paths.annotations, ImageFolder(paths.image_root))
     mixture = Mixture([packed, plain], [1.0, 0.5])
     assert len(mixture) == 82
-    assert read_record(mixture, 50).place.path == paths.annotations
-    assert read_record(mixture, 50).turns == read_record(mixture, 9).turns == read_record(plain, 9).turns
+    assert read_sample(mixture, 50).location.path == paths.annotations
+    assert read_sample(mixture, 50).turns == read_sample(mixture, 9).turns == read_sample(plain, 9).turns
     assert mixture.sizes().tolist() == [*packed.sizes().tolist(), *plain.sizes().tolist()]
     assert mixture.fingerprint != Mixture([packed, plain], [1.0, 1.0]).fingerprint
 

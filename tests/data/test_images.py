@@ -13,7 +13,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
 from lightning_switchkd.data.processor import padding_to_square
-from lightning_switchkd.data.samples import ImageRef, RecordError
+from lightning_switchkd.data.samples import ImageRef, SampleError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_used_has_a_code(tmp_path: Path, monkeypatch: pytest.Monk
     def code(name: str, content: bytes | None = None) -> str:
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(RecordError, match=name.replace(".", r"\.")) as caught:
+        with pytest.raises(SampleError, match=name.replace(".", r"\.")) as caught:
             ImageFolder(tmp_path).read(ImageRef(name))
         return str(caught.value.code)
 
@@ -121,7 +121,7 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
         str(root / "in" / "a.png"),
         "link.png",
     ):
-        with pytest.raises(RecordError, match="outside the image root") as caught:
+        with pytest.raises(SampleError, match="outside the image root") as caught:
             ImageFolder(root).read(ImageRef(ref))
         assert caught.value.code == "image_missing"
     assert ImageFolder(root).read(ImageRef("in/../in/a.png")).size == (40, 20)

@@ -18,9 +18,9 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor, padding_to_square
 from lightning_switchkd.data.prompts import prompt_style
-from lightning_switchkd.core.errors import UserError
 
 STYLE = prompt_style("qwen_chatml")
 

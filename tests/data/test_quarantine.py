@@ -12,21 +12,22 @@ from typing import Any
 import pytest
 import tiny
 from command import fit_arguments
-from raws import records, talk
+from raws import samples, talk
 
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.data import DataPaths, LLaVADataModule, io
-from lightning_switchkd.core.files import ReadError, retried
-from lightning_switchkd.data.quarantine import Defect, Quarantine, probe, read_exclusions
-from lightning_switchkd.data.samples import Code
-from lightning_switchkd.data.sources import Mixture, open_source
+from lightning_switchkd.core import files
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import ReadError, retried
+from lightning_switchkd.core.types import Defect, DefectCode
+from lightning_switchkd.data import DataPaths, LLaVADataModule
+from lightning_switchkd.data.quarantine import Quarantine, probe, read_exclusions
+from lightning_switchkd.data.sources import Mixture, open_source
 
 MakeData = Callable[..., LLaVADataModule]
 Write = Callable[..., DataPaths]
 
 
-def defect(index: int, code: Code = "image_missing") -> Defect:
+def defect(index: int, code: DefectCode = "image_missing") -> Defect:
     return Defect("a.json", index, f"id{index}", "a", code, "it is not there")
 
 
@@ -78,7 +79,7 @@ def test_too_many_stop_the_run(tmp_path: Path) -> None:
     for i in range(99):
         share.note(10, [defect(i)] if i < 10 else [])
     share.note(10, [])  # 10 of 1,000 is one per cent
-    with pytest.raises(UserError, match=r"11 of 1010 records are bad, more than 1\.0% .*data\.max_bad_share"):
+    with pytest.raises(UserError, match=r"11 of 1010 records are bad, more than 1\.0% .*data\.max_bad_fraction"):
         share.note(10, [defect(99)])
     run = quarantine(None, max_run=16)
     run.note(8, [defect(i) for i in range(8)])
@@ -89,7 +90,7 @@ def test_too_many_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_an_exclusion_list_names_records_of_any_source(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
-    paths = [write(records(9), name).annotations for name in ("one.json", "two.json")]
+    paths = [write(samples(9), name).annotations for name in ("one.json", "two.json")]
     mixture = Mixture([open_source(path) for path in paths], [1.0, 1.0])
     monkeypatch.chdir(tmp_path)
     lines = [{"path": "two.json", "index": 3}, {"path": paths[0], "index": 8}, {"path": "/elsewhere.json", "index": 99}]
@@ -107,7 +108,7 @@ def test_an_exclusion_list_names_records_of_any_source(write: Write, tmp_path: P
 
 
 def test_excluded_records_never_come(make_data: MakeData, write: Write, tmp_path: Path) -> None:
-    paths = write(records(21))
+    paths = write(samples(21))
     (tmp_path / "list.jsonl").write_text(
         "".join(json.dumps({"path": paths.annotations, "index": i}) + "\n" for i in (2, 7))
     )
@@ -127,19 +128,21 @@ def test_the_probe_finds_a_wrong_path(make_data: MakeData, write: Write, tmp_pat
 
 
 def test_a_run_counts_them(folder: Path, tmp_path: Path) -> None:
-    """`data/left_out` in metrics.csv; the run that continues counts on."""
+    """`data/skipped_samples` in metrics.csv; the run that continues counts on."""
     raws = json.loads((folder / "records.json").read_text())
     for i in (5, 20):
         raws[i]["conversations"][-1]["value"] = " "
     (tmp_path / "records.json").write_text(json.dumps(raws))
     run = tmp_path / "run"
     settings = [f"--data.train.annotations={tmp_path / 'records.json'}", "--trainer.val_check_interval=null",
-                "--checkpoint.every_n_train_steps=1", "--greedy.records=0", "--panel.records=0"]  # fmt: skip
+                "--checkpoint.every_n_train_steps=1", "--val_generation.num_samples=0", "--answer_panel.num_samples=0"]  # fmt: skip
     arguments = fit_arguments(folder, run, *settings, experiment="sft")
     main([*arguments, "--trainer.max_steps=6", "--trainer.max_epochs=2"])
     main([*arguments, "--trainer.max_steps=12", "--trainer.max_epochs=2", "--ckpt_path=last"])
     with (run / "metrics.csv").open(newline="") as file:
-        counted = [(row["data/left_out"], row["data/left_out/empty_answer"]) for row in csv.DictReader(file)]
+        counted = [
+            (row["data/skipped_samples"], row["data/skipped_samples/empty_answer"]) for row in csv.DictReader(file)
+        ]
     counted = [(all_, empty) for all_, empty in counted if all_]
     assert [float(all_) for all_, _ in counted[5:]] == [2.0] * 7, "whatever epoch, the two of them"
     assert float(counted[-1][1]) == 2.0
@@ -148,7 +151,7 @@ def test_a_run_counts_them(folder: Path, tmp_path: Path) -> None:
 
 def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(io.time, "sleep", waited.append)
+    monkeypatch.setattr(files.time, "sleep", waited.append)
     answers: list[Any] = [OSError(errno.EIO, "try again"), OSError(errno.ESTALE, "try again"), b"data"]
 
     def read() -> Any:
@@ -171,7 +174,7 @@ def test_a_failing_disk_is_no_record_s_fault(
     make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     stream = make_data(21, batch_size=4, num_workers=workers).train_dataloader()
-    monkeypatch.setattr(io.time, "sleep", lambda _: None)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
 
     def fail(_: Path) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
@@ -182,7 +185,7 @@ def test_a_failing_disk_is_no_record_s_fault(
 
 
 def test_the_first_one_stops_where_asked(make_data: MakeData, write: Write) -> None:
-    bad = write([*records(11), {"id": "x", "conversations": talk("q", "")}])
+    bad = write([*samples(11), {"id": "x", "conversations": talk("q", "")}])
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"record 11 \(id 'x'\) of .*train\.json: .*\[empty_answer\]"):
             list(make_data(train=bad, batch_size=4, on_error="raise", num_workers=workers).train_dataloader())

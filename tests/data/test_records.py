@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from lightning_switchkd.data.samples import ImageRef, Place, Record, RecordError, Turn, parse_record
+from lightning_switchkd.data.formats import parse_sample
+from lightning_switchkd.data.samples import ImageRef, Sample, SampleError, SampleLocation, Turn
 
 
 def raw(*texts: str, **fields: Any) -> dict[str, Any]:
@@ -13,8 +14,8 @@ def raw(*texts: str, **fields: Any) -> dict[str, Any]:
     return {"id": "x", "conversations": turns} | fields
 
 
-def parse(record: Any) -> Record:
-    return parse_record(record, Place("folder/mix.json", 7))
+def parse(sample: Any) -> Sample:
+    return parse_sample(sample, SampleLocation("folder/mix.json", 7))
 
 
 @pytest.mark.parametrize(("given", "expected"), [(12, "12"), ("000000033471", "000000033471"), (None, "7")])
@@ -74,8 +75,8 @@ def test_the_source_is_the_field_or_the_file() -> None:
     ],
 )
 def test_placeholders(texts: tuple[str, ...], images: int, expected: tuple[str, ...]) -> None:
-    record = parse(raw(*texts, image=["a.jpg"] * images))
-    assert tuple(turn.text for turn in record.turns) == expected
+    sample = parse(raw(*texts, image=["a.jpg"] * images))
+    assert tuple(turn.text for turn in sample.turns) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,17 +109,17 @@ def test_placeholders(texts: tuple[str, ...], images: int, expected: tuple[str, 
         (raw("<image>\nq", "an <image>", image="a"), "image_count", "outside a user turn"),
     ],
 )
-def test_bad_records_say_what_where_and_how_to_mend(record: Any, code: str, says: str) -> None:
-    with pytest.raises(RecordError) as caught:
-        parse(record)
+def test_bad_records_say_what_where_and_how_to_mend(sample: Any, code: str, says: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        parse(sample)
     assert caught.value.code == code
     assert says in str(caught.value)
     assert "record 7" in str(caught.value)
     assert "folder/mix.json" in str(caught.value)
-    if isinstance(record, dict) and "id" in record:
-        assert f"id {record['id']!r}" in str(caught.value)
+    if isinstance(sample, dict) and "id" in sample:
+        assert f"id {sample['id']!r}" in str(caught.value)
 
 
 def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(RecordError("schema", "wrong").at(Place("a/b.json", 1), 7)))
+    error = pickle.loads(pickle.dumps(SampleError("schema", "wrong").at(SampleLocation("a/b.json", 1), 7)))
     assert (error.code, str(error)) == ("schema", "record 1 (id 7) of a/b.json: wrong [schema]")

@@ -19,14 +19,14 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from raws import records
+from raws import samples
 
-from lightning_switchkd.data import DataPaths, LLaVADataModule
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import ReadError
+from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.quarantine import read_exclusions
 from lightning_switchkd.data.repack import repack
-from lightning_switchkd.data.sources import ShardCache, open_source, read_record, remote
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.sources import ShardCache, open_source, read_sample, remote
 
 SHARDS = 6
 
@@ -91,7 +91,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def paths(write: Callable[[Sequence[dict[str, Any]]], DataPaths]) -> DataPaths:
-    return write(records(41))
+    return write(samples(41))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_more_than_the_cache_holds(
 
 def test_an_exclusion_list_names_urls(server: Server, cache: Path, tmp_path: Path) -> None:
     source = open_source(server.pattern("tar"), None, ShardCache(str(cache)))
-    place = source.place(9)
+    place = source.location(9)
     assert place.path == f"{server.url}/{server.shard(1)}"
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": place.path, "index": place.index}))
     assert read_exclusions(str(tmp_path / "list.jsonl"), source) == [9]
@@ -193,7 +193,7 @@ def test_a_pattern_is_found_where_a_service_lists_its_files(server: Server, cach
         memory.pipe(f"/bucket/{server.shard(number)}", (server.folder / server.shard(number)).read_bytes())
     near, far = open_source(server.folder / "*.tar"), open_source("memory://bucket/*.tar", None, ShardCache(str(cache)))
     assert (near.fingerprint, len(near)) == (far.fingerprint, len(far))
-    assert read_record(far, 40).turns == read_record(near, 40).turns
+    assert read_sample(far, 40).turns == read_sample(near, 40).turns
     with pytest.raises(UserError, match=r"memory://bucket/b\*\.tar stands for no \.tar file"):
         open_source("memory://bucket/b*.tar")
 

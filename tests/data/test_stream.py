@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch, Counts
 from lightning_switchkd.data import LLaVADataModule
 from lightning_switchkd.data.stream import BatchStream, Position
 from lightning_switchkd.data.workers import LOOKS
-from lightning_switchkd.core.errors import UserError
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_evaluation_keeps_order_and_pads(stream: Callable[..., BatchStream]) -> 
     assert len(loader) == 3
     null = list(loader)[-1]
     assert null.counts == Counts()
-    assert null.image_row.tolist() == [-1]
+    assert null.image_sample.tolist() == [-1]
 
 
 def test_a_restart_continues_exactly(stream: Callable[..., BatchStream]) -> None:

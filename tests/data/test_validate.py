@@ -15,12 +15,13 @@ from command import fit_arguments
 from PIL import Image
 from raws import BROKEN, break_images, talk
 
-from lightning_switchkd.core.types import IGNORE
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.files import ReadError
+from lightning_switchkd.core.types import IGNORE_INDEX
 from lightning_switchkd.data.datamodule import DataPaths
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.core.files import ReadError
-from lightning_switchkd.data.validate.validate import Findings, validate_data
+from lightning_switchkd.data.validate.findings import Findings
+from lightning_switchkd.data.validate.validate import validate_data
 
 OTHER_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
     "nobody": ({"conversations": []}, "schema"),
@@ -136,9 +137,9 @@ def test_says_what_a_step_is_made_of(folder: Path, broken: Path, devices: str, s
     flags = (f"--trainer.devices={devices}", "--trainer.accumulate_grad_batches=3", "--workers=0")
     with pytest.raises(SystemExit):
         main(arguments(folder, broken, *flags))
-    records = 8 * 3 * (2 if "2" in said else 1)
+    samples = 8 * 3 * (2 if "2" in said else 1)
     page = (broken / "report" / "report.md").read_text()
-    assert f"{114 // records} optimizer steps of {records} records (batch_size 8 x accumulated 3 x {said}" in page
+    assert f"{114 // samples} optimizer steps of {samples} records (batch_size 8 x accumulated 3 x {said}" in page
 
 
 def test_data_without_images_and_data_without_a_good_record(folder: Path, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_ctrl_c_ends_it_and_its_workers(
 def test_numbers_are_those_of_the_batches_to_come(folder: Path, broken: Path, workers: int) -> None:
     paths = DataPaths(str(broken / "train.jsonl"), str(broken / "images"))
     more = DataPaths(str(folder / "records.json"), str(folder / "images"), weight=0.5)
-    data = tiny.data_module(folder, train=[paths, more], val=None, max_length=150, batch_size=4, max_bad_share=1.0)
+    data = tiny.data_module(folder, train=[paths, more], val=None, max_length=150, batch_size=4, max_bad_fraction=1.0)
     assert not validate_data(data, broken / "report", workers, accumulate=2)
     numbers = json.loads((broken / "report" / "report.json").read_text())["train"]
     stream = data.stream("train", accumulate=2)
@@ -205,14 +206,14 @@ def test_numbers_are_those_of_the_batches_to_come(folder: Path, broken: Path, wo
     assert numbers["padding"] == pytest.approx(1 - real / (padded - nulls))
     assert numbers["padding"] < numbers["padding of random batches"]
     assert numbers["steps in an epoch"] == len(batches) // 2 == (114 + 24) // 8
-    packed = tiny.data_module(folder, train=paths, val=None, packing=True, max_bad_share=1.0)
+    packed = tiny.data_module(folder, train=paths, val=None, packing=True, max_bad_fraction=1.0)
     assert not validate_data(packed, broken / "packed", workers)
     assert json.loads((broken / "packed" / "report.json").read_text())["train"]["padding"] == 0.0
     dataset = data.dataset("train")
     good = [i for i in range(len(dataset)) if i not in {line["index"] for line in excluded(broken)}]
     samples = [dataset[i] for i in good]
     assert numbers["tokens"] == sum(len(sample.input_ids) for sample in samples)
-    assert numbers["supervised tokens"] == sum(int((sample.labels != IGNORE).sum()) for sample in samples)
+    assert numbers["supervised tokens"] == sum(int((sample.labels != IGNORE_INDEX).sum()) for sample in samples)
 
 
 def excluded(broken: Path) -> list[dict[str, Any]]:

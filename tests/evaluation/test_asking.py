@@ -14,10 +14,10 @@ from command import ROOT
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
-from lightning_switchkd.evaluation.runner import ANSWERS
-from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.runner import ANSWERS
 from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.models.generation import load_model
 
 RECORDS = 48
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.evaluation.report.charts import read_metrics
-from lightning_switchkd.evaluation.significance import mcnemar
 from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.significance import mcnemar
 
 
 def result(*texts: str, name: str = "digits") -> Result:

@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
+from lightning_switchkd.evaluation.benchmarks.scorers.choice import (
+    mmbench_letter,
+    mmmu_letter,
+    mmmu_open,
+    scienceqa_letter,
+)
 from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import consensus, equal, evalai, official
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
 from lightning_switchkd.evaluation.benchmarks.scoring import MME, POPE, Circular, Floats

@@ -107,7 +107,7 @@ def test_seed_in_a_method(tmp_path: Path) -> None:
     """A run's seed stands where ``{seed}`` does: in its arguments, its record's models, and those asked besides."""
     (tmp_path / "start.2").mkdir()
     (tmp_path / "start.2" / "model.safetensors").write_bytes(b"weights")
-    study = Study.read(Path(__file__).parents[2] / "conf" / "study" / "start_seeds.yaml", "emoji")
+    study = Study.read(Path(__file__).parents[2] / "conf" / "study" / "student_init_seeds.yaml", "emoji")
     method = [f"--model.student.checkpoint={tmp_path}/start.{{seed}}"]
     models = {"teacher": "teacher", "start": "start.{seed}"}
     study = dataclasses.replace(study, base=[], methods={"sft": method}, models=models)
@@ -129,7 +129,7 @@ def write_study_file(folder: Path, root: Path) -> Path:
         "about": "Two methods.",
         "folder": str(root / "runs"),
         "base": [*base, *flags],
-        "methods": {name: [str(Path("conf/experiment", f"{name}.yaml").resolve())] for name in ("sft", "switch_kd")},
+        "methods": {name: [str(Path("conf/method", f"{name}.yaml").resolve())] for name in ("sft", "switch_kd")},
         "seeds": [0, 1],
         "baseline": "sft",
         "models": {"teacher": str(folder / "teacher")},

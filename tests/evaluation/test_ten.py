@@ -14,9 +14,9 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark, names
 from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
 from lightning_switchkd.evaluation.score import Result, rate
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
 
 TEN = read_published(PUBLISHED)[0].benchmarks
 
@@ -109,7 +109,7 @@ def test_an_average_over_what_we_have_is_given_for_all() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["lmms", "vlmevalkit"])
-def test_other_protocols_ask_and_score_in_their_way(protocol: Protocol, tmp_path: Path) -> None:
+def test_other_protocols_ask_and_score_in_their_way(protocol: ScoringProtocol, tmp_path: Path) -> None:
     layouts.gqa(tmp_path)
     benchmark = Benchmark.read("gqa")
     item = benchmark.items(tmp_path)[0]

@@ -14,7 +14,7 @@ from command import ROOT
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.explore import Pair, open_pair, open_run
-from lightning_switchkd.explore.inspection import SIDES, Look
+from lightning_switchkd.explore.inspection import PATHWAYS, Inspection
 from lightning_switchkd.losses import Kneedle, dbild
 from lightning_switchkd.losses.select import FixedTopK
 
@@ -29,66 +29,66 @@ def pair(folder: Path) -> Pair:
     # the processor's folder stands for the student's here: its weights are beside
     for file in (folder / "processor").iterdir():
         (folder / "student" / file.name).write_bytes(file.read_bytes())
-    records, images = folder / "records.json", folder / "images"
-    return open_pair(f"{folder}/student", f"{folder}/teacher", str(records), str(images), start=f"{folder}/student")
+    samples, images = folder / "records.json", folder / "images"
+    return open_pair(f"{folder}/student", f"{folder}/teacher", str(samples), str(images), start=f"{folder}/student")
 
 
 @pytest.fixture(scope="module")
-def look(pair: Pair) -> Look:
-    return pair.look(pair.some(12), batch_size=5)
+def inspection(pair: Pair) -> Inspection:
+    return pair.inspect(pair.some(12), batch_size=5)
 
 
-def test_rows_are_those_of_the_records(pair: Pair, look: Look) -> None:
+def test_rows_are_those_of_the_records(pair: Pair, inspection: Inspection) -> None:
     numbers = pair.some(12)
-    assert look.about["record"].drop_duplicates().tolist() == numbers
-    alone = pair.look(numbers[3:4])
-    mine = look.about.index[look.about["record"] == numbers[3]]
-    assert alone.about.reset_index(drop=True).equals(look.about.loc[mine].reset_index(drop=True))
-    for side in SIDES:
+    assert inspection.about["record"].drop_duplicates().tolist() == numbers
+    alone = pair.inspect(numbers[3:4])
+    mine = inspection.about.index[inspection.about["record"] == numbers[3]]
+    assert alone.about.reset_index(drop=True).equals(inspection.about.loc[mine].reset_index(drop=True))
+    for pathway in PATHWAYS:
         torch.testing.assert_close(
-            alone.rows.hidden[side], look.rows.hidden[side][mine.to_numpy()], atol=1e-5, rtol=1e-4
+            alone.rows.hidden[pathway], inspection.rows.hidden[pathway][mine.to_numpy()], atol=1e-5, rtol=1e-4
         )
-    assert (look.about.groupby("record")["place"].min() == 0).all()
+    assert (inspection.about.groupby("record")["place"].min() == 0).all()
 
 
-def test_beliefs_are_the_losses_own(look: Look) -> None:
-    table = look.beliefs()
+def test_beliefs_are_the_losses_own(inspection: Inspection) -> None:
+    table = inspection.beliefs()
     for row in (0, 7):
-        logits = {side: look.logits(row, side)[None] for side in SIDES}
-        for prefix, side in (("", "student"), ("switch_", "switch")):
-            loss = dbild(teacher=logits["teacher"], student=logits[side], select=Kneedle())  # type: ignore[index]
+        logits = {pathway: inspection.logits(row, pathway)[None] for pathway in PATHWAYS}
+        for prefix, pathway in (("", "student"), ("switch_", "switch")):
+            loss = dbild(teacher=logits["teacher"], student=logits[pathway], select=Kneedle())  # type: ignore[index]
             assert table.loc[row, f"{prefix}dbild"] == pytest.approx(float(loss), rel=1e-4)
-        for side in SIDES:
-            probabilities = logits[side].softmax(-1)[0]
-            target = int(look.rows.targets[row])
-            assert table.loc[row, f"p_right_{side}"] == pytest.approx(float(probabilities[target]), rel=1e-4)
-            assert table.loc[row, f"p_top_{side}"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+        for pathway in PATHWAYS:
+            probabilities = logits[pathway].softmax(-1)[0]
+            target = int(inspection.rows.targets[row])
+            assert table.loc[row, f"p_right_{pathway}"] == pytest.approx(float(probabilities[target]), rel=1e-4)
+            assert table.loc[row, f"p_top_{pathway}"] == pytest.approx(float(probabilities.max()), rel=1e-4)
             entropy = -float((probabilities * probabilities.log()).sum())
-            assert table.loc[row, f"entropy_{side}"] == pytest.approx(entropy, rel=1e-3)
+            assert table.loc[row, f"entropy_{pathway}"] == pytest.approx(entropy, rel=1e-3)
 
 
-def test_top_tokens_are_in_order(look: Look) -> None:
-    top = look.top(4)
-    assert len(top) == len(look) * 3 * 4
+def test_top_tokens_are_in_order(inspection: Inspection) -> None:
+    top = inspection.top(4)
+    assert len(top) == len(inspection) * 3 * 4
     one = top[(top["row"] == 5) & (top["side"] == "switch")]
-    best = look.logits(5, "switch").softmax(-1).topk(4)
+    best = inspection.logits(5, "switch").softmax(-1).topk(4)
     assert one["probability"].tolist() == pytest.approx(best.values.tolist(), rel=1e-4)
     assert one["rank"].tolist() == [1, 2, 3, 4]
 
 
-def test_pairs_add_up_to_the_term(look: Look) -> None:
+def test_pairs_add_up_to_the_term(inspection: Inspection) -> None:
     for row in (0, 9):
-        led = [look.pairs(row, leader)["kl"].sum() for leader in ("teacher", "student")]  # type: ignore[arg-type]
-        whole = look.divergences(row, (3.0,))["reverse"][0]
+        led = [inspection.pairs(row, leader)["kl"].sum() for leader in ("teacher", "student")]  # type: ignore[arg-type]
+        whole = inspection.divergences(row, (3.0,))["reverse"][0]
         assert sum(led) == pytest.approx(whole, rel=1e-5)
-        assert look.pairs(row)["teacher"].sum() == pytest.approx(1)
+        assert inspection.pairs(row)["teacher"].sum() == pytest.approx(1)
 
 
-def test_selections_and_curve(look: Look) -> None:
-    sizes = look.sizes({"knee": Kneedle(), "eight": FixedTopK(8)})
+def test_selections_and_curve(inspection: Inspection) -> None:
+    sizes = inspection.sizes({"knee": Kneedle(), "eight": FixedTopK(8)})
     assert (sizes["eight"] == 8).all()
-    assert sizes["knee"].tolist() == look.beliefs()["k_teacher"].tolist()
-    curve = look.curve(0, window=64)
+    assert sizes["knee"].tolist() == inspection.beliefs()["k_teacher"].tolist()
+    curve = inspection.curve(0, window=64)
     assert curve["logit"].is_monotonic_decreasing
     assert (curve["drop"].iloc[0], curve["drop"].iloc[-1]) == (0, pytest.approx(0, abs=1e-9))
 
@@ -103,13 +103,13 @@ def test_gradients_by_term_reach_their_parts(pair: Pair) -> None:
 def test_attention_is_a_map_for_each_side(pair: Pair) -> None:
     number = next(n for n in pair.some(20) if pair.image(n) is not None)
     maps = pair.attention(number)
-    assert maps.keys() == set(SIDES)
+    assert maps.keys() == set(PATHWAYS)
     for focus in maps.values():
         assert focus.shape == (2, 2)
         assert float(focus.sum()) == pytest.approx(1, abs=1e-5)
     assert not torch.allclose(maps["student"], maps["teacher"])
     again = pair.attention(number)
-    assert all(torch.equal(maps[side], again[side]) for side in maps)
+    assert all(torch.equal(maps[pathway], again[pathway]) for pathway in maps)
     without = next(n for n in range(48) if pair.image(n) is None)
     with pytest.raises(UserError, match="has 0 images"):
         pair.attention(without)
@@ -137,7 +137,7 @@ def test_before_and_mistakes(pair: Pair, tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(UserError, match="of the source 'kind7'"):
         pair.some(3, "kind7")
-    assert all(pair.data.dataset("val").record(n).source == "kind1" for n in pair.some(3, "kind1"))
+    assert all(pair.data.dataset("val").sample(n).source == "kind1" for n in pair.some(3, "kind1"))
 
 
 MEMORY = """

@@ -25,7 +25,7 @@ def pairs_kl(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float,
     values = []
     for t, s, kept in zip(teacher, student, mask, strict=True):
         i, j = torch.triu_indices(int(kept.sum()), int(kept.sum()), offset=1)
-        log_p, log_q = (((side[kept][i] - side[kept][j]) / temperature).log_softmax(-1) for side in (t, s))
+        log_p, log_q = (((pathway[kept][i] - pathway[kept][j]) / temperature).log_softmax(-1) for pathway in (t, s))
         if not reverse:
             log_p, log_q = log_q, log_p
         values.append((log_q.exp() * (log_q - log_p)).sum())
@@ -195,7 +195,7 @@ def test_memory_is_linear_in_k() -> None:
 
 def test_computes_in_at_least_float32() -> None:
     teacher, student, mask = led_rows(0, [20, 7])
-    low = [side.bfloat16() for side in (teacher, student)]
+    low = [pathway.bfloat16() for pathway in (teacher, student)]
     value, *gradients = value_and_gradients(lambda t, s: logits_difference_kl(teacher=t, student=s, mask=mask), *low)
     assert value.dtype == torch.float32
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 2
@@ -204,7 +204,7 @@ def test_computes_in_at_least_float32() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    teacher, student = (side.float() for side in vocabulary_rows(0, 4, 50))
+    teacher, student = (pathway.float() for pathway in vocabulary_rows(0, 4, 50))
     plain = value_and_gradients(lambda t, s: dbild(teacher=t, student=s), teacher, student)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = value_and_gradients(lambda t, s: dbild(teacher=t, student=s), teacher, student)

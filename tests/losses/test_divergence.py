@@ -41,7 +41,7 @@ def reference(name: str, teacher: list[float], student: list[float], temperature
     return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
 
-def sides(seed: int, n: int = 3, vocabulary: int = 20, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def pathways(seed: int, n: int = 3, vocabulary: int = 20, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     pair = torch.randn(2, n, vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 4
     return pair[0].to(dtype), pair[1].to(dtype)
 
@@ -49,7 +49,7 @@ def sides(seed: int, n: int = 3, vocabulary: int = 20, dtype: torch.dtype = torc
 @pytest.mark.parametrize("name", DIVERGENCES)
 @given(seed=st.integers(0, 2**32), temperature=st.sampled_from([0.7, 1.0, 3.0]))
 def test_equals_its_definition(name: str, seed: int, temperature: float) -> None:
-    teacher, student = sides(seed)
+    teacher, student = pathways(seed)
     value = DIVERGENCES[name](teacher=teacher, student=student, temperature=temperature)
     expected = [reference(name, t, s, temperature) for t, s in zip(teacher.tolist(), student.tolist(), strict=True)]
     assert value.tolist() == pytest.approx(expected, abs=1e-12)
@@ -58,7 +58,7 @@ def test_equals_its_definition(name: str, seed: int, temperature: float) -> None
 @every_divergence
 @given(seed=st.integers(0, 2**32))
 def test_zero_at_equality_and_never_negative(divergence, seed: int) -> None:
-    teacher, student = sides(seed, dtype=torch.float32)
+    teacher, student = pathways(seed, dtype=torch.float32)
     assert divergence(teacher=teacher, student=teacher).abs().max() < 1e-6
     assert divergence(teacher=teacher, student=student).min() > -1e-6
 
@@ -66,7 +66,7 @@ def test_zero_at_equality_and_never_negative(divergence, seed: int) -> None:
 @every_divergence
 @given(seed=st.integers(0, 2**32), shift=st.floats(-1e3, 1e3))
 def test_a_shift_and_hidden_columns_change_nothing(divergence, seed: int, shift: float) -> None:
-    teacher, student = sides(seed)
+    teacher, student = pathways(seed)
     hidden = torch.full((3, 5), -math.inf, dtype=torch.float64)
     wide = torch.cat([student + shift, hidden], dim=1).requires_grad_()
     value = divergence(teacher=torch.cat([teacher - shift, hidden], dim=1), student=wide)
@@ -80,7 +80,7 @@ def test_a_shift_and_hidden_columns_change_nothing(divergence, seed: int, shift:
 
 @every_divergence
 def test_gradients_of_both_sides(divergence) -> None:
-    teacher, student = (side.requires_grad_() for side in sides(0))
+    teacher, student = (pathway.requires_grad_() for pathway in pathways(0))
     assert torch.autograd.gradcheck(lambda t, s: divergence(teacher=t, student=s), (teacher, student))
 
 
@@ -96,7 +96,7 @@ def test_extreme_logits_stay_finite(divergence) -> None:
 
 @every_divergence
 def test_computes_in_at_least_float32(divergence) -> None:
-    teacher, student = sides(1, dtype=torch.bfloat16)
+    teacher, student = pathways(1, dtype=torch.bfloat16)
     value = divergence(teacher=teacher, student=student)
     assert value.dtype == torch.float32
     assert torch.equal(value, divergence(teacher=teacher.float(), student=student.float()))
@@ -116,7 +116,7 @@ def test_jensen_shannon_is_bounded_by_log_2() -> None:
 
 @every_divergence
 def test_settings_that_cannot_work_are_refused(divergence) -> None:
-    teacher, student = sides(0)
+    teacher, student = pathways(0)
     with pytest.raises(UserError, match=r"\(3, 20\).*\(3, 19\).*both vocabularies"):
         divergence(teacher=teacher, student=student[:, :-1])
     with pytest.raises(UserError, match=r"temperature = 0: .* Set temperature above 0"):

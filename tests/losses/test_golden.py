@@ -34,7 +34,7 @@ def exactly(value: float) -> Any:
     return pytest.approx(value, abs=1e-9, rel=0)
 
 
-def sides(case: dict[str, Any], padding: str) -> tuple[Tensor, Tensor]:
+def pathways(case: dict[str, Any], padding: str) -> tuple[Tensor, Tensor]:
     """Teacher and student ``[1, V]`` float64, their padding columns cut off or hidden."""
     both = torch.tensor([case["teacher"], case["student"]], dtype=torch.float64)
     if padding == "cut":
@@ -55,7 +55,7 @@ def test_the_file_holds_what_is_tested() -> None:
 @padding
 @every_case
 def test_dbild(case: dict[str, Any], padding: str) -> None:
-    teacher, student = sides(case, padding)
+    teacher, student = pathways(case, padding)
     select = Kneedle(window=case["window"], min_k=case["min_k"], max_k=case["max_k"])
     for leader, golden in ((teacher, case["teacher_led"]), (student, case["student_led"])):
         indices, mask = select(leader)
@@ -77,7 +77,7 @@ def test_dbild(case: dict[str, Any], padding: str) -> None:
 @padding
 @every_case
 def test_bild(case: dict[str, Any], padding: str) -> None:
-    teacher, student = sides(case, padding)
+    teacher, student = pathways(case, padding)
     value = dbild(teacher=teacher, student=student, temperature=3.0, select=FixedTopK(k=8), reverse=False)
     assert value.item() == exactly(case["bild"])
 
@@ -85,7 +85,7 @@ def test_bild(case: dict[str, Any], padding: str) -> None:
 @padding
 @every_case
 def test_full_vocabulary(case: dict[str, Any], padding: str) -> None:
-    teacher, student = sides(case, padding)
+    teacher, student = pathways(case, padding)
     logits = {"teacher": teacher, "student": student, "temperature": case["temperature"]}
     assert forward_kl(**logits).item() == exactly(case["full_fkl"])
     assert reverse_kl(**logits).item() == exactly(case["full_rkl"])
@@ -99,7 +99,7 @@ def test_a_batch_of_rows_of_different_k_gives_each_row_its_own_value() -> None:
     widest = max(len(case["teacher"]) for case in alike)
     teacher, student = (torch.full((len(alike), widest), -math.inf, dtype=torch.float64) for _ in range(2))
     for row, case in enumerate(alike):
-        one = sides(case, "cut")
+        one = pathways(case, "cut")
         teacher[row, : case["real_vocabulary"]], student[row, : case["real_vocabulary"]] = one[0][0], one[1][0]
     value = dbild(teacher=teacher, student=student, select=Kneedle(window=None, min_k=4))
     assert len(alike) > 2

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, forward_kl
-from lightning_switchkd.losses.precomputed_grads import with_gradients
-from lightning_switchkd.losses.logits import Chunk, Head, Heads, Rows, Side
+from lightning_switchkd.losses.chunked import chunk_size, sum_losses
 from lightning_switchkd.losses.divergence import jensen_shannon, reverse_kl
-from lightning_switchkd.losses.chunked import rows_at_a_time, sum_rows
+from lightning_switchkd.losses.logits import Heads, LogitsChunk, SupervisedTokens
+from lightning_switchkd.losses.precomputed_grads import attach_gradients
 from lightning_switchkd.losses.select import Selection
+from lightning_switchkd.models.head import Head
 from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
-from lightning_switchkd.objectives.kd import DivergenceTerm
-from lightning_switchkd.objectives.terms import RowTerm, Views
+from lightning_switchkd.objectives.kd import DivergenceLoss
+from lightning_switchkd.objectives.terms import ObjectiveInputs, TokenLoss
 
 SELECTIONS: list[Selection] = [
     Kneedle(window=16),
@@ -53,7 +55,7 @@ REVERSE = {"reverse": [True], "forward": [False], "symmetric": [True, False]}
 class Problem:
     """Rows, heads, and what is to have a gradient."""
 
-    rows: Rows
+    rows: SupervisedTokens
     heads: Heads
 
     def learning(self) -> list[Tensor]:
@@ -84,38 +86,38 @@ def problem(
         return Head(size * random(columns, width), random(columns) if bias else None, scale, softcap)
 
     student, teacher = head(widths[0], v + padding), head(widths[1], v + 2 * padding)
-    hidden: dict[Side, Tensor] = {"student": random(n, widths[0])}
+    hidden: dict[Pathway, Tensor] = {"student": random(n, widths[0])}
     hidden |= {"teacher": random(n, widths[1]), "switch": random(n, widths[1])}
     for x in (hidden["student"], hidden["switch"], *([] if frozen_head else [student.weight, student.bias])):
         if x is not None:
             x.requires_grad_()
     visual = torch.rand(n, generator=generator) < 0.6
-    rows = Rows(hidden, torch.randint(v, (n,), generator=generator), visual, v)
+    rows = SupervisedTokens(hidden, torch.randint(v, (n,), generator=generator), visual, v)
     return Problem(rows, {"student": student, "teacher": teacher, "switch": teacher})
 
 
 def in_chunks(given: Problem, objective: Objective, chunk: int | None = None) -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients, so many rows at a time."""
     rows, heads = given.rows, given.heads
-    weights = [heads[side].weight for side in rows.hidden]
+    weights = [heads[pathway].weight for pathway in rows.hidden]
     row = sum(len(weight) * max(4, weight.element_size()) for weight in weights)
     gib = 1.0 if chunk is None else (chunk + 0.5) * row / 2**30
-    assert chunk is None or rows_at_a_time(rows, heads, gib) == chunk
-    loss = objective(Views(rows, heads), torch.tensor([7, 5, 3, 2], device=rows.targets.device), 0, gib).loss
+    assert chunk is None or chunk_size(rows, heads, gib) == chunk
+    loss = objective(ObjectiveInputs(rows, heads), torch.tensor([7, 5, 3, 2], device=rows.targets.device), 0, gib).loss
     return loss.detach(), gradients(3 * loss, given)
 
 
 def plainly(given: Problem, objective: Objective) -> tuple[Tensor, list[Tensor]]:
     """The same by whole logits and autograd."""
     rows, v = given.rows, given.rows.vocabulary
-    z = {side: given.heads[side](states) for side, states in rows.hidden.items()}
-    z = {side: x if x.dtype == torch.float64 else x.float() for side, x in z.items()}
+    z = {pathway: given.heads[pathway](states) for pathway, states in rows.hidden.items()}
+    z = {pathway: x if x.dtype == torch.float64 else x.float() for pathway, x in z.items()}
     loss = F.cross_entropy(z["student"], rows.targets, reduction="sum") / 7
     for name, term in objective.terms.items():
         if name == "ce":
             continue
-        teacher, student = z["teacher"][:, :v], z[term.side][:, :v]
-        if isinstance(term, DivergenceTerm):
+        teacher, student = z["teacher"][:, :v], z[term.pathway][:, :v]
+        if isinstance(term, DivergenceLoss):
             beta = {"beta": term.beta} if term.divergence == "jsd" else {}
             values = DIVERGENCES[term.divergence](
                 teacher=teacher, student=student, temperature=term.temperature, **beta
@@ -219,7 +221,7 @@ class Alive(TorchDispatchMode):
 def test_logits_of_more_than_a_chunk_never_exist(observed: bool) -> None:
     n, v, chunk = 60, 3000, 7
     given, objective = problem(n, v, 0, dtype=torch.float32), SwitchKDObjective()
-    objective.observed = observed
+    objective.collect_statistics = observed
     in_chunks(problem(2, v, 0, dtype=torch.float32), objective)
     with Alive() as alive:
         in_chunks(given, objective, chunk)
@@ -235,8 +237,8 @@ def test_bfloat16_points_where_float64_does(objective: Objective) -> None:
     """Logits as steep as a trained model's; their products are rounded to bfloat16 as well."""
     given = problem(64, 2000, dtype=torch.bfloat16, widths=(96, 128), size=0.1)
     with torch.no_grad():
-        for side, states in given.rows.hidden.items():
-            states.copy_(10 * given.heads[side].weight[given.rows.targets] + 2 * states)
+        for pathway, states in given.rows.hidden.items():
+            states.copy_(10 * given.heads[pathway].weight[given.rows.targets] + 2 * states)
     exact = Problem(
         replace(given.rows, hidden={s: h.detach().double() for s, h in given.rows.hidden.items()}),
         {s: replace(h, weight=h.weight.detach().double()) for s, h in given.heads.items()},
@@ -246,7 +248,7 @@ def test_bfloat16_points_where_float64_does(objective: Objective) -> None:
     loss, found = in_chunks(given, objective, 17)
     wanted, directions = plainly(exact, objective)
     assert float(loss) == pytest.approx(float(wanted), rel=0.01)
-    ours, theirs = (torch.cat([x.double().flatten() for x in side]) for side in (found, directions))
+    ours, theirs = (torch.cat([x.double().flatten() for x in pathway]) for pathway in (found, directions))
     assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
@@ -269,7 +271,7 @@ def on_gpu(given: Problem) -> Problem:
 
     rows = replace(
         given.rows,
-        hidden={side: moved(states) for side, states in given.rows.hidden.items()},
+        hidden={pathway: moved(states) for pathway, states in given.rows.hidden.items()},
         targets=given.rows.targets.cuda(),
         visual=given.rows.visual.cuda(),
     )
@@ -316,21 +318,21 @@ def test_autocast_multiplies_in_its_dtype() -> None:
     assert float(loss) == pytest.approx(float(exact), rel=0.02)
 
 
-class Scaled(RowTerm):
+class Scaled(TokenLoss):
     """A term with a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
 
-    def forward(self, rows: Chunk) -> Tensor:
-        return self.factor * rows.log_normaliser("student")
+    def forward(self, rows: LogitsChunk) -> Tensor:
+        return self.factor * rows.log_normalizer("student")
 
 
 def test_a_term_may_own_parameters() -> None:
     given, term = problem(6, frozen_head=True), Scaled()
     terms: Mapping[str, Any] = {"scaled": term}
-    found = sum_rows(given.rows, given.heads, terms, {"scaled": 0.5}, logits_gib=1e-9)
+    found = sum_losses(given.rows, given.heads, terms, {"scaled": 0.5}, logits_gib=1e-9)
     found.loss.backward()
     wanted = given.heads["student"](given.rows.hidden["student"]).logsumexp(-1).sum()
     torch.testing.assert_close(found.sums["scaled"], 2 * wanted.detach())
@@ -339,7 +341,7 @@ def test_a_term_may_own_parameters() -> None:
 
 def test_gradients_made_ahead() -> None:
     x = torch.ones(3, requires_grad=True)
-    loss = with_gradients(torch.tensor(5.0), [x], [torch.arange(3.0)])
+    loss = attach_gradients(torch.tensor(5.0), [x], [torch.arange(3.0)])
     (2 * loss).backward(retain_graph=True)
     assert x.grad is not None
     assert x.grad.tolist() == [0, 2, 4]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from lightning_switchkd.core.types import IGNORE, Batch
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch
 from lightning_switchkd.objectives.align_kd import AlignKD
 
 
@@ -54,7 +54,7 @@ class Naive:
         """Places whose next token is supervised."""
         labels = self.batch.labels
         rows, width = labels.shape
-        return [(b, t) for b in range(rows) for t in range(width - 1) if labels[b, t + 1] != IGNORE]
+        return [(b, t) for b in range(rows) for t in range(width - 1) if labels[b, t + 1] != IGNORE_INDEX]
 
     def images(self) -> list[tuple[int, list[int]]]:
         """Record and columns of each image."""

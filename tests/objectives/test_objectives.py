@@ -14,14 +14,14 @@ import yaml
 from naive import Naive
 from torch import Tensor
 
-from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import PARTS, Part
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.losses import FixedTopK, dbild, jensen_shannon
-from lightning_switchkd.losses.logits import Head
+from lightning_switchkd.models.head import Head
 from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, Objective, SwitchKDObjective
 from lightning_switchkd.objectives.llava_kd import self_correlation
 from lightning_switchkd.training.optim import parameter_groups
-from lightning_switchkd.models.adapter import PARTS, Part
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
 GOLDEN = Path(__file__).parents[1] / "golden" / "dbild.json"
@@ -167,8 +167,8 @@ def test_attention_is_that_of_text_to_image() -> None:
     model = distiller(AlignKD())
     views = model.views(BATCH, model.features(BATCH))
     naive = Naive(copy.deepcopy(model.student.model), copy.deepcopy(model.frozen_teacher.model), BATCH, VOCABULARY)
-    for side, out in (("student", naive.student), ("teacher", naive.teacher)):
-        for ours, wanted in zip(views.attention[side], naive.attention_maps(out), strict=True):
+    for pathway, out in (("student", naive.student), ("teacher", naive.teacher)):
+        for ours, wanted in zip(views.attention[pathway], naive.attention_maps(out), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
             assert bool((ours.sum(-1) > 0).all())
     assert bool(views.attention["student"][0].requires_grad)
@@ -274,7 +274,7 @@ def test_only_who_asks_pays(method: str) -> None:
     """Image rows, projected images and first attention are there for those that read them, and for nobody else."""
     model = distiller(METHODS[method][0]())
     views = model.views(BATCH, model.features(BATCH))
-    assert (views.image_rows is not None) == (method == "llava_kd")
+    assert (views.image_tokens is not None) == (method == "llava_kd")
     assert bool(views.attention) == bool(views.image_embeds) == (method == "align_kd")
     assert model.student.attention == ("sdpa_watched" if method == "align_kd" else "sdpa")
     assert len(model.kept(BATCH).positions) == BATCH.counts.token + BATCH.counts.image_token * (method == "llava_kd")

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.auto import VLMSpec, build, tokenizer_of
+from lightning_switchkd.models.auto import build, tokenizer_of
+from lightning_switchkd.models.spec import VLMSpec
 
 VISION: dict[str, Any] = dict(tiny.spec().vision)  # type: ignore[call-overload]
 LM: dict[str, Any] = dict(tiny.spec().lm)  # type: ignore[call-overload]
@@ -120,7 +121,7 @@ def test_embeddings_grow_to_the_tokenizer() -> None:
 
 
 def test_constructing_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_switchkd import module
+    from lightning_switchkd.training import module
 
     monkeypatch.setattr(module, "build", lambda *_: pytest.fail("a constructor loaded a model"))
     module.SwitchKD(VLMSpec(checkpoint="nobody/nothing"), VLMSpec(checkpoint="nobody/nothing"))

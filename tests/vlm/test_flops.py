@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
 from lightning_switchkd.distillation.flops import step_cost
+from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

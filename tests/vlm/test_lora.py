@@ -9,11 +9,12 @@ import tiny
 import torch
 from command import fit_arguments
 
-from lightning_switchkd.models.export import export
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.auto import VLMSpec, build
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.export import export
 from lightning_switchkd.models.lora import LoRA, merged
+from lightning_switchkd.models.spec import VLMSpec
 
 
 def adapted(folder: Path, **changes: object) -> VLMSpec:

@@ -11,12 +11,14 @@ import tiny
 import torch
 from torch import Tensor
 
-from lightning_switchkd.training.callbacks import GreedyValidation
+from lightning_switchkd.core.types import Part
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SwitchKDObjective
-from lightning_switchkd.models.auto import VLMSpec, build
-from lightning_switchkd.models.adapter import VLM, Part
+from lightning_switchkd.training.callbacks import ValGeneration
+from lightning_switchkd.training.module import SwitchKD
 
 
 def pair(student: list[Part], teacher: list[Part], **changes: Any) -> Distiller:
@@ -78,7 +80,7 @@ def test_recomputed_gradients_are_equal(lm: str) -> None:
 EVERYTHING: dict[str, Any] = {"compile": ["lm"], "activation_checkpointing": ["vision", "projector", "lm"]}
 
 
-def greedy(model: VLM) -> list[list[int]]:
+def greedy(model: VLMAdapter) -> list[list[int]]:
     batch = tiny.batch()
     ids, mask = batch.input_ids.flip(1), batch.attention_mask.flip(1)  # left-padded, in some order
     image_embeds = model.project(model.encode_image(batch.pixel_values))
@@ -94,26 +96,26 @@ def test_generate_is_unchanged(grad: bool, training: bool) -> None:
     import torch._dynamo.utils
 
     torch._dynamo.utils.counters.clear()
-    plain, switched = tiny.vlm().train(training), tiny.vlm(**EVERYTHING).train(training)
+    plain, apply_options = tiny.vlm().train(training), tiny.vlm(**EVERYTHING).train(training)
     with torch.set_grad_enabled(grad):
-        assert greedy(switched) == greedy(plain)
+        assert greedy(apply_options) == greedy(plain)
     assert not torch._dynamo.utils.counters["stats"]
 
 
 def test_names_export_and_copies_are_unchanged(tmp_path: Path) -> None:
-    plain, switched = tiny.vlm(), tiny.vlm(**EVERYTHING)
-    assert [*switched.state_dict()] == [*plain.state_dict()]
-    assert [*dict(switched.named_modules())] == [*dict(plain.named_modules())]
+    plain, apply_options = tiny.vlm(), tiny.vlm(**EVERYTHING)
+    assert [*apply_options.state_dict()] == [*plain.state_dict()]
+    assert [*dict(apply_options.named_modules())] == [*dict(plain.named_modules())]
     plain.model.save_pretrained(tmp_path / "plain")
-    switched.model.save_pretrained(tmp_path / "switched")
+    apply_options.model.save_pretrained(tmp_path / "switched")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "switched" / name).read_bytes()
-    again = copy.deepcopy(switched)
+    again = copy.deepcopy(apply_options)
     for block in again.blocks("vision"):
         for parameter in block.parameters():
             parameter.data.zero_()
     pixels = tiny.batch().pixel_values
-    assert torch.equal(switched.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
+    assert torch.equal(apply_options.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
     assert not torch.equal(again.encode_image(pixels), plain.encode_image(pixels))
 
 
@@ -139,7 +141,7 @@ def test_rotary_frequencies_stay_float32(tmp_path: Path, precision: Any, teacher
     model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), teacher, SwitchKDObjective())
     trainer = tiny.trainer(
         tmp_path, precision=precision, max_steps=2, limit_val_batches=1, val_check_interval=2,
-        callbacks=[GreedyValidation(records=4, max_new_tokens=3)],
+        callbacks=[ValGeneration(records=4, max_new_tokens=3)],
     )  # fmt: skip
     trainer.fit(model, datamodule=tiny.data_module(folder))
     assert "val/exact_match" in trainer.callback_metrics

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
 
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.formats import parse_sample
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.samples import Place, Record, parse_record
-from lightning_switchkd.data.sources.index import Index
+from lightning_switchkd.data.samples import Sample
+from lightning_switchkd.data.sources.base import Source
 from lightning_switchkd.data.sources.json_file import JsonSource
 from lightning_switchkd.data.sources.mixture import Mixture
 from lightning_switchkd.data.sources.parquet import ParquetSource
 from lightning_switchkd.data.sources.remote import ShardCache, find_remote
 from lightning_switchkd.data.sources.shards import find_shards
 from lightning_switchkd.data.sources.tar import TarSource
-from lightning_switchkd.core.errors import UserError
 
-__all__ = ["Mixture", "ShardCache", "Source", "open_source", "read_record"]
-
-
-class Source(Protocol):
-    """Raw records by index.
-
-    Attributes:
-        path: what it was opened by, as messages name it.
-        fingerprint: equal for equal records in equal order, wherever the files lie.
-        blocks: what has to be read together, the largest first; none where any order costs the same.
-    """
-
-    path: str
-    fingerprint: str
-    blocks: tuple[Blocks, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Any:
-        """The record, not yet validated; images that lie in the source itself come with it, as bytes."""
-        ...
-
-    def place(self, index: int) -> Place:
-        """Where the record lies, for messages, and what reads its images."""
-        ...
-
-    def sizes(self) -> Index:
-        """``[n, 2]``: bytes of text and number of images of each record, to estimate its length."""
-        ...
-
-    def files(self) -> dict[str, range]:
-        """The record numbers of each file, by its full name."""
-        ...
+__all__ = ["Mixture", "ShardCache", "Source", "open_source", "read_sample"]
 
 
 def open_source(path: str | Path, images: ImageFolder | None = None, cache: ShardCache | None = None) -> Source:
@@ -79,10 +46,10 @@ def open_source(path: str | Path, images: ImageFolder | None = None, cache: Shar
     return kind(name, shards, images)
 
 
-def read_record(source: Source, index: int) -> Record:
+def read_sample(source: Source, index: int) -> Sample:
     """The validated record.
 
     Raises:
         RecordError: it is not valid.
     """
-    return parse_record(source.read(index), source.place(index))
+    return parse_sample(source.read(index), source.location(index))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lightning_switchkd.data.sources.shards import Shard
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.sources.shards import Shard
 
 _VERSION = 3  # of what an index holds
 
@@ -62,16 +62,16 @@ def cached_index(shard: Shard, build: Callable[[], Index]) -> Index:
     name = PurePosixPath(shard.name).name
     file = f"{name}.{fingerprint(_VERSION, shard.key)}.npy"
     places = [*([shard.folder / ".index" / file] if shard.folder else []), user_cache() / "index" / file]
-    for place in places:
+    for location in places:
         try:
-            return _read(place)
+            return _read(location)
         except (OSError, ValueError, EOFError):  # not there, or no index: build it anew
             continue
     index = build()
-    for place in places:
+    for location in places:
         try:
-            _write(place, index)
-            return _read(place)
+            _write(location, index)
+            return _read(location)
         except OSError:
             continue
     raise UserError(f"the index of {name} can be written to neither of {[str(p.parent) for p in places]}: free one")

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.core.files import pread
+from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.samples import Place
+from lightning_switchkd.data.samples import SampleLocation
 from lightning_switchkd.data.sources.index import CRC, IMAGES, OF_IMAGE, TEXT, Index, cached_index, fingerprint
 from lightning_switchkd.data.sources.shards import Shard, data_set_name
 
@@ -52,9 +52,9 @@ class IndexedFiles(ABC):
     def read(self, index: int) -> Any:
         """The record at `index`, as `Source.read` has it."""
 
-    def place(self, index: int) -> Place:
+    def location(self, index: int) -> SampleLocation:
         shard = self.shard_of(index)
-        return Place(self.shards[shard].name, index - self.starts[shard], self._images, self._group)
+        return SampleLocation(self.shards[shard].name, index - self.starts[shard], self._images, self._group)
 
     def sizes(self) -> Index:
         return self.rows[self.first[:-1], TEXT : IMAGES + 1]

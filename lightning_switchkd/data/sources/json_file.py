@@ -17,12 +17,13 @@ from typing import Any
 
 import orjson
 
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.formats import measure
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import RecordError, measure
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.sources.index import Index, bar, to_index
 from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.core.errors import UserError
 
 _DEPTH = 16
 _STRING = rb'"(?:[^"\\\n]++|\\.)*+"'
@@ -64,7 +65,7 @@ class JsonSource(IndexedFiles):
             return orjson.loads(data)
         except orjson.JSONDecodeError as error:
             changed = "; the file was changed after it was indexed" if zlib.crc32(data) != crc else ""
-            raise RecordError("bad_json", f"broken JSON: {error}{changed}", self.place(index)) from None
+            raise SampleError("bad_json", f"broken JSON: {error}{changed}", self.location(index)) from None
 
 
 def _build_index(shard: Shard) -> Index:
@@ -77,12 +78,12 @@ def _build_index(shard: Shard) -> Index:
         bar(path, len(data)) as progress,
     ):
         for start, end in _spans(data, path):
-            record = data[start:end]
+            sample = data[start:end]
             try:
-                size = measure(orjson.loads(record))
+                size = measure(orjson.loads(sample))
             except orjson.JSONDecodeError:
                 size = (0, 0)  # reading it says what is wrong
-            rows.extend((start, end - start, zlib.crc32(record), *size))
+            rows.extend((start, end - start, zlib.crc32(sample), *size))
             if len(rows) % 50_000 == 0:
                 progress.update(end - progress.n)
     if not rows:
@@ -109,13 +110,13 @@ def _spans(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int]]:
 def _elements(data: mmap.mmap, path: Path, position: int) -> Iterator[tuple[int, int]]:
     """The objects of a JSON array."""
     while data[position : position + 1] != b"]":
-        record = _RECORD.match(data, position)
-        if record is None:
+        sample = _RECORD.match(data, position)
+        if sample is None:
             raise _broken(path, data, position, f"no whole JSON object begins here (of depth {_DEPTH} or less)")
-        following = _AFTER_ELEMENT.match(data, record.end())
+        following = _AFTER_ELEMENT.match(data, sample.end())
         if following is None:
-            raise _broken(path, data, record.end(), "after a record comes ',' and the next record, or ']'")
-        yield record.span()
+            raise _broken(path, data, sample.end(), "after a record comes ',' and the next record, or ']'")
+        yield sample.span()
         position = following.end()
     if not _END_OF_LIST.fullmatch(data, position):
         raise _broken(path, data, position, "nothing may follow the end of the list")
@@ -131,9 +132,9 @@ def _lines(data: mmap.mmap, start: int) -> Iterator[tuple[int, int]]:
             and not _parses(data[end : _line_end(data, end + 1)])
         ):
             begin = data.find(line[:1], start)
-            record = _RECORD.match(data, begin, min(len(data), begin + _LONGEST))
-            if record is not None and _parses(record[0]):
-                end = record.end()
+            sample = _RECORD.match(data, begin, min(len(data), begin + _LONGEST))
+            if sample is not None and _parses(sample[0]):
+                end = sample.end()
         if line := data[start:end].rstrip():
             yield start, start + len(line)
         start = end if data[end : end + 1] not in (b"\n", b"") else end + 1

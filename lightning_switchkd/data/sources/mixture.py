@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.samples import Place
+from lightning_switchkd.data.samples import SampleLocation
+from lightning_switchkd.data.sources.base import Source
 from lightning_switchkd.data.sources.index import Index, fingerprint
-
-if TYPE_CHECKING:
-    from lightning_switchkd.data.sources import Source
 
 
 class Mixture:
@@ -43,9 +41,9 @@ class Mixture:
         source, local = self._locate(index)
         return source.read(local)
 
-    def place(self, index: int) -> Place:
+    def location(self, index: int) -> SampleLocation:
         source, local = self._locate(index)
-        return source.place(local)
+        return source.location(local)
 
     def sizes(self) -> Index:
         return np.concatenate([source.sizes() for source in self.sources])

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import retried
+from lightning_switchkd.data.formats import measure
+from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.order import Blocks
-from lightning_switchkd.data.samples import measure
 from lightning_switchkd.data.sources.index import Index, bar, fingerprint, to_index
 from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.core.errors import UserError
 
 try:
     from pyarrow import ArrowException, parquet

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import retried
 from lightning_switchkd.data.sources.index import fingerprint, user_cache
 from lightning_switchkd.data.sources.shards import expand
-from lightning_switchkd.core.errors import UserError
 
 WAITS = (0.5, 2.0, 8.0, 30.0)
 """Seconds before each further attempt: servers take longer than disks to come back."""

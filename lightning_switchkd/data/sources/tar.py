@@ -16,13 +16,14 @@ from typing import Any
 
 import orjson
 
-from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import pread
-from lightning_switchkd.data.samples import RecordError, measure
+from lightning_switchkd.data.formats import measure
+from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.sources.index import OF_IMAGE, Index, bar, to_index
 from lightning_switchkd.data.sources.indexed import IndexedFiles
 from lightning_switchkd.data.sources.shards import Shard
-from lightning_switchkd.core.errors import UserError
 
 
 class TarSource(IndexedFiles):
@@ -52,14 +53,14 @@ class TarSource(IndexedFiles):
         try:
             raw = orjson.loads(self.bytes_of(shard, offset, size))
         except orjson.JSONDecodeError as error:
-            raise RecordError("bad_json", f"broken JSON: {error}", self.place(index)) from None
+            raise SampleError("bad_json", f"broken JSON: {error}", self.location(index)) from None
         if not images or not isinstance(raw, dict):
             return raw
         named = raw.pop("images", None) or raw.pop("image", None) or []
         names = [named] if isinstance(named, str) else named or [f"image {i}" for i in range(len(images))]
         if len(names) != len(images):
             problem = f"the record names {len(names)} images, but the tar holds {len(images)} with its key: make equal"
-            raise RecordError("image_count", problem).at(self.place(index), raw.get("id"))
+            raise SampleError("image_count", problem).at(self.location(index), raw.get("id"))
         data = [self.bytes_of(shard, offset, size) for offset, size, *_ in images]
         return {**raw, "image": [{"path": str(n), "bytes": d} for n, d in zip(names, data, strict=True)]}
 
@@ -74,16 +75,16 @@ def _build_index(shard: Shard) -> Index:
         ):
             for key, members in groupby(_members(tar), key=_key):
                 sample = sorted(members, key=_by_number)
-                records = [member for member in sample if member.name.endswith(".json")]
+                samples = [member for member in sample if member.name.endswith(".json")]
                 images = [member for member in sample if PurePosixPath(member.name).suffix.lower() in EXTENSIONS]
-                if len(records) != 1:
-                    raise UserError(f"{shard.name}: sample {key!r} has {len(records)} .json members, it must have one")
-                found = pread(data.fileno(), records[0].size, records[0].offset_data)
+                if len(samples) != 1:
+                    raise UserError(f"{shard.name}: sample {key!r} has {len(samples)} .json members, it must have one")
+                found = pread(data.fileno(), samples[0].size, samples[0].offset_data)
                 try:
                     text, _ = measure(orjson.loads(found))
                 except orjson.JSONDecodeError:
                     text = 0  # reading it says what is wrong
-                rows.extend((records[0].offset_data, records[0].size, zlib.crc32(found), text, len(images)))
+                rows.extend((samples[0].offset_data, samples[0].size, zlib.crc32(found), text, len(images)))
                 for image in images:
                     rows.extend((image.offset_data, image.size, 0, 0, OF_IMAGE))
                 progress.update(sample[-1].offset_data - progress.n)

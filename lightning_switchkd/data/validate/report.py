@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_switchkd.core.types import DefectCode
 from lightning_switchkd.data.order import Indices
-from lightning_switchkd.data.samples import Code
 from lightning_switchkd.data.stream import BatchStream
+from lightning_switchkd.data.validate.findings import Findings
 
-if TYPE_CHECKING:
-    from lightning_switchkd.data.validate.validate import Findings
-
-ADVICE: dict[Code, str] = {
+ADVICE: dict[DefectCode, str] = {
     "bad_json": "the record does not parse: write the file again",
     "schema": "a field is missing or of another type: see docs/data.md for the schema",
     "roles": "user and assistant must alternate, beginning with the user and ending with the assistant",

@@ -13,7 +13,7 @@ import yaml
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import READERS, layout_files
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.scoring import SCORINGS, Floats, Judged, Scoring
 from lightning_switchkd.evaluation.benchmarks.tables import find
 
@@ -133,7 +133,7 @@ class Benchmark:
             + "\n".join(looked)
         )
 
-    def prompt_of(self, item: Item, protocol: Protocol = "llava") -> str:
+    def prompt_of(self, item: Item, protocol: ScoringProtocol = "llava") -> str:
         """What a model is asked, without places of images."""
         if item.prompt and protocol == "llava":
             return item.prompt
@@ -150,7 +150,7 @@ class Benchmark:
         lines = [text for text in template.split("\n") if not (named := _fields(text)) or not named <= empty]
         return "\n".join(lines).format(**values).strip()
 
-    def judge(self, item: Item, text: str | None, protocol: Protocol = "llava") -> Judged:
+    def judge(self, item: Item, text: str | None, protocol: ScoringProtocol = "llava") -> Judged:
         """What an answer is worth; none is wrong."""
         return Judged(0.0) if text is None else self.rules.judge(item, text, protocol, **self.settings)
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, RecordError, Turn
+from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageReader, ImageRef, SampleError, Turn
 from lightning_switchkd.models.generation import Question
 
 Picture = Callable[[], Image.Image]
-"""Reads and decodes an image when it is called. Raises ``RecordError`` where it is missing or damaged."""
+"""Reads and decodes an image when it is called. Raises ``SampleError`` where it is missing or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
     """An image file below a folder, or the bytes of one."""
 
-    folder: ImageFolder
+    folder: ImageReader
     ref: ImageRef
 
     def __call__(self) -> Image.Image:
@@ -41,7 +41,7 @@ class Base64Picture:
         try:
             data = base64.b64decode(self.text, validate=True)
         except binascii.Error as error:
-            raise RecordError("image_decode", f"image of {self.name} is no base64 text: {error}") from None
+            raise SampleError("image_decode", f"image of {self.name} is no base64 text: {error}") from None
         return ImageFolder(None).read(ImageRef(self.name, data))
 
 
@@ -92,6 +92,6 @@ def as_question(item: Item, prompt: str = "") -> Question:
     if placed == 0 and images:
         text = f"{IMAGE_TOKEN * len(images)}\n{text}"
     elif placed != len(images):
-        raise RecordError("image_count", f"question '{item.id}' has {placed} places for {len(images)} images")
+        raise SampleError("image_count", f"question '{item.id}' has {placed} places for {len(images)} images")
     answer = item.answers[0] if item.answers else ""
     return Question((*item.history, Turn("user", text)), images, answer, item.category)

@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.scoring import Floats
 
 
@@ -31,7 +31,7 @@ class Judgements(Metric):
     places: list[Tensor]
     values: list[Tensor]
 
-    def __init__(self, benchmark: Benchmark, items: Sequence[Item], protocol: Protocol = "llava") -> None:
+    def __init__(self, benchmark: Benchmark, items: Sequence[Item], protocol: ScoringProtocol = "llava") -> None:
         super().__init__()
         self.benchmark, self.items, self.protocol = benchmark, list(items), protocol
         self.add_state("places", default=[], dist_reduce_fx="cat")

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef
-from lightning_switchkd.data.sources import open_source, read_record
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.sources import open_source, read_sample
 from lightning_switchkd.evaluation.benchmarks.items import Base64Picture, FilePicture, Item, Picture
 from lightning_switchkd.evaluation.benchmarks.tables import Row, cell, find, read_rows
 
@@ -248,12 +248,12 @@ def _object(question: str) -> str:
 def llava(root: Path, records: str, images: str = "images") -> list[Item]:
     """LLaVA records, as training data are: the last answer of each is right, its ``source`` the category."""
     source = open_source(root / records, ImageFolder(root / images))
-    found = [read_record(source, i) for i in range(len(source))]
+    found = [read_sample(source, i) for i in range(len(source))]
     unique = len({record.id for record in found}) == len(found)
     items = []
     for number, record in enumerate(found):
         *history, last, _ = record.turns
-        images_of = record.place.images
+        images_of = record.location.images
         items.append(
             Item(
                 id=record.id if unique else f"{record.id}#{number}",

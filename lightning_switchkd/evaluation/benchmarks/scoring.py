@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
-from lightning_switchkd.evaluation.benchmarks.scorers.choice import mmbench_letter, mmmu_letter, mmmu_open, scienceqa_letter
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
+from lightning_switchkd.evaluation.benchmarks.scorers.choice import (
+    mmbench_letter,
+    mmmu_letter,
+    mmmu_open,
+    scienceqa_letter,
+)
 from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import consensus, equal, evalai
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
 
@@ -44,55 +49,57 @@ Judge = Callable[..., Judged]
 NORMALISER = {"llava": "evalai", "lmms": "evalai", "vlmevalkit": "vlmevalkit"}
 
 
-def by_consensus(item: Item, text: str, protocol: Protocol, normaliser: Mapping[str, Any] = NORMALISER) -> Judged:
+def by_consensus(
+    item: Item, text: str, protocol: ScoringProtocol, normaliser: Mapping[str, Any] = NORMALISER
+) -> Judged:
     """Against the answers of ten people."""
     return Judged(consensus(text, item.answers, normaliser[protocol]))
 
 
-def by_equality(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_equality(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """GQA's exact match."""
     return Judged(float(equal(text, item.answers[0], protocol)))
 
 
-def exactly(item: Item, text: str, protocol: Protocol) -> Judged:
+def exactly(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """The very text, but for white space around it."""
     return Judged(float(text.strip() in item.answers))
 
 
-def by_short_answer(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_short_answer(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """Any of the right answers, case, articles, number words and punctuation aside."""
     return Judged(float(evalai(text) in {evalai(answer) for answer in item.answers}))
 
 
-def by_mme(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_mme(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """Yes or no as MME reads it."""
     reply = mme_reply(text.replace("\n", " ").replace("\t", " "), protocol)
     return Judged(float(reply == item.answers[0].lower()), reply == "yes")
 
 
-def by_pope(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_pope(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """Yes or no as POPE reads it."""
     reply = pope_reply(text, protocol)
     return Judged(float(reply == item.answers[0].lower()), reply == "yes")
 
 
-def by_yes_no(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_yes_no(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """Yes or no anywhere in the answer, but not both."""
     reply = pope_reply(text, "vlmevalkit")
     return Judged(float(reply == item.answers[0].lower()), reply == "yes")
 
 
-def by_scienceqa(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_scienceqa(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """A letter as ScienceQA's code reads it."""
     return Judged(float(scienceqa_letter(text.strip(), len(item.options), protocol) == item.answers[0]))
 
 
-def by_choice(item: Item, text: str, protocol: Protocol) -> Judged:
+def by_choice(item: Item, text: str, protocol: ScoringProtocol) -> Judged:
     """A letter or an option's text, as MMBench's exact matching reads it."""
     return Judged(float(mmbench_letter(text, item.options, protocol) == item.answers[0]))
 
 
-def by_mmmu(item: Item, text: str, protocol: Protocol, fallback: str = "random") -> Judged:
+def by_mmmu(item: Item, text: str, protocol: ScoringProtocol, fallback: str = "random") -> Judged:
     """A letter, or an open answer. ``fallback``: an answer without a letter is guessed (``random``) or ``wrong``."""
     if not item.options:
         return Judged(float(mmmu_open(text, item.answers)))

@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 from PIL import Image
 
-from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import ImageRef, RecordError
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.images import ImageFolder
+from lightning_switchkd.data.samples import ImageRef, SampleError
 
 Row = dict[str, Any]
 KEY = "key"
@@ -116,7 +116,7 @@ class Cell:
         """The image."""
         value = _column(self.file, self.row_group, self.column)[self.row].as_py()
         if not value or not value.get("bytes"):
-            raise RecordError("image_missing", f"row {self.row} of {self.file} has no image in '{self.column}'")
+            raise SampleError("image_missing", f"row {self.row} of {self.file} has no image in '{self.column}'")
         return ImageFolder(None).read(ImageRef(value.get("path") or Path(self.file).name, value["bytes"]))
 
 

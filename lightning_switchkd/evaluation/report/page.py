@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lightning_switchkd.data.samples import RecordError
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.score import Result
@@ -91,7 +91,7 @@ def _example(item: Item | None, name: str, said: dict[str, tuple[str, float]]) -
     for picture in item.pictures:
         try:
             images.append(_png(picture()))
-        except RecordError:
+        except SampleError:
             continue
     options = "".join(f"\n{letter}. {text}" for letter, text in item.options.items())
     return Example(item.category, item.question + options, images, list(dict.fromkeys(item.answers)), said)

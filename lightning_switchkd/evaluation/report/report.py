@@ -9,11 +9,11 @@ from pathlib import Path
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.report.charts import Curves, grouped_bars, loss_curves, pyplot, radar, read_metrics
-from lightning_switchkd.evaluation.report.text_tables import MAJORITY, markdown
-from lightning_switchkd.evaluation.significance import Paired, mcnemar
-from lightning_switchkd.evaluation.report.published import PUBLISHED, PublishedTable, read_published
 from lightning_switchkd.evaluation.report.page import Example, examples_of, page
+from lightning_switchkd.evaluation.report.published import PUBLISHED, PublishedTable, read_published
+from lightning_switchkd.evaluation.report.text_tables import MAJORITY, markdown
 from lightning_switchkd.evaluation.score import Result, read_results
+from lightning_switchkd.evaluation.significance import Paired, mcnemar
 
 BLIND = "blind"
 HELD_OUT = "val/loss/"

@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from lightning_switchkd.data.samples import Sample
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
-from lightning_switchkd.data.samples import Record
 from lightning_switchkd.training.loggers import log_figure, log_text
 from lightning_switchkd.training.module import SwitchKD
 
@@ -27,22 +27,22 @@ class AnswerPanel(L.Callback):
         max_new_tokens: longest answer.
     """
 
-    def __init__(self, records: int = 8, max_new_tokens: int = 32) -> None:
-        self.records = records
+    def __init__(self, num_samples: int = 8, max_new_tokens: int = 32) -> None:
+        self.num_samples = num_samples
         self.max_new_tokens = max_new_tokens
-        self._shown: list[Record] = []
+        self._shown: list[Sample] = []
         self._teacher: list[str] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Asks on every rank (sharded models answer together) and shows on the first."""
         assert isinstance(pl_module, SwitchKD)
-        if self.records == 0 or trainer.sanity_checking or not trainer.loggers:
+        if self.num_samples == 0 or trainer.sanity_checking or not trainer.loggers:
             return
         distiller, data = pl_module.distiller, trainer.datamodule  # type: ignore[attr-defined]
         questions = ValidationQuestions(data, pl_module.device, self.max_new_tokens)
         if not self._shown:  # eight times as many are looked at, since some may have no image
-            seeing = [record for record in questions.records(8 * self.records) if record.images]
-            self._shown = seeing[:: max(1, len(seeing) // self.records)][: self.records]
+            seeing = [sample for sample in questions.samples(8 * self.num_samples) if sample.images]
+            self._shown = seeing[:: max(1, len(seeing) // self.num_samples)][: self.num_samples]
         if not self._shown:
             return
         said = {"student": questions.ask(distiller, self._shown)}
@@ -56,7 +56,7 @@ class AnswerPanel(L.Callback):
             figure.clear()
 
 
-def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> str:
+def markdown(samples: Sequence[Sample], said: Mapping[str, Sequence[str]]) -> str:
     """A table: a row a record, wrong answers marked ✗.
 
     Args:
@@ -64,29 +64,29 @@ def markdown(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> st
         said: answers by who gave them, in the records' order.
     """
     rows = [["question", "right answer", *said], ["---"] * (2 + len(said))]
-    for i, record in enumerate(records):
-        right = record.answer.strip()
+    for i, sample in enumerate(samples):
+        right = sample.answer.strip()
         replies = [answers[i] if answers[i] == right else f"✗ {answers[i]}" for answers in said.values()]
-        rows.append([record.turns[-2].text_only, right, *replies])
+        rows.append([sample.turns[-2].text_only, right, *replies])
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
     )
 
 
-def draw(records: Sequence[Record], said: Mapping[str, Sequence[str]]) -> Any:
+def draw(samples: Sequence[Sample], said: Mapping[str, Sequence[str]]) -> Any:
     """A matplotlib figure: the images, each with its question and who said what; right answers green, others red."""
     from matplotlib.figure import Figure
 
-    rows, names = -(-len(records) // COLUMNS), list(said)
+    rows, names = -(-len(samples) // COLUMNS), list(said)
     figure = Figure(figsize=(3.2 * COLUMNS, (3.2 + 0.3 * len(names)) * rows), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08 * (1 + len(names)))  # type: ignore[union-attr,call-arg]
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
-    for i, (record, axis) in enumerate(zip(records, axes, strict=False)):
-        axis.imshow(record.pictures(1)[0], interpolation="nearest")
-        axis.set_title(fill(record.turns[-2].text_only, LINE)[: 4 * LINE], fontsize=9)
-        right = record.answer.strip()
+    for i, (sample, axis) in enumerate(zip(samples, axes, strict=False)):
+        axis.imshow(sample.pictures(1)[0], interpolation="nearest")
+        axis.set_title(fill(sample.turns[-2].text_only, LINE)[: 4 * LINE], fontsize=9)
+        right = sample.answer.strip()
         lines = [
             ("right", right, "black"),
             *((n, said[n][i], "green" if said[n][i] == right else "crimson") for n in names),

@@ -8,17 +8,16 @@ from typing import Any, get_args
 import lightning as L
 import torch
 
-from lightning_switchkd.core.types import Batch
+from lightning_switchkd.core.types import Batch, DefectCode
 from lightning_switchkd.data.quarantine import Quarantine, said_counts
-from lightning_switchkd.data.samples import Code
 
 log = logging.getLogger(__name__)
 
-CODES: tuple[Code, ...] = get_args(Code)
+CODES: tuple[DefectCode, ...] = get_args(DefectCode)
 
 
 class DataHealth(L.Callback):
-    """Logs ``data/left_out``, the records in quarantine over all ranks, and ``data/left_out/CODE`` for each defect met.
+    """Logs ``data/skipped_samples``, the records in quarantine over all ranks, and ``data/skipped_samples/CODE`` for each defect met.
 
     At the end it says how many there are and where they are written.
     """
@@ -31,8 +30,10 @@ class DataHealth(L.Callback):
         quarantine = _quarantine(trainer)
         if due and quarantine is not None:
             counts = self._over_ranks(trainer, quarantine)
-            pl_module.log("data/left_out", float(sum(counts.values())), batch_size=1)
-            pl_module.log_dict({f"data/left_out/{code}": float(n) for code, n in counts.items() if n}, batch_size=1)
+            pl_module.log("data/skipped_samples", float(sum(counts.values())), batch_size=1)
+            pl_module.log_dict(
+                {f"data/skipped_samples/{code}": float(n) for code, n in counts.items() if n}, batch_size=1
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says how many there are."""
@@ -42,7 +43,7 @@ class DataHealth(L.Callback):
         if counts and trainer.is_global_zero:
             log.warning(f"Left out: {sum(counts.values())} records ({said_counts(counts)}), see {quarantine.folder}.")
 
-    def _over_ranks(self, trainer: L.Trainer, quarantine: Quarantine) -> dict[Code, int]:
+    def _over_ranks(self, trainer: L.Trainer, quarantine: Quarantine) -> dict[DefectCode, int]:
         mine = torch.tensor([quarantine.counts[code] for code in CODES], device=trainer.strategy.root_device)
         total: Any = trainer.strategy.reduce(mine, reduce_op="sum")
         return dict(zip(CODES, total.tolist(), strict=True))

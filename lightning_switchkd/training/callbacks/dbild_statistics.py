@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_switchkd.core.types import Batch
+from lightning_switchkd.objectives.base import ObjectiveOutput
+from lightning_switchkd.objectives.switch_kd import DBiLDLoss
 from lightning_switchkd.training.loggers import log_counts
-from lightning_switchkd.training.metrics import RowStatistics
+from lightning_switchkd.training.metrics import TokenStatistics
 from lightning_switchkd.training.module import SwitchKD
-from lightning_switchkd.objectives.base import Terms
-from lightning_switchkd.objectives.switch_kd import DBiLDTerm
 
 
 class DBiLDStatistics(L.Callback):
@@ -30,7 +30,7 @@ class DBiLDStatistics(L.Callback):
 
     def __init__(self, every_n_steps: int = 1) -> None:
         self.every_n_steps = every_n_steps
-        self._seen: dict[str, dict[str, RowStatistics]] = {"train": {}, "val": {}, "test": {}}
+        self._seen: dict[str, dict[str, TokenStatistics]] = {"train": {}, "val": {}, "test": {}}
         self._carried: Mapping[str, Mapping[str, Tensor]] = {}
         self._stage = "train"
         self._handle: RemovableHandle | None = None
@@ -43,7 +43,7 @@ class DBiLDStatistics(L.Callback):
             self._handle = pl_module.distiller.register_forward_hook(self._after_forward)
             self._rank = trainer.global_rank
         self._stage = stage
-        pl_module.objective.observed = look
+        pl_module.objective.collect_statistics = look
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -68,17 +68,17 @@ class DBiLDStatistics(L.Callback):
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    def _after_forward(self, distiller: Any, _: Any, terms: Terms) -> None:
+    def _after_forward(self, distiller: Any, _: Any, terms: ObjectiveOutput) -> None:
         for name, statistics in terms.statistics.items():
             self._metric(distiller, name, statistics).update(statistics)
 
-    def _metric(self, distiller: Any, name: str, statistics: Mapping[str, Tensor]) -> RowStatistics:
+    def _metric(self, distiller: Any, name: str, statistics: Mapping[str, Tensor]) -> TokenStatistics:
         metrics = self._seen[self._stage]
         if name not in metrics:
             term = distiller.objective.terms[name]
-            assert isinstance(term, DBiLDTerm)
+            assert isinstance(term, DBiLDLoss)
             device = next(iter(statistics.values())).device
-            metrics[name] = RowStatistics(statistics, term.select.limit(distiller.vocabulary)).to(device)
+            metrics[name] = TokenStatistics(statistics, term.select.limit(distiller.vocabulary)).to(device)
             if self._stage == "train" and name in self._carried:
                 metrics[name].restore(self._carried[name], self._rank)
         return metrics[name]
@@ -102,7 +102,7 @@ class DBiLDStatistics(L.Callback):
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, batch_size: int) -> None:
         for term, metric in self._seen[self._stage].items():
-            means, histograms = metric.collect()
+            means, histograms = metric.compute_and_reset()
             place = f"{self._stage}/dbild/{term}"
             pl_module.log_dict({f"{place}/{name}": mean for name, mean in means.items()}, batch_size=batch_size)
             for name, counts in histograms.items():
@@ -112,7 +112,7 @@ class DBiLDStatistics(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Training rows that have not been logged yet, added up over ranks."""
-        return {name: metric.carried() for name, metric in self._seen["train"].items()}
+        return {name: metric.summed_state() for name, metric in self._seen["train"].items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up when the first row comes."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from lightning_switchkd.models.export import write_student
+from lightning_switchkd.training.checkpoints.metadata import student_weights
 from lightning_switchkd.training.module import SwitchKD
 
 
@@ -27,6 +28,8 @@ class ExportStudent(L.Callback):
         assert isinstance(pl_module, SwitchKD)
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
+            metadata = pl_module.metadata()
             folder = Path(trainer.default_root_dir) / self.folder
-            write_student(state, trainer.datamodule.processor, folder, pl_module.record())  # type: ignore[attr-defined]
+            processor = trainer.datamodule.processor  # type: ignore[attr-defined]
+            write_student(student_weights(state, metadata["lora_scale"]), processor, folder, metadata)
         trainer.strategy.barrier()  # what comes after a run may read the folder on any rank

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_switchkd import __version__
-from lightning_switchkd.training.loggers import continue_logs, log_text
+from lightning_switchkd.training.loggers import log_text, resume_logs
 
 PREVIOUS = "previous"
 HEADER = """\
@@ -31,11 +31,11 @@ HEADER = """\
 """
 
 
-class RunRecord(SaveConfigCallback):
+class RunFiles(SaveConfigCallback):
     """Writes ``config.yaml``, ``environment.json`` and, with uncommitted changes, ``uncommitted.patch``.
 
     TensorBoard shows the configuration as text, and as hyperparameters beside the final metrics; other loggers get it
-    as hyperparameters at the start. A resumed run continues its logs (``loggers.continue_logs``).
+    as hyperparameters at the start. A resumed run continues its logs (``loggers.resume_logs``).
     """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -57,7 +57,7 @@ class RunRecord(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells the loggers."""
-        continue_logs(trainer)
+        resume_logs(trainer)
         if not trainer.is_global_zero:
             return
         log_text(trainer, "config", f"```yaml\n{self._text}\n```")
@@ -136,7 +136,7 @@ def _git(*arguments: str) -> str | None:
 
 
 @rank_zero_only
-def set_aside(folder: Path) -> None:
+def archive_previous_run(folder: Path) -> None:
     """Moves what an earlier run left in a folder to ``previous/1``, ``previous/2``, ..., so that two runs never mix.
 
     A start that failed before anything was logged or saved is no run: its few files stay and are written over.

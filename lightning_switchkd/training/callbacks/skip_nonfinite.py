@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_switchkd.core.types import Batch
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import Batch
 
 
-class FiniteSteps(L.Callback):
+class SkipNonfinite(L.Callback):
     """Leaves out an optimizer step whose gradient holds NaN or infinity: weights and averages stay as they are.
 
     What its batches held is written to ``nonfinite.jsonl`` in the run's folder (of several ranks, each to a file of its
-    own): step, loss of each micro-batch, ids of its records; ``train/steps_left_out`` counts them. With float16, whose
+    own): step, loss of each micro-batch, ids of its records; ``train/skipped_steps`` counts them. With float16, whose
     loss scale looks for the largest that is finite, the loss is looked at in place of the gradient. A step costs one
     read of the device.
 
@@ -30,7 +30,7 @@ class FiniteSteps(L.Callback):
 
     def __init__(self, limit: int = 20) -> None:
         if limit < 0:
-            raise UserError(f"finite.limit is {limit}. Set it to 0 (the first such step ends the run) or more.")
+            raise UserError(f"skip_nonfinite.limit is {limit}. Set it to 0 (the first such step ends the run) or more.")
         self.limit = limit
         self.left_out = 0
         self._window: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -54,7 +54,7 @@ class FiniteSteps(L.Callback):
         if batch.window_start:
             self._window = []
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._window.append((loss.detach(), batch.record_ids))
+        self._window.append((loss.detach(), batch.sample_ids))
         if not batch.window_end:
             return
         if _scales_loss(trainer):
@@ -64,13 +64,13 @@ class FiniteSteps(L.Callback):
             place = self._write(trainer)
             if self.left_out > self.limit:
                 raise UserError(
-                    f"{self.left_out} optimizer steps had a gradient that is not finite, more than finite.limit "
+                    f"{self.left_out} optimizer steps had a gradient that is not finite, more than skip_nonfinite.limit "
                     f"({self.limit}). {place} names the records of each. If it is always the same ones, leave them out "
                     "(data.exclude); else lower model.lr, or set trainer.precision to bf16-mixed or 32-true. "
                     "--ckpt_path=last goes on from the last checkpoint."
                 )
         if trainer.global_step % trainer.log_every_n_steps == 0 and self.left_out:  # type: ignore[attr-defined]
-            pl_module.log("train/steps_left_out", float(self.left_out), batch_size=1)
+            pl_module.log("train/skipped_steps", float(self.left_out), batch_size=1)
 
     def _write(self, trainer: L.Trainer) -> Path:
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""

@@ -10,10 +10,10 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 
-from lightning_switchkd.core.types import Batch
 from lightning_switchkd.core.profiling import forget_peak, peak
-from lightning_switchkd.training.module import SwitchKD
+from lightning_switchkd.core.types import Batch
 from lightning_switchkd.distillation.flops import StepCost, step_cost
+from lightning_switchkd.training.module import SwitchKD
 
 UNITS = ("samples", "supervised_tokens", "tokens", "positions", "token_pairs", "images", "seconds_waited")
 

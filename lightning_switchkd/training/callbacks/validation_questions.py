@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.data.datamodule import LLaVADataModule
-from lightning_switchkd.data.samples import Record
+from lightning_switchkd.data.samples import Sample
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.models.generation import Prompts, answers
-from lightning_switchkd.losses.logits import Side
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,20 @@ class ValidationQuestions:
     device: torch.device
     max_new_tokens: int
 
-    def records(self, count: int, rank: int = 0, world_size: int = 1) -> list[Record]:
+    def samples(self, count: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """At most ``count`` records, evenly spaced over the validation data; a rank's share of them.
 
         All shares are equally long, for sharded models answer together: the last may repeat, beyond :meth:`number`.
         """
         dataset, count = self.data.dataset("val"), self.number(count)
         asked = range(rank, -(-count // world_size) * world_size, world_size)
-        return [dataset.record(min(i, count - 1) * len(dataset) // count) for i in asked]
+        return [dataset.sample(min(i, count - 1) * len(dataset) // count) for i in asked]
 
     def number(self, count: int, rank: int = 0, world_size: int = 1) -> int:
         """How many records of a rank's share are no repetition."""
         return len(range(rank, min(count, len(self.data.dataset("val"))), world_size))
 
-    def ask(self, distiller: Distiller, records: Sequence[Record], side: Side = "student") -> list[str]:
+    def ask(self, distiller: Distiller, samples: Sequence[Sample], pathway: Pathway = "student") -> list[str]:
         """Greedy answers.
 
         Args:
@@ -50,13 +50,13 @@ class ValidationQuestions:
             side: the pathway that answers; the switch's is the teacher behind the student's vision encoder.
         """
         prompts = Prompts.of(
-            [self.data.prompter.encode_question(record) for record in records],
-            [image for record in records for image in record.pictures()],
-            self.data.pixels[-1 if side == "teacher" else 0],
+            [self.data.prompter.encode_question(sample) for sample in samples],
+            [image for sample in samples for image in sample.pictures()],
+            self.data.pixels[-1 if pathway == "teacher" else 0],
             self.data.processor.tokenizer.pad_token_id,
             self.device,
         )
-        vlm = distiller.student if side == "student" else distiller.frozen_teacher
-        encoder = vlm if side == "teacher" else distiller.student
+        vlm = distiller.student if pathway == "student" else distiller.frozen_teacher
+        encoder = vlm if pathway == "teacher" else distiller.student
         settings = self.data.processor, self.data.prompter.stop_ids, self.max_new_tokens, encoder
         return distiller.run(lambda: answers(vlm, prompts, *settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.training.checkpoints.metadata import metadata_of
 
 UNFINISHED = ".part"
 
@@ -72,3 +74,27 @@ def newest(folder: Path, but: Path | None = None) -> Path | None:
         return last
     others = [file for file in folder.glob("*.ckpt") if file.is_file() and (but is None or not file.samefile(but))]
     return max(others, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A Lightning checkpoint, loaded without unpickling code.
+
+    Raises:
+        UserError: There is no such file, it is damaged, or this package did not write it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint '{path}'. `fit` writes them to runs/<name>/checkpoints/.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        before = newest(path.parent, but=path)
+        other = f"The one before it is {before}: --ckpt_path={before}." if before else "Its folder holds no other."
+        raise UserError(
+            f"'{path}' cannot be read as a checkpoint ({str(error).strip().splitlines()[0]}). It may be damaged or cut "
+            f"short. {other}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"'{path}' is no Lightning checkpoint. Give a .ckpt that `fit` wrote.")
+    metadata_of(checkpoint, f"'{path}'")
+    return checkpoint

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.models.adapter import VLM
+from lightning_switchkd.models.lora import merged
 
-RECORD = "lightning_switchkd"
+METADATA_KEY = "lightning_switchkd"
 """Key of the record in a Lightning checkpoint."""
 
 STUDENT_PREFIX = "_distiller.student.model."
 """Where the student's own Hugging Face weights lie in a checkpoint's state dict."""
 
 
-def fingerprint(vlm: VLM, samples: int = 256) -> str:
-    """A short hash of a model's weights: every tensor's name, shape and up to ``samples`` evenly spaced values."""
-    digest = hashlib.sha256()
-    for name, tensor in vlm.model.state_dict().items():
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
+def student_weights(state: Mapping[str, Tensor], lora_scale: float | None) -> dict[str, Tensor]:
+    """The student's own Hugging Face weights in the state dict of a checkpoint or run, adapters merged."""
+    own = {name.removeprefix(STUDENT_PREFIX): w for name, w in state.items() if name.startswith(STUDENT_PREFIX)}
+    return own if lora_scale is None else merged(own, lora_scale)
 
 
-def record_of(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
+def metadata_of(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The record of a loaded checkpoint.
 
     Raises:
         UserError: It was not written by this package.
     """
-    if not isinstance(checkpoint.get(RECORD), dict):
+    if not isinstance(checkpoint.get(METADATA_KEY), dict):
         raise UserError(
-            f"{where} is no checkpoint of lightning_switchkd: it has no '{RECORD}' record. Give a .ckpt that "
+            f"{where} is no checkpoint of lightning_switchkd: it has no '{METADATA_KEY}' record. Give a .ckpt that "
             "`fit` wrote (runs/<name>/checkpoints/last.ckpt)."
         )
-    return dict(checkpoint[RECORD])
+    return dict(checkpoint[METADATA_KEY])
 
 
 def check_resumable(
@@ -56,7 +50,7 @@ def check_resumable(
     Raises:
         UserError: The student has other weights, or the teacher is another one.
     """
-    record = record_of(checkpoint, "The checkpoint to resume from (--ckpt_path)")
+    metadata = metadata_of(checkpoint, "The checkpoint to resume from (--ckpt_path)")
     theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if theirs != ours:
@@ -66,9 +60,9 @@ def check_resumable(
             f"{theirs.get(name, 'absent')} in the checkpoint and {ours.get(name, 'absent')} here. Resume with the "
             "configuration of its run (config.yaml beside its checkpoints folder), or start anew without --ckpt_path."
         )
-    if record["teacher_fingerprint"] != teacher_fingerprint:
+    if metadata["teacher_fingerprint"] != teacher_fingerprint:
         raise UserError(
-            f"The checkpoint (--ckpt_path) was trained with another teacher ({record['teacher']}, weights "
-            f"{record['teacher_fingerprint']}) than model.teacher (weights {teacher_fingerprint}). Resume with that "
+            f"The checkpoint (--ckpt_path) was trained with another teacher ({metadata['teacher']}, weights "
+            f"{metadata['teacher_fingerprint']}) than model.teacher (weights {teacher_fingerprint}). Resume with that "
             "teacher and objective; to go on with another one, export the student and start a new run from its folder."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 
-def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
+def align_to_step_start(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Let a run continue from the beginning of the optimizer step or validation that was under way.
 
     A checkpoint that an exception or a clock makes Lightning write may lie within an accumulation window. The gradients
@@ -37,10 +37,10 @@ def rewind(checkpoint: dict[str, Any], accumulate: int) -> None:
         )
 
 
-def settle(trainer: L.Trainer, batch_idx: int) -> None:
+def restore_counters(trainer: L.Trainer, batch_idx: int) -> None:
     """Puts right what a restart leaves in Lightning's counters: to be called as a batch starts.
 
-    What :func:`rewind` says to one restart ("in a step") must not be read by the next one, from a checkpoint written
+    What :func:`align_to_step_start` says to one restart ("in a step") must not be read by the next one, from a checkpoint written
     later. And after a restart from the checkpoint of an epoch's last step, Lightning 2.6 counts the next epoch only
     when it is over: checkpoints written in it would continue with the epoch before, once more.
     """

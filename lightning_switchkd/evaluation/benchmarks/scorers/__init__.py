@@ -6,4 +6,4 @@ A *protocol* says whose rules hold where the harnesses disagree: ``llava`` (what
 
 from typing import Literal
 
-Protocol = Literal["llava", "lmms", "vlmevalkit"]
+ScoringProtocol = Literal["llava", "lmms", "vlmevalkit"]

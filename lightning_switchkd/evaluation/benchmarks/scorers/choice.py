@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 
 LETTERS = "ABCDE"
 
 
-def scienceqa_letter(text: str, choices: int, protocol: Protocol = "llava") -> str | None:
+def scienceqa_letter(text: str, choices: int, protocol: ScoringProtocol = "llava") -> str | None:
     """The letter that an answer gives, of so many choices; None where it gives none.
 
     Source: LLaVA's ``eval_science_qa.py``: a bare letter, "X. …", or "The answer is X" with one more character.
@@ -30,7 +30,7 @@ def scienceqa_letter(text: str, choices: int, protocol: Protocol = "llava") -> s
     return found if found and found in LETTERS[:choices] else None
 
 
-def mmbench_letter(text: str, options: Mapping[str, str], protocol: Protocol = "vlmevalkit") -> str | None:
+def mmbench_letter(text: str, options: Mapping[str, str], protocol: ScoringProtocol = "vlmevalkit") -> str | None:
     """The option that an answer names, without a judge; None is a miss.
 
     Source: VLMEvalKit's ``can_infer``: one option's letter as a word among the last four, or "answer is X", or one
@@ -56,7 +56,7 @@ def mmbench_letter(text: str, options: Mapping[str, str], protocol: Protocol = "
     return named[0] if len(named) == 1 else None
 
 
-def mmmu_letter(text: str, options: Mapping[str, str], protocol: Protocol = "llava") -> str | None:
+def mmmu_letter(text: str, options: Mapping[str, str], protocol: ScoringProtocol = "llava") -> str | None:
     """The letter that an answer gives; None where the official code would guess at random.
 
     Source: MMMU's ``eval_utils.py``: "(X)", else " X ", else, in more than five words, an option's text; the last one

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Literal
 
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 
 Normaliser = Literal["official", "evalai", "lmms", "vlmevalkit"]
 
@@ -128,7 +128,7 @@ def consensus(prediction: str, answers: Sequence[str], normaliser: Normaliser = 
     return round(sum(min(1.0, (sum(same) - mine) / 3) for mine in same) / len(same), 12)
 
 
-def equal(prediction: str, answer: str, protocol: Protocol = "llava") -> bool:
+def equal(prediction: str, answer: str, protocol: ScoringProtocol = "llava") -> bool:
     """GQA's exact match. Never trimmed by ``llava`` beyond periods at the end.
 
     >>> equal("Yes.", "yes"), equal("Yes.", "yes", "vlmevalkit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from lightning_switchkd.evaluation.benchmarks.scorers import Protocol
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 
 Reply = Literal["yes", "no", "other"]
 
@@ -13,7 +13,7 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
-def mme_reply(text: str, protocol: Protocol = "llava") -> Reply:
+def mme_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
     """What MME takes an answer for: yes or no anywhere in its first four letters.
 
     Source: MME's ``calculation.py``; lmms-eval first strips, drops periods, and takes a single letter.
@@ -29,7 +29,7 @@ def mme_reply(text: str, protocol: Protocol = "llava") -> Reply:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def pope_reply(text: str, protocol: Protocol = "llava") -> Reply:
+def pope_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
     """What POPE takes an answer for; ``llava`` takes all that does not say no for a yes.
 
     >>> pope_reply("NO"), pope_reply("NO", "lmms"), pope_reply("Nope", "vlmevalkit")

@@ -1,0 +1,98 @@
+"""The settings of one model, and how Hugging Face files are read with errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import Part
+from lightning_switchkd.data.processor import may_be_hub_id
+from lightning_switchkd.models.lora import LoRA
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass
+class VLMSpec:
+    """How to obtain one VLM: either ``checkpoint``, or ``vision`` and ``lm`` with a fresh projector.
+
+    Attributes:
+        checkpoint: Folder or hub id of a whole VLM.
+        vision: Vision tower: folder or hub id (of a tower, a CLIP/SigLIP pair or a LLaVA model whose tower is taken),
+            or a configuration (a mapping with ``model_type``) for random weights.
+        lm: Language model: folder or hub id, or a configuration for random weights.
+        projector: ``mlp2x_gelu`` (LLaVA-1.5) or ``linear``. Only for models built from parts.
+        feature_layer: Hidden state of the tower that is projected. Only for models built from parts.
+        feature_strategy: ``default`` drops the class token, ``full`` keeps all positions (SigLIP has none to drop).
+        dtype: Data type of the weights; a frozen teacher keeps it whatever the trainer's precision.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ... for the tower and the language model.
+        compile: Parts (``vision``, ``projector``, ``lm``) whose blocks ``torch.compile`` compiles.
+        activation_checkpointing: Parts whose blocks are computed again in the backward pass instead of being kept.
+        lora: Low-rank adapters in the language model, whose own weights then stay as they are. For the student.
+        trust_remote_code: Let a hub model run its own Python. Off unless you trust its author.
+    """
+
+    checkpoint: str | None = None
+    vision: str | dict[str, Any] | None = None
+    lm: str | dict[str, Any] | None = None
+    projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    feature_layer: int = -2
+    feature_strategy: Literal["default", "full"] = "default"
+    dtype: DType = "float32"
+    attn_implementation: str = "sdpa"
+    compile: list[Part] = field(default_factory=list)
+    activation_checkpointing: list[Part] = field(default_factory=list)
+    lora: LoRA | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as PyTorch's object."""
+        return cast(torch.dtype, getattr(torch, self.dtype))
+
+
+@contextmanager
+def _loading_errors(where: str, source: str) -> Iterator[None]:
+    """Turns what Hugging Face raises on missing or foreign files into one paragraph."""
+    if not Path(source).expanduser().is_dir() and not may_be_hub_id(source):
+        raise UserError(
+            f"{where}: there is no folder '{source}'. Give a folder with config.json and weights, or a hub id "
+            "(owner/name). A model that an earlier stage makes must be made first (`make teacher`, `make help`)."
+        )
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{where}: '{source}' could not be loaded as a model ({first_line}). Check the folder or hub id, the "
+            "network if it is a hub id, and that it holds config.json and safetensors weights."
+        ) from error
+
+
+def load_config(source: str, spec: VLMSpec, where: str) -> PretrainedConfig:
+    with _loading_errors(where, source):
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=spec.trust_remote_code))
+
+
+def load_pretrained(auto: Any, source: str, spec: VLMSpec, where: str) -> PreTrainedModel:
+    with _loading_errors(where, source):
+        return cast(
+            PreTrainedModel,
+            auto.from_pretrained(
+                source,
+                dtype=spec.torch_dtype,
+                attn_implementation=spec.attn_implementation,
+                trust_remote_code=spec.trust_remote_code,
+                use_safetensors=True,
+            ),
+        )
