@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import row
-from lightning_switchkd.core.profiling import forget_peak, held, now, peak
+from lightning_switchkd.core.profiling import memory_in_use, peak_memory, reset_peak_memory, synchronized_time
 from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses import logits_difference_kl
 from lightning_switchkd.losses.chunked import LOGITS_GIB, chunk_size
@@ -190,9 +190,9 @@ WAYS: dict[str, Callable[[Size, SupervisedTokens, Heads], None]] = {
 
 def seconds(device: str, work: Callable[[], None]) -> float:
     """Of one call."""
-    begun = now(device)
+    begun = synchronized_time(device)
     work()
-    return now(device) - begun
+    return synchronized_time(device) - begun
 
 
 def measure(size: Size, rounds: int) -> dict[str, float]:
@@ -212,10 +212,10 @@ def measure(size: Size, rounds: int) -> dict[str, float]:
     for tensor in learning:
         tensor.grad = None
     gc.collect()
-    before = held(size.device)
-    forget_peak(size.device)
+    before = memory_in_use(size.device)
+    reset_peak_memory(size.device)
     work()
-    most = peak(size.device) - before
+    most = peak_memory(size.device) - before
     most -= sum(tensor.numel() * tensor.element_size() for tensor in learning if tensor.grad is not None)
     times, floors = [], []
     for _ in range(rounds):

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 
 from benchmarks.pair import train
-from lightning_switchkd.core.profiling import now
+from lightning_switchkd.core.profiling import synchronized_time
 from lightning_switchkd.training.callbacks import DBiLDStatistics, VisionGradients
 
 
@@ -49,7 +49,7 @@ class Clock(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts."""
-        self.begun = now(pl_module.device.type)
+        self.begun = synchronized_time(pl_module.device.type)
 
 
 class ClockEnd(L.Callback):
@@ -60,7 +60,7 @@ class ClockEnd(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stops."""
-        self.clock.seconds.append(now(pl_module.device.type) - self.clock.begun)
+        self.clock.seconds.append(synchronized_time(pl_module.device.type) - self.clock.begun)
 
 
 def measure(vocabulary: int, steps: int, split: bool) -> tuple[float, float, float]:

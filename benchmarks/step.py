@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.pair import RECORDS, train
 from lightning_switchkd.core.labels import supervised_positions
-from lightning_switchkd.core.profiling import now
+from lightning_switchkd.core.profiling import synchronized_time
 from lightning_switchkd.distillation.pathways import student_pathway, switch_pathway
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache
 from lightning_switchkd.training.module import SwitchKD
@@ -45,11 +45,11 @@ class Parts(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts."""
-        self._begun = now(pl_module.device.type)
+        self._begun = synchronized_time(pl_module.device.type)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stops, and times the parts."""
-        step = now(pl_module.device.type) - self._begun
+        step = synchronized_time(pl_module.device.type) - self._begun
         self.found.append({"step": step, **self._parts(trainer.optimizers[0], pl_module, batch)})
         pl_module.zero_grad()
 
@@ -57,9 +57,9 @@ class Parts(L.Callback):
         model, found = module.distiller, {}
 
         def timed(name: str, work: Callable[[], Any]) -> Any:
-            begun = now(module.device.type)
+            begun = synchronized_time(module.device.type)
             result = work()
-            found[name] = now(module.device.type) - begun
+            found[name] = synchronized_time(module.device.type) - begun
             return result
 
         features = model.student.encode_image(batch.pixel_values).detach().requires_grad_()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
-from lightning_switchkd.core.profiling import held, peak
+from lightning_switchkd.core.profiling import memory_in_use, peak_memory
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
 
@@ -57,7 +57,7 @@ def measure(name: str, device: str, steps: int) -> dict[str, float]:
         student = student.to(torch.bfloat16)
     model = Distiller(student, teacher, SwitchKDObjective(), VOCABULARY).to(device).train()
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-3)
-    data, before = batch(VOCABULARY).to(device), held(device)
+    data, before = batch(VOCABULARY).to(device), memory_in_use(device)
     clock = time.perf_counter if device == "cuda" else time.process_time
     started, first, seconds = time.perf_counter(), 0.0, []
     amp = torch.autocast(device, torch.bfloat16) if switch["precision"] == "bf16-mixed" else nullcontext()
@@ -72,7 +72,7 @@ def measure(name: str, device: str, steps: int) -> dict[str, float]:
             torch.cuda.synchronize()
         seconds.append(clock() - start)
         first = first or time.perf_counter() - started
-    return {"first": first, "step": min(seconds[1:]), "memory": (peak(device) - before) / 2**20}
+    return {"first": first, "step": min(seconds[1:]), "memory": (peak_memory(device) - before) / 2**20}
 
 
 def table(device: str, steps: int) -> None:

@@ -119,11 +119,11 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ("of", "where", "wanted"),
     [
         (
-            "lightning_switchkd.models.adapter.Llava.decode",
+            "lightning_switchkd.models.families.LlavaAdapter.decode",
             "a language model, in the student pathway",
             "data.batch_size",
         ),
-        ("lightning_switchkd.losses.logits.Head.exactly", "the output heads and losses", "model.logits_gib"),
+        ("lightning_switchkd.models.head.Head.exactly", "the output heads and losses", "model.logits_gib"),
     ],
 )
 def test_out_of_memory_says_where_and_what_helps(
@@ -147,5 +147,5 @@ def test_out_of_memory_says_where_and_what_helps(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert f"Out of memory: {where}" in said
-    assert "asked for 4503599627370496 bytes more than there is" in said
+    assert "requested 4503599627370496 bytes more than available" in said
     assert wanted in said

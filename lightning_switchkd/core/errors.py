@@ -1,4 +1,4 @@
-"""What a user is told where something cannot work: a paragraph, without a traceback."""
+"""Errors that the command line prints as one paragraph, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,59 +7,64 @@ from types import TracebackType
 
 import torch
 
-PLACES = {
+PHASES = {
     "student_pathway": "the student pathway",
     "teacher_pathway": "the teacher pathway",
     "switch_pathway": "the switch pathway",
     "encode_image": "a vision encoder",
     "decode": "a language model",
-    "sum_rows": "the output heads and losses",
+    "sum_losses": "the output heads and losses",
     "backward": "the backward pass",
     "optimizer_step": "the optimizer",
-    "generate": "the answers asked in validation",
-    "save_checkpoint": "writing a checkpoint",
+    "generate": "generating answers during validation",
+    "save_checkpoint": "saving a checkpoint",
     "configure_model": "loading the models",
 }
-"""Functions that tell where a step was."""
+"""Phase of a step by the name of the function that runs it. Out-of-memory errors are located by these names."""
 
-HELP = {
-    "sum_rows": "model.logits_gib (less memory for logits at a time)",
-    "generate": "val_generation.batch_size, val_generation.num_samples=0, answer_panel.num_samples=0",
+FIXES = {
+    "sum_losses": "lower model.logits_gib (fewer logits in memory at a time)",
+    "generate": "lower val_generation.batch_size, or set val_generation.num_samples=0 and answer_panel.num_samples=0",
 }
-ALWAYS = (
-    "data.batch_size with trainer.accumulate_grad_batches (the same steps in smaller pieces), data.max_length, "
-    "activation_checkpointing=[vision,lm] of model.student and [lm] of model.teacher (less memory for time), "
-    "trainer.precision=bf16-mixed, TRAINER=fsdp2 (docs/scaling.md)"
+"""Fixes that apply to one phase."""
+
+GENERAL_FIXES = (
+    "lower data.batch_size and raise trainer.accumulate_grad_batches (the same steps in smaller pieces), lower "
+    "data.max_length, set activation_checkpointing=[vision,lm] of model.student and [lm] of model.teacher (less memory, "
+    "more time), set trainer.precision=bf16-mixed, use TRAINER=fsdp2 (docs/scaling.md)"
 )
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work. The message says what is wrong, where, and how to mend it."""
+    """A mistake in the user's input. The message states the problem, the value and the fix."""
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to say where memory ran out: which part asked, for how much, and which settings help; None elsewhere.
+    """Explain an out-of-memory error: the phase, the amount requested and the settings that help.
 
     Args:
-        error: as it arrived, with its traceback.
+        error: The caught error, with its traceback.
+
+    Returns:
+        The message. None if memory is not the problem.
     """
-    on_host = "can't allocate memory" in str(error)
-    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or on_host):
+    is_host_error = "can't allocate memory" in str(error)
+    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_host_error):
         return None
-    names = [name for name in _functions(error.__traceback__) if name in PLACES]
-    if len(names) > 1 and "optimizer_step" in names:  # the whole step is within it
-        names.remove("optimizer_step")
+    functions = [name for name in _functions(error.__traceback__) if name in PHASES]
+    if len(functions) > 1 and "optimizer_step" in functions:  # Lightning runs the whole step inside optimizer_step
+        functions.remove("optimizer_step")
     amount = re.search(r"allocate (\d+ bytes|[\d.]+ [KMG]?i?B)", str(error))
-    asked = f" asked for {amount[1]} more than there is" if amount else " asked for more than there is"
-    helps = [text for function, text in HELP.items() if function in names]
-    where = ", in ".join(PLACES[name] for name in reversed(names)) or "the program"
-    return f"Out of memory: {where}{asked}. What helps, mildest first: {'; '.join([*helps, ALWAYS])}."
+    requested = f"{amount[1]} more than available" if amount else "more than available"
+    phase = ", in ".join(PHASES[name] for name in reversed(functions)) or "the program"
+    fixes = [fix for function, fix in FIXES.items() if function in functions]
+    return f"Out of memory: {phase} requested {requested}. Try in this order: {'; '.join([*fixes, GENERAL_FIXES])}."
 
 
 def _functions(traceback: TracebackType | None) -> list[str]:
-    """Names on the way to the error, outer ones first, each once."""
-    found: dict[str, None] = {}
+    """Return the names of the functions on the stack, outermost first, each once."""
+    names: dict[str, None] = {}
     while traceback is not None:
-        found[traceback.tb_frame.f_code.co_name] = None
+        names[traceback.tb_frame.f_code.co_name] = None
         traceback = traceback.tb_next
-    return list(found)
+    return list(names)

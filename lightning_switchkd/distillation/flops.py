@@ -1,27 +1,40 @@
-"""Arithmetic of a training step, from the sizes of the models: what model FLOPs utilisation is counted by."""
+"""FLOPs of a training step, from a measured forward pass through each part of the models.
+
+Convention (Chowdhery et al. 2022, PaLM, appendix B): a multiply-add counts as two operations. A backward pass through a
+layer costs one forward pass for its input and one for its weights, each only where that gradient is needed.
+Recomputation and padding do not count.
+"""
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.initialization import no_init_weights
 
-from lightning_switchkd.core.types import PARTS, Part
+from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.models.lora import copy_lora
 from lightning_switchkd.objectives.terms import Need
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Floating-point operations of forward and backward, by what they grow with.
+    """FLOPs of forward and backward, by the quantity they grow with.
 
     Attributes:
-        per_token: for each real token of a record, image tokens included.
-        per_token_pair: for each pair of tokens of one record (attention; T² a record).
-        per_image: for each image.
-        per_row: for each supervised row (the heads).
+        per_token: For each real token of a sample, image tokens included.
+        per_token_pair: For each pair of tokens of one sample (attention: T² pairs in a sample of T tokens).
+        per_image: For each image.
+        per_row: For each supervised token (the heads).
     """
 
     per_token: float
@@ -30,68 +43,107 @@ class StepCost:
     per_row: float
 
     def total(self, tokens: float, token_pairs: float, images: float, rows: float) -> float:
-        """Operations of a step of so many units."""
+        """Return the FLOPs of a step with these many units."""
         return (
             self.per_token * tokens + self.per_token_pair * token_pairs + self.per_image * images + self.per_row * rows
         )
 
 
-def step_cost(distiller: Distiller) -> StepCost:
-    """Cost of one step, by the usual convention: a multiply-add is two operations, a backward through a layer once the
-    forward for its input and once for its weights, where they are needed; recomputation and padding do not count.
+@dataclass(frozen=True)
+class ForwardCost:
+    """FLOPs of one forward pass through each part of a model.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B, for all three pathways.
+    Attributes:
+        vision: Vision encoder, for each image.
+        projector: For each image.
+        token: Language model, for each token.
+        pair: Attention of the language model, for each pair of tokens.
+        head: For each row.
     """
-    student, needs = distiller.student, distiller.objective.needs
-    trains = {part: any(p.requires_grad for p in student.part_parameters(part)) for part in PARTS}
-    reaches_projector = trains["vision"]  # whether a gradient has to pass through a part to what lies before it
-    reaches_lm = reaches_projector or trains["projector"] or trains["lm"]  # its embeddings train with it
-    passes: list[tuple[VLMAdapter, Part | Literal["head"], float]] = [
-        (student, "vision", 1 + 2 * trains["vision"]),
-        (student, "projector", 1 + reaches_projector + trains["projector"]),
-        (student, "lm", 1 + reaches_lm + trains["lm"]),
-        (student, "head", 1 + reaches_lm + trains["lm"]),
-    ]
+
+    vision: float
+    projector: float
+    token: float
+    pair: float
+    head: float
+
+
+def step_cost(distiller: Distiller) -> StepCost:
+    """Measure the cost of one training step over all pathways.
+
+    A model that does not run on the meta device (mixture of experts, dynamic RoPE) costs NaN, after a warning.
+    """
+    needs = distiller.objective.needs
+    trains = {part: any(p.requires_grad for p in distiller.student.part_parameters(part)) for part in PARTS}
+    # A gradient passes through a part if something before the part trains. Embeddings train with the language model.
+    through_projector = trains["vision"]
+    through_lm = through_projector or trains["projector"] or trains["lm"]
+
+    student = forward_cost(distiller.student)
+    lm = 1 + through_lm + trains["lm"]
+    per_token = lm * student.token
+    # Attention multiplies activations, not weights: its backward costs two forward passes wherever a gradient passes.
+    per_pair = (3 if through_lm else 1) * student.pair
+    per_image = (1 + 2 * trains["vision"]) * student.vision
+    per_image += (1 + through_projector + trains["projector"]) * student.projector
+    per_row = lm * student.head
     if Need.TEACHER in needs:
-        teacher = distiller.frozen_teacher
-        passes += [(teacher, "vision", 1), (teacher, "projector", 1), (teacher, "lm", 1), (teacher, "head", 1)]
-        if Need.SWITCH in needs:  # few of its logits have a gradient: the way back through the head costs nothing
-            back = 1 + reaches_projector
-            passes += [(teacher, "projector", back), (teacher, "lm", back), (teacher, "head", 1)]
-    cost = dict.fromkeys(("token", "pair", "image", "row"), 0.0)
-    for vlm, part, times in passes:
-        for unit, operations in _forward(vlm, part).items():
-            # attention multiplies no weights: its backward is twice its forward, wherever a gradient passes
-            operations *= 3 if unit == "pair" and times > 1 else times
-            cost[unit] += operations
-            if unit == "row" and Need.IMAGE_TOKENS in needs:
-                cost["image"] += student.feature_space.tokens * operations
-    return StepCost(cost["token"], cost["pair"], cost["image"], cost["row"])
+        teacher = forward_cost(distiller.frozen_teacher)
+        per_token += teacher.token
+        per_pair += teacher.pair
+        per_image += teacher.vision + teacher.projector
+        per_row += teacher.head
+        if Need.SWITCH in needs:  # few logits have a gradient, so the backward pass through the head costs nothing
+            per_token += (1 + through_projector) * teacher.token
+            per_pair += (3 if through_projector else 1) * teacher.pair
+            per_image += (1 + through_projector) * teacher.projector
+            per_row += teacher.head
+    if Need.IMAGE_TOKENS in needs:  # the heads read image tokens too
+        per_image += distiller.student.feature_space.tokens * per_row
+    return StepCost(per_token, per_pair, per_image, per_row)
 
 
-def _forward(vlm: VLMAdapter, part: Part | Literal["head"]) -> dict[str, float]:
-    """Operations of one forward through a part, by unit."""
-    config = vlm.model.config
-    if part == "vision":
-        vision = config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        positions = patches + (vision.model_type == "clip_vision_model")
-        layers = len(vlm.parts()["vision"]) - 1 - (vision.model_type == "clip_vision_model")
-        stem = 2.0 * patches * sum(p.weight.numel() for p in _matmuls(vlm.parts()[part][:1]))
-        blocks = 2.0 * positions * sum(p.weight.numel() for p in _matmuls(vlm.parts()[part][1:]))
-        return {"image": stem + blocks + 4.0 * layers * positions**2 * vision.hidden_size}
-    if part == "projector":
-        return {"image": 2.0 * vlm.feature_space.tokens * sum(p.weight.numel() for p in _matmuls(vlm.parts()[part]))}
-    body, head = vlm.parts()["lm"]
-    if part == "head":
-        return {"row": 2.0 * sum(p.weight.numel() for p in _matmuls([head]))}
-    text = config.text_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return {
-        "token": 2.0 * sum(p.weight.numel() for p in _matmuls([body])),
-        "pair": 4.0 * text.num_hidden_layers * text.num_attention_heads * head_dim,
-    }
+def forward_cost(vlm: VLMAdapter) -> ForwardCost:
+    """Measure a forward pass through each part, on a copy without weights.
+
+    The copy takes no memory and no compute. It is built from the configuration, so sharding, compilation and
+    recomputation of the real model play no role. Its attention is ``eager``, whose matrix products PyTorch counts on
+    every device.
+    """
+    try:
+        return _measure(_meta_copy(vlm))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        log.warning("FLOPs of this %s model are unknown: %s.", vlm.language_model.config.model_type, reason)
+        return ForwardCost(*[float("nan")] * 5)
 
 
-def _matmuls(modules: list[nn.Module]) -> list[nn.Linear | nn.Conv2d]:
-    return [m for module in modules for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+@torch.no_grad()
+def _measure(vlm: VLMAdapter) -> ForwardCost:
+    size = vlm.model.config.vision_config.image_size
+    vision, features = _count(vlm.encode_image, torch.empty(1, 3, size, size, device="meta"))  # [1, P, H_v]
+    projector, image_embeds = _count(vlm.project, features)  # [1, P, H]
+
+    def decoder(length: int) -> float:
+        ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
+        return _count(vlm.decode, ids, torch.ones_like(ids), image_embeds[:0])[0]
+
+    n = 16  # decoder(n) = token · n + pair · n²; two lengths give both
+    short, long = decoder(n), decoder(2 * n)
+    pair = (long - 2 * short) / (2 * n**2)
+    head, _ = _count(vlm.head, torch.empty(1, vlm.width, dtype=vlm.head.weight.dtype, device="meta"))
+    return ForwardCost(vision, projector, short / n - pair * n, pair, head)
+
+
+def _count(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[float, Tensor]:
+    with FlopCounterMode(display=False) as counter:
+        output = function(*inputs)
+    return float(counter.get_total_flops()), output
+
+
+def _meta_copy(vlm: VLMAdapter) -> VLMAdapter:
+    with no_init_weights(), torch.device("meta"):
+        config = copy.deepcopy(vlm.model.config)
+        clone = type(vlm)(type(vlm.model)._from_config(config, attn_implementation="eager", dtype=torch.float32))
+        copy_lora(vlm, clone)
+    return clone.eval()

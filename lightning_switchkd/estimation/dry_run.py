@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.profiling import held, now, peak
+from lightning_switchkd.core.profiling import memory_in_use, peak_memory, synchronized_time
 from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts, Part, Pathway
 from lightning_switchkd.distillation.checks import check_pair
 from lightning_switchkd.distillation.distiller import Distiller
@@ -87,10 +87,10 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measures what is within."""
-        begun = now(self.device.type)
+        begun = synchronized_time(self.device.type)
         yield
-        self.seconds[name] = now(self.device.type) - begun
-        self.held[name] = held(self.device.type) / GIB
+        self.seconds[name] = synchronized_time(self.device.type) - begun
+        self.held[name] = memory_in_use(self.device.type) / GIB
 
 
 def made_up(student: VLMAdapter, shape: Geometry, device: torch.device) -> Batch:
@@ -180,7 +180,7 @@ def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, 
     batch = made_up(distiller.student, shape, device)
     for _ in tqdm(range(plan.steps), desc="dry-run", unit="step"):
         one_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
-    total, most = sum(clock.seconds.values()), peak(device.type) / GIB
+    total, most = sum(clock.seconds.values()), peak_memory(device.type) / GIB
     cost = step_cost(distiller).total(
         batch_size * shape.tokens, batch_size * shape.tokens**2, batch_size, batch_size * plan.answer
     )

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al., 2021) in the student's language model, by the package peft; merged at export."""
+"""Low-rank adapters (Hu et al. 2021) in the student's language model, by the package peft. Merged at export."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.models.adapter import VLMAdapter
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+"""Parts of the names that peft gives to W, A and B."""
 
 
 @dataclass
 class LoRA:
-    """Trains W + alpha / rank · BA in place of W.
+    """Train W + alpha / rank · BA in place of W.
 
     Attributes:
-        rank: columns of B.
-        alpha: strength.
-        dropout: of the adapters' input.
-        targets: names of the linear layers that get one; null takes all of the language model's blocks.
+        rank: Columns of B.
+        alpha: Strength.
+        dropout: Dropout of the adapters' input.
+        targets: Names of the linear layers that get an adapter. Null takes all in the language model's blocks.
     """
 
     rank: int = 16
@@ -32,20 +33,25 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What BA is multiplied by."""
+        """The factor of BA."""
         return self.alpha / self.rank
 
 
 def add_lora(vlm: VLMAdapter, lora: LoRA, where: str) -> None:
-    """Freezes the language model, and gives its linear layers adapters that start at 0.
+    """Freeze the language model and add adapters to its linear layers. B starts at 0, so the outputs do not change.
+
+    Args:
+        vlm: The student.
+        lora: The adapters' settings.
+        where: Name of the setting, for error messages.
 
     Raises:
-        UserError: the package is missing, or no layer has such a name.
+        UserError: peft is not installed, or no layer has a name in ``lora.targets``.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
-        raise UserError(f"{where}: LoRA needs the package peft: pip install peft.") from None
+        raise UserError(f"{where}: LoRA needs the package peft. Run `pip install peft`.") from None
     language_model = vlm.language_model
     language_model.requires_grad_(False)
     vlm.model.lm_head.requires_grad_(False)
@@ -61,8 +67,21 @@ def add_lora(vlm: VLMAdapter, lora: LoRA, where: str) -> None:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
 
 
+def copy_lora(source: VLMAdapter, target: VLMAdapter) -> None:
+    """Add the adapters of one model, freshly initialized, to another model of the same configuration."""
+    for config in getattr(source.language_model, "peft_config", {}).values():
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(config, target.language_model)
+
+
 def merged(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """A state dict without adapters: each W + scale · BA, under its own name."""
+    """Merge the adapters into a state dict: each W + scale · BA, under its plain name.
+
+    Args:
+        weights: State dict of a model, with or without adapters.
+        scale: The factor of BA (``LoRA.scale``).
+    """
     plain = {}
     for name, weight in weights.items():
         if ".lora_" in name:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 
-from lightning_switchkd.core.profiling import forget_peak, peak
+from lightning_switchkd.core.profiling import peak_memory, reset_peak_memory
 from lightning_switchkd.core.types import Batch
 from lightning_switchkd.distillation.flops import StepCost, step_cost
 from lightning_switchkd.training.module import SwitchKD
@@ -47,7 +47,7 @@ class Throughput(L.Callback):
         self._seen = torch.zeros(len(UNITS), dtype=torch.float64, device=device)
         self._since, self._paused = time.perf_counter(), 0.0
         if device.type == "cuda":
-            forget_peak("cuda")
+            reset_peak_memory("cuda")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops the clock."""
@@ -80,7 +80,7 @@ class Throughput(L.Callback):
         seen = dict(zip(UNITS, summed.tolist(), strict=True))  # the device has caught up here
         now, world = time.perf_counter(), trainer.world_size
         seconds = now - self._since - self._paused
-        memory: Any = trainer.strategy.reduce(torch.tensor(peak(device.type), device=device), reduce_op="max")
+        memory: Any = trainer.strategy.reduce(torch.tensor(peak_memory(device.type), device=device), reduce_op="max")
         flops = self._cost.total(seen["tokens"], seen["token_pairs"], seen["images"], seen["supervised_tokens"])
         values = {
             "samples_per_s": seen["samples"] / seconds,
