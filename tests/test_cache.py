@@ -17,6 +17,7 @@ from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
 from lightning_switchkd.core.types import Batch
+from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.distillation.teacher_cache import ENTRY, KEY, HiddenStateCache, TeacherCache
 from lightning_switchkd.objectives import AlignKD, LLaVAKD, SwitchKDObjective
 from lightning_switchkd.training.module import SwitchKD
@@ -32,15 +33,17 @@ class Watched(SwitchKD):
         super().__init__(*args, **kwargs)
         self.seen, self.losses = 0, []
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        compute = self.distiller.teacher_rows
+    def cached(self, split: Split) -> HiddenStateCache | None:
+        cache = super().cached(split)
+        if cache is not None and "write" not in vars(cache):
+            write = cache.write
 
-        def counted(batch: Batch) -> Tensor:
-            self.seen += len(batch)
-            return compute(batch)
+            def counted(batch: Batch, *hidden: Tensor) -> list[Tensor]:
+                self.seen += len(batch)
+                return write(batch, *hidden)
 
-        self.distiller.teacher_rows = counted  # type: ignore[method-assign]
+            cache.write = counted  # type: ignore[method-assign]
+        return cache
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -97,17 +100,22 @@ def test_no_more_than_it_may_take(folder: Path, tmp_path: Path) -> None:
 
 
 def made(cache: HiddenStateCache, folder: Path, **settings: Any) -> list[Tensor]:
-    """The rows of all batches; a row says which record and token it belongs to."""
+    """The hidden states of all batches; each says which sample and token it belongs to."""
 
-    def compute(batch: Batch) -> Tensor:
-        positions, targets = supervised_positions(batch.labels)
-        owner = batch.sample_index[batch.sample_of[positions]]
-        return torch.stack([owner, targets], -1).double().repeat(1, WIDTH // 2)
+    def states(batch: Batch) -> Tensor:
+        positions = supervised_positions(batch.labels)[0]
+        cached = cache.read(batch, positions)
+        if missing := [place for place, of_sample in enumerate(cached) if of_sample is None]:
+            part = batch.only(missing)
+            owner = part.sample_index[part.sample_of]
+            next_ids = part.labels.roll(-1, 1).flatten()
+            hidden = torch.stack([owner, next_ids], -1).double().repeat(1, WIDTH // 2)
+            computed = cache.write(part, supervised_positions(part.labels)[0], hidden)
+            for place, of_sample in zip(missing, computed, strict=True):
+                cached[place] = of_sample
+        return torch.cat([of_sample for of_sample in cached if of_sample is not None])
 
-    return [
-        cache.rows(batch, supervised_positions(batch.labels)[0], compute)
-        for batch in tiny.data_module(folder, seed=1, **settings).stream("train")
-    ]
+    return [states(batch) for batch in tiny.data_module(folder, seed=1, **settings).stream("train")]
 
 
 def opened(place: Path, room: int = 10**6, looks: float = 10.0) -> HiddenStateCache:

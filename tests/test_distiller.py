@@ -13,6 +13,7 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import PARTS, Batch
 from lightning_switchkd.distillation.checks import check_packing
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.distillation.pathways import run_pathways
 from lightning_switchkd.losses import dbild
 from lightning_switchkd.losses.chunked import sum_losses
 from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, SwitchKDObjective
@@ -58,7 +59,7 @@ def touched(model: Distiller) -> dict[str, bool]:
 )
 def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
     model = distiller(copy.deepcopy(objective), tower)
-    rows = model.views(tiny.batch(), model.features(tiny.batch())).rows
+    rows = tiny.inputs_of(model, tiny.batch()).answer_tokens
     sum_losses(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
@@ -73,27 +74,31 @@ def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
     teacher = tiny.vlm(seed=1, tower=tower, lm=lm, tied=tied, width=24)
     model = Distiller(student, teacher, SwitchKDObjective(), vocabulary=280).eval()
     batch = tiny.batch()
-    ran = model.run_pathways(batch, model.features(batch))
+    outputs, _ = run_pathways(student, teacher, batch, ("teacher", "switch"))
     for pathway, vlm in (("student", student), ("teacher", teacher)):
         with torch.no_grad():
             expected = vlm.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
             ).logits
         real = batch.attention_mask.bool()
-        torch.testing.assert_close(model.heads()[pathway](ran[pathway].hidden)[real], expected[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model.heads()[pathway](outputs[pathway].hidden)[real], expected[real], atol=1e-5, rtol=0
+        )
 
 
 def test_switch_reads_the_students_features() -> None:
     """z^W is what the teacher says when its vision tower is exchanged for the student's."""
     model = distiller(SwitchKDObjective())
     batch = tiny.batch()
-    apply_options = copy.deepcopy(model.teacher.vlm.model)
-    apply_options.model.vision_tower = copy.deepcopy(model.student.model.model.vision_tower)
+    switched = copy.deepcopy(model.teacher.vlm.model)
+    switched.model.vision_tower = copy.deepcopy(model.student.model.model.vision_tower)
     with torch.no_grad():
-        expected = apply_options(
+        expected = switched(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values.double()
         ).logits
-        got = model.heads()["switch"](model.run_pathways(batch, model.features(batch))["switch"].hidden)
+        got = model.heads()["switch"](
+            run_pathways(model.student, model.frozen_teacher, batch, ("switch",))[0]["switch"].hidden
+        )
     real = batch.attention_mask.bool()
     torch.testing.assert_close(got[real], expected[real], atol=1e-10, rtol=0)
 
@@ -102,7 +107,7 @@ def test_text_only_records_take_no_part_in_vsd() -> None:
     model = distiller(SwitchKDObjective())
     batch = tiny.batch(images=(1, 0, 2))
     terms = model(batch, batch.counts.tensor(), 0)
-    rows = model.views(batch, model.features(batch)).rows
+    rows = tiny.inputs_of(model, batch).answer_tokens
     teacher, switch = (
         model.heads()[pathway](rows.hidden[pathway])[:, : rows.vocabulary] for pathway in ("teacher", "switch")
     )

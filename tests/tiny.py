@@ -31,10 +31,12 @@ from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
+from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.auto import build
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
+from lightning_switchkd.objectives.terms import ObjectiveInputs
 from lightning_switchkd.training.module import SwitchKD
 
 TOWERS: dict[str, dict[str, Any]] = {
@@ -268,3 +270,12 @@ def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 
         process.join(seconds)
     ended = [process.exitcode for process in ranks]
     assert ended == [0, 0], f"ranks ended with {ended}"
+
+
+def inputs_of(model: Distiller, batch: Batch) -> ObjectiveInputs:
+    """Run the pathways of a distiller, and return what its objective is given."""
+    inputs: list[ObjectiveInputs] = []
+    handle = model.objective.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    model(batch, batch.counts.tensor(), 0)
+    handle.remove()
+    return inputs[0]

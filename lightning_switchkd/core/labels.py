@@ -1,4 +1,4 @@
-"""Which positions are supervised, and by what. The only shift by one in the package."""
+"""The positions that are supervised, and their targets. The only shift by one in the package."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from lightning_switchkd.core.types import IGNORE_INDEX
 
 
 def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions whose **next** token is supervised, and that token.
+    """Find the positions whose **next** token is supervised, and that token.
 
-    A row of logits predicts the token after it, so position t of a record is a row when label t + 1 is not ``IGNORE_INDEX``.
-    The last position of a record has no next token: rows never reach into the following record.
+    The logits at a position predict the token after it. Position t of a sample is supervised if label t + 1 is not
+    ``IGNORE_INDEX``. The last position of a sample has no next token, so no prediction crosses into the next sample.
 
     Args:
-        labels: ``[B, T]`` int64, unshifted; ``IGNORE_INDEX`` where nothing is learnt.
+        labels: ``[B, T]`` int64, unshifted, ``IGNORE_INDEX`` where nothing is learned.
 
     Returns:
         ``positions [N]`` int64 into the flattened ``[B * T]`` axis, ascending, and ``targets [N]`` int64.
 
-    Source: METHOD section 2.
+    Source: docs/explanation/method.md, section 2.
 
     >>> supervised_positions(torch.tensor([[-100, -100, 7, 8], [5, -100, 9, -100]]))
     (tensor([1, 2, 5]), tensor([7, 8, 9]))
     """
-    following = labels[:, 1:]
-    sample, column = torch.nonzero(following != IGNORE_INDEX, as_tuple=True)
-    return sample * labels.shape[1] + column, following[sample, column]
+    next_labels = labels[:, 1:]
+    sample, column = torch.nonzero(next_labels != IGNORE_INDEX, as_tuple=True)
+    return sample * labels.shape[1] + column, next_labels[sample, column]
 
 
 def count_supervised(labels: Tensor) -> Tensor:
-    """How many rows :func:`supervised_positions` finds in each record.
+    """Count the positions that :func:`supervised_positions` finds in each sample.
 
     Args:
         labels: ``[B, T]`` int64, unshifted.

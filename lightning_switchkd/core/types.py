@@ -1,6 +1,10 @@
-"""The vocabulary of the package: what travels from the loader to the loss. Shapes use B T V H P N K M.
+"""The types that travel from the data loader to the loss.
 
-B records, T tokens, V vocabulary, H width, P features per image, N supervised tokens, K selected tokens, M images.
+Legend of the axis letters in shapes, for the whole package:
+
+- B samples of a batch, T tokens of a sample, M images of a batch, P features of an image,
+- V vocabulary (columns of a head), H width of hidden states, H_v width of vision features,
+- N supervised tokens of a batch, n tokens of a chunk, K selected ids of a token (or kept positions of a batch).
 """
 
 from __future__ import annotations
@@ -39,20 +43,20 @@ DefectCode = Literal[
     "too_long",
     "no_supervision",
 ]
-"""What can be wrong with a record (docs/data.md says it in words)."""
+"""The kinds of invalid samples (docs/reference/data.md describes them)."""
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One bad record, as the quarantine file holds it.
+    """One invalid sample, as the quarantine file stores it.
 
     Attributes:
-        path: its file.
-        index: its position there.
-        id: its own id, where it could be read.
-        source: its data set, where it could be read.
-        code: what is wrong, one of `DefectCode`.
-        error: the same in words, and how to mend it.
+        path: The file of the sample.
+        index: Its position in the file.
+        id: Its own id, if it could be read.
+        source: Its data set, if it could be read.
+        code: The kind of defect.
+        error: The problem in words, and the fix.
     """
 
     path: str
@@ -65,11 +69,11 @@ class Defect:
 
 @dataclass
 class Counts:
-    """How many units of each kind there are: what every loss term is divided by (METHOD section 2).
+    """Numbers of units, which loss terms are divided by (docs/explanation/method.md, section 2).
 
     Attributes:
-        token: Supervised tokens, that is positions whose next token carries a label.
-        visual_token: Those of them that belong to a record with an image.
+        token: Supervised tokens, that is positions whose next token has a label.
+        visual_token: Supervised tokens of samples with an image.
         image_token: Placeholder positions that hold an image feature.
         image: Images.
     """
@@ -83,31 +87,31 @@ class Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
-        """``[4]`` int64, in field order, ready for an all-reduce."""
+        """Return ``[4]`` int64 in field order, ready for an all-reduce."""
         return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.int64, device=device)
 
 
 @dataclass  # not frozen: Lightning casts and copies batches field by field
 class Batch:
-    """One micro-batch: B rows of one record each, right-padded; or packed, one row of B records one after the other.
+    """One micro-batch: B rows of one sample each, right-padded. Or packed: one row of B samples in sequence.
 
     Attributes:
-        input_ids: ``[B, T]`` int64, packed ``[1, T]``. Every image stands as one ``<image>`` id per image feature.
-        attention_mask: ``[B, T]`` int64, 1 on real tokens; made from lengths, never from the pad id. None where packed.
-        labels: ``[B, T]`` int64, packed ``[1, T]``, **unshifted**; ``IGNORE_INDEX`` where nothing is learnt, and on the first
-            token of a packed record.
-        pixel_values: ``[M, 3, H, W]`` float32 in placeholder order. Never empty: a batch without images carries one
-            blank image (``image_sample`` -1) so that every rank runs the same parts (STACK B).
-        image_row: ``[M]`` int64, the record an image belongs to; -1 for the blank one, which always comes last.
-        sample_index: ``[B]`` int64, position of the record in its source; -1 for a padding record.
-        counts: units in this micro-batch.
-        window: units in the whole accumulation window of this rank.
+        input_ids: ``[B, T]`` int64, packed ``[1, T]``. Each image is one ``<image>`` id per image feature.
+        attention_mask: ``[B, T]`` int64, 1 on real tokens, made from lengths, never from the pad id. None if packed.
+        labels: ``[B, T]`` int64, packed ``[1, T]``, **unshifted**. ``IGNORE_INDEX`` where nothing is learned, and on
+            the first token of a packed sample.
+        pixel_values: ``[M, 3, H, W]`` float32 in placeholder order. Never empty: a batch without images has one blank
+            image (``image_sample`` -1), so that every rank runs the same parts (docs/explanation/method.md, section 9).
+        image_sample: ``[M]`` int64, the sample that an image belongs to. -1 for the blank image, which comes last.
+        sample_index: ``[B]`` int64, position of the sample in its source. -1 for a padding sample.
+        counts: Units in this micro-batch.
+        window: Units in the whole accumulation window of this rank.
         window_start: True for the first micro-batch of its window.
-        window_end: True for the last micro-batch of its window (the optimizer steps after it).
-        position_ids: ``[1, T]`` int64 only where packed, from 0 in each record; it tells kernels where one ends.
-        pixel_values_teacher: ``[M, 3, H', W']`` only where the teacher's image processor differs.
-        record_ids: the records' own ids, for messages.
-        defects: records that should be here and are not.
+        window_end: True for the last micro-batch of its window. The optimizer steps after it.
+        position_ids: ``[1, T]`` int64 only if packed, from 0 in each sample. Kernels find the boundaries by it.
+        pixel_values_teacher: ``[M, 3, H', W']`` only if the teacher has another image processor.
+        sample_ids: The samples' own ids, for messages.
+        defects: Samples that were dropped from this batch.
     """
 
     input_ids: Tensor
@@ -131,11 +135,11 @@ class Batch:
         return replace(self, **{k: move(v) for k, v in tensors.items() if isinstance(v, Tensor)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """A copy on ``device`` (Lightning and Fabric call this)."""
+        """Return a copy on ``device`` (Lightning and Fabric call this)."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
+        """Return a copy in page-locked memory (the DataLoader's pin-memory thread calls this)."""
         return self._map(lambda t: t.pin_memory())
 
     def __len__(self) -> int:
@@ -143,16 +147,16 @@ class Batch:
 
     @property
     def sample_of(self) -> Tensor:
-        """``[B * T]`` int64, packed ``[T]``: the record (its place in the batch) that each position belongs to."""
+        """``[B * T]`` int64, packed ``[T]``: the sample (its place in the batch) that each position belongs to."""
         if self.position_ids is not None:
             return (self.position_ids[0] == 0).cumsum(0) - 1
         rows, columns = self.input_ids.shape
         return torch.arange(rows, device=self.input_ids.device).repeat_interleave(columns)
 
     def only(self, samples: Sequence[int]) -> Batch:
-        """A batch of some of the records, in their order; a blank image where none of them has one.
+        """Return a batch of some of the samples, in their order, with a blank image if none of them has an image.
 
-        Counts stay those of all: what a loss is divided by does not change.
+        Counts stay those of all samples: the divisors of a loss do not change.
         """
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[list(samples)] = True
@@ -161,7 +165,7 @@ class Batch:
         image = (self.image_sample >= 0) & chosen[self.image_sample]
         if not bool(image.any()):
             image = torch.arange(len(image), device=image.device) == len(image) - 1
-        place = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # in the new batch
+        place = torch.where(chosen, chosen.cumsum(0) - 1, -1)  # place in the new batch
         owner = torch.where(self.image_sample >= 0, place[self.image_sample], -1)[image]
 
         def part(x: Tensor | None) -> Tensor | None:
@@ -182,7 +186,7 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """``[B]`` int64: real tokens of each record."""
+        """``[B]`` int64: real tokens of each sample."""
         if self.attention_mask is not None:
             return self.attention_mask.sum(1)
         return torch.zeros_like(self.sample_index).index_add_(0, self.sample_of, torch.ones_like(self.input_ids[0]))

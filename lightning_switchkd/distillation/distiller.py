@@ -1,8 +1,8 @@
-"""Student, frozen teacher and objective as one module: a forward pass runs the pathways, then the objective."""
+"""Student, frozen teacher and objective as one module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_switchkd.core.labels import supervised_positions
 from lightning_switchkd.core.types import Batch, Pathway
-from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
+from lightning_switchkd.distillation.pathways import PathwayOutput, PhaseTimer, run_pathways, teacher_pathway, untimed
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache
 from lightning_switchkd.losses.logits import Heads, SupervisedTokens
 from lightning_switchkd.models.adapter import FrozenTeacher, VLMAdapter
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KeptPositions:
-    """Which final hidden states a step reads.
+    """The positions whose final hidden states the objective reads.
 
     Attributes:
         positions: ``[K]`` into the flattened ``[B * T]`` axis, ascending.
-        answer: ``[N]`` those of them whose next token is supervised; all of them where only such are read.
-        targets: ``[N]`` that token.
-        image: ``[M · P]`` those of them that are image tokens.
+        answer: ``[N]`` selects the positions whose next token is supervised. A full slice where all are.
+        targets: ``[N]`` the supervised tokens.
+        image: ``[M · P]`` selects the image tokens.
     """
 
     positions: Tensor
@@ -40,14 +40,14 @@ class KeptPositions:
 
 
 class Distiller(nn.Module):
-    """Holds the pair and its objective. The teacher appears in no state dict; loading does not expect it.
+    """A student, its frozen teacher and an objective. The teacher is in no state dict, and loading expects none.
 
     Args:
-        student: the model that learns.
-        teacher: the model it learns from; None for objectives that need none.
-        objective: cross-entropy plus terms.
-        vocabulary: real token ids that both models share; terms compare logits on these only.
-        logits_gib: most memory for logits at a time; None leaves it to the head.
+        student: The model that learns.
+        teacher: The model it learns from. None for objectives that need no teacher.
+        objective: Cross-entropy plus terms.
+        vocabulary: Number of real token ids, common to both models. Terms compare logits on these only.
+        logits_gib: Memory limit for the logits of one chunk, in GiB. None uses the engine's default.
     """
 
     def __init__(
@@ -73,98 +73,114 @@ class Distiller(nn.Module):
         self.register_load_state_dict_post_hook(_expect_no_teacher)
 
     def forward(
-        self, batch: Batch, totals: Tensor, step: int, cache: HiddenStateCache | None = None
+        self,
+        batch: Batch,
+        totals: Tensor,
+        step: int,
+        cache: HiddenStateCache | None = None,
+        timer: PhaseTimer = untimed,
     ) -> ObjectiveOutput:
-        """Runs the pathways that the objective needs and evaluates it.
+        """Run the pathways that the objective needs, then evaluate the objective.
 
         Args:
-            batch: one micro-batch.
+            batch: One micro-batch.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
-            step: optimizer steps taken so far.
-            cache: the teacher's rows of the records it holds, in place of its pathway.
+            step: Optimizer steps taken so far.
+            cache: The teacher's hidden states of samples that were computed before.
+            timer: Measures each phase.
         """
-        features = self.features(batch)
-        views = self.views(batch, features, cache)
-        terms = cast(ObjectiveOutput, self.objective(views, totals, step, self.logits_gib))
-        return replace(terms, features=features)
+        needs = self.objective.needs
+        pathways: set[Pathway] = set()
+        if Need.TEACHER in needs and cache is None:
+            pathways.add("teacher")
+        if Need.SWITCH in needs:
+            pathways.add("switch")
+        teacher = None if self.teacher is None else self.teacher.vlm
+        outputs, features = run_pathways(self.student, teacher, batch, pathways, timer)
+
+        kept = self.kept_positions(batch)
+        hidden = {pathway: output.hidden.flatten(0, 1)[kept.positions] for pathway, output in outputs.items()}  # [K, H]
+        if Need.TEACHER in needs and cache is not None:
+            hidden["teacher"] = self.cached_teacher(batch, kept.positions, cache)
+
+        with timer("heads and losses"):
+            inputs = self._objective_inputs(batch, kept, hidden, outputs)
+            result = cast(ObjectiveOutput, self.objective(inputs, totals, step, self.logits_gib))
+        return replace(result, features=features)
 
     def run(self, function: Callable[[], T]) -> T:
-        """Calls a function that runs the models beside :meth:`forward`, as decoding does; sharded weights are there."""
+        """Call a function that runs the models outside :meth:`forward`, for example decoding.
+
+        FSDP2 registers this method: sharded weights are gathered while it runs.
+        """
         return function()
 
-    def features(self, batch: Batch) -> dict[Pathway, Tensor]:
-        """V^S(x_v) ``[M, P, H_v]``, computed once: one view of it for each pathway that reads it."""
-        features = self.student.encode_image(batch.pixel_values)
-        pathways: tuple[Pathway, ...] = ("student", "switch") if Need.SWITCH in self.objective.needs else ("student",)
-        return {pathway: features.view_as(features) for pathway in pathways}
-
-    def views(
-        self, batch: Batch, features: dict[Pathway, Tensor], cache: HiddenStateCache | None = None
-    ) -> ObjectiveInputs:
-        """Runs the pathways, and keeps what the objective needs of them."""
-        return self.kept_views(batch, self.run_pathways(batch, features, cache is None), cache)
-
-    def kept_views(
-        self, batch: Batch, ran: Mapping[Pathway, PathwayOutput], cache: HiddenStateCache | None = None
-    ) -> ObjectiveInputs:
-        """What the objective needs of the pathways that ran."""
-        kept, needs = self.kept(batch), self.objective.needs
-        hidden = {pathway: output.hidden.flatten(0, 1)[kept.positions] for pathway, output in ran.items()}
-        if cache is not None and Need.TEACHER in needs:
-            hidden["teacher"] = cache.rows(batch, kept.positions, self.teacher_rows)
-        has_image = torch.zeros(len(batch), dtype=torch.bool, device=kept.positions.device)
-        has_image[batch.image_sample[batch.image_sample >= 0]] = True
-
-        def rows(chosen: Tensor | slice, targets: Tensor) -> SupervisedTokens:
-            visual = has_image[batch.sample_of[kept.positions[chosen]]]
-            return SupervisedTokens(
-                {pathway: states[chosen] for pathway, states in hidden.items()}, targets, visual, self.vocabulary
-            )
-
-        at_images = None
-        if Need.IMAGE_TOKENS in needs:
-            at_images = rows(kept.image, batch.input_ids.flatten()[kept.positions[kept.image]])
-        embeds, attention = {}, {}
-        for pathway, output in ran.items():
-            if Need.IMAGE_EMBEDS in needs:
-                embeds[pathway] = output.image_embeds[batch.image_sample >= 0]
-            if output.attention is not None:
-                attention[pathway] = output.attention.text_to_image(batch, self.student.image_token_id)
-        at_answers = rows(kept.answer, kept.targets)
-        return ObjectiveInputs(
-            at_answers, self.heads(), at_images, embeds, attention, self.student.feature_space.tokens
-        )
-
-    def kept(self, batch: Batch) -> KeptPositions:
-        """The positions whose final hidden states the objective reads."""
-        positions, targets = supervised_positions(batch.labels)
+    def kept_positions(self, batch: Batch) -> KeptPositions:
+        """Find the positions whose final hidden states the objective reads."""
+        positions, targets = supervised_positions(batch.labels)  # [N], [N]
         if Need.IMAGE_TOKENS not in self.objective.needs:
             return KeptPositions(positions, slice(None), targets, positions[:0])
-        is_image = batch.input_ids.flatten() == self.student.image_token_id
-        answers = torch.zeros_like(is_image)
-        answers[positions] = True
-        union = (answers | is_image).nonzero()[:, 0]
-        answer, image = (mask[union].nonzero()[:, 0] for mask in (answers, is_image))
+        is_image = batch.input_ids.flatten() == self.student.image_token_id  # [B * T]
+        is_answer = torch.zeros_like(is_image)
+        is_answer[positions] = True
+        union = (is_answer | is_image).nonzero()[:, 0]  # [K]
+        answer, image = (mask[union].nonzero()[:, 0] for mask in (is_answer, is_image))
         return KeptPositions(union, answer, targets, image)
 
-    def teacher_rows(self, batch: Batch) -> Tensor:
-        """The teacher pathway at the kept positions ``[N, H]``."""
-        return teacher_pathway(self.frozen_teacher, batch).hidden.flatten(0, 1)[self.kept(batch).positions]
+    def cached_teacher(self, batch: Batch, positions: Tensor, cache: HiddenStateCache) -> Tensor:
+        """Read the teacher's hidden states ``[K, H]`` from the cache. Missing samples are computed and stored.
 
-    def run_pathways(
-        self, batch: Batch, features: dict[Pathway, Tensor], teacher: bool = True
-    ) -> dict[Pathway, PathwayOutput]:
-        """Every pathway the objective needs; without the teacher's if so asked."""
+        Args:
+            batch: One micro-batch.
+            positions: ``[K]`` of :meth:`kept_positions`.
+            cache: Of the split that the batch comes from.
+        """
+        cached = cache.read(batch, positions)  # per sample [k, H], or None
+        missing = [place for place, states in enumerate(cached) if states is None]
+        if missing:
+            part = batch if len(missing) == len(cached) else batch.only(missing)
+            hidden = teacher_pathway(self.frozen_teacher, part).hidden.flatten(0, 1)
+            computed = cache.write(part, self.kept_positions(part).positions, hidden)
+            for place, states in zip(missing, computed, strict=True):
+                cached[place] = states
+        device = batch.input_ids.device
+        return torch.cat([states.to(device, non_blocking=True) for states in cached if states is not None])
+
+    def _objective_inputs(
+        self,
+        batch: Batch,
+        kept: KeptPositions,
+        hidden: dict[Pathway, Tensor],
+        outputs: dict[Pathway, PathwayOutput],
+    ) -> ObjectiveInputs:
         needs = self.objective.needs
-        ran: dict[Pathway, PathwayOutput] = {"student": student_pathway(self.student, batch, features["student"])}
-        if teacher and Need.TEACHER in needs:
-            ran["teacher"] = teacher_pathway(self.frozen_teacher, batch)
-        if Need.SWITCH in needs:
-            ran["switch"] = switch_pathway(self.frozen_teacher, batch, features["switch"])
-        return ran
+        has_image = torch.zeros(len(batch), dtype=torch.bool, device=kept.positions.device)  # [B]
+        has_image[batch.image_sample[batch.image_sample >= 0]] = True
+
+        def tokens(chosen: Tensor | slice, targets: Tensor) -> SupervisedTokens:
+            visual = has_image[batch.sample_of[kept.positions[chosen]]]
+            states = {pathway: of_pathway[chosen] for pathway, of_pathway in hidden.items()}
+            return SupervisedTokens(states, targets, visual, self.vocabulary)
+
+        image_tokens, image_embeds, attention = None, {}, {}
+        if Need.IMAGE_TOKENS in needs:
+            image_tokens = tokens(kept.image, batch.input_ids.flatten()[kept.positions[kept.image]])
+        for pathway, output in outputs.items():
+            if Need.IMAGE_EMBEDS in needs:
+                image_embeds[pathway] = output.image_embeds[batch.image_sample >= 0]
+            if output.attention:
+                attention[pathway] = output.attention[0].text_to_image(batch, self.student.image_token_id)
+        return ObjectiveInputs(
+            answer_tokens=tokens(kept.answer, kept.targets),
+            heads=self.heads(),
+            image_tokens=image_tokens,
+            image_embeds=image_embeds,
+            attention=attention,
+            tokens_per_image=self.student.feature_space.tokens,
+        )
 
     def heads(self) -> Heads:
-        """Each pathway's output head; the switch pathway ends in the teacher's."""
+        """Return each pathway's output head. The switch pathway ends in the teacher's."""
         if self.teacher is None:
             return {"student": self.student.head}
         teacher = self.teacher.vlm.head
@@ -172,8 +188,8 @@ class Distiller(nn.Module):
 
     @property
     def frozen_teacher(self) -> VLMAdapter:
-        """The teacher's VLM; only call where the objective needs one."""
-        assert self.teacher is not None, "the consistency check lets no objective through that lacks its teacher"
+        """The teacher. Only for objectives that need one."""
+        assert self.teacher is not None, "distillation.checks refuses an objective whose teacher is missing"
         return self.teacher.vlm
 
 

@@ -11,62 +11,118 @@ switch     **student**               teacher             the student's vision en
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_switchkd.core.types import Batch
+from lightning_switchkd.core.types import Batch, Pathway
 from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.attention import LayerAttention, noted_attention
+
+PhaseTimer = Callable[[str], AbstractContextManager[None]]
+"""Measures the phase of a step that runs inside its context."""
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """Measure nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
 class PathwayOutput:
-    """What a pathway makes of a batch.
+    """What one pathway computes for a batch.
 
     Attributes:
-        hidden: final hidden states ``[B, T, H]``, packed ``[1, T, H]``; the head is not applied.
-        image_embeds: the projector's output ``[M, P, H]``, a blank image's included.
-        attention: the first decoder layer's, where the language model is watched.
+        hidden: Final hidden states ``[B, T, H]``, packed ``[1, T, H]``, before the output head.
+        image_embeds: The projector's output ``[M, P, H]``, including a blank image's.
+        attention: Queries and keys of the first decoder layer, or of every layer if asked. Empty unless the language
+            model is watched (``models.attention``).
     """
 
     hidden: Tensor
     image_embeds: Tensor
-    attention: LayerAttention | None
+    attention: list[LayerAttention]
 
 
-def student_pathway(student: VLMAdapter, batch: Batch, student_features: Tensor) -> PathwayOutput:
-    """L^S(P^S(V^S(x_v)), x_t).
+def student_pathway(
+    student: VLMAdapter, batch: Batch, student_features: Tensor, every_layer: bool = False
+) -> PathwayOutput:
+    """Compute L^S(P^S(V^S(x_v)), x_t).
 
     Args:
-        student: the model that learns.
-        batch: token ids ``[B, T]``, packed ``[1, T]``.
-        student_features: V^S(x_v) ``[M, P, H_v]``, computed once for this pathway and the switch.
+        student: The model that learns.
+        batch: Token ids ``[B, T]``, packed ``[1, T]``.
+        student_features: V^S(x_v) ``[M, P, H_v]``.
+        every_layer: Note the attention of every decoder layer, not only the first.
     """
-    return _from_features(student, batch, student_features)
+    return _from_features(student, batch, student_features, every_layer)
 
 
-def teacher_pathway(teacher: VLMAdapter, batch: Batch) -> PathwayOutput:
-    """L^T(P^T(V^T(x_v)), x_t); nothing is differentiated.
+def teacher_pathway(teacher: VLMAdapter, batch: Batch, every_layer: bool = False) -> PathwayOutput:
+    """Compute L^T(P^T(V^T(x_v)), x_t) without gradients.
 
-    ``no_grad``, never ``inference_mode``: the result meets autograd again in the losses.
+    ``no_grad``, never ``inference_mode``: the losses feed the result to autograd again.
     """
     pixel_values = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
     with torch.no_grad():
-        return _from_features(teacher, batch, teacher.encode_image(pixel_values))
+        return _from_features(teacher, batch, teacher.encode_image(pixel_values), every_layer)
 
 
-def switch_pathway(teacher: VLMAdapter, batch: Batch, student_features: Tensor) -> PathwayOutput:
-    """L^T(P^T(V^S(x_v)), x_t).
+def switch_pathway(
+    teacher: VLMAdapter, batch: Batch, student_features: Tensor, every_layer: bool = False
+) -> PathwayOutput:
+    """Compute L^T(P^T(V^S(x_v)), x_t): the student's vision features through the teacher's projector and LM.
 
-    Differentiated *through* the frozen teacher: its weights need no gradient, its activations keep their graph.
+    The gradient passes *through* the frozen teacher. Its weights need none, its activations keep their graph.
     """
-    return _from_features(teacher, batch, student_features)
+    return _from_features(teacher, batch, student_features, every_layer)
 
 
-def _from_features(vlm: VLMAdapter, batch: Batch, features: Tensor) -> PathwayOutput:
-    image_embeds = vlm.project(features)
-    with noted_attention() as seen:
-        hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)
-    return PathwayOutput(hidden, image_embeds, seen[0] if seen else None)
+def run_pathways(
+    student: VLMAdapter,
+    teacher: VLMAdapter | None,
+    batch: Batch,
+    pathways: Collection[Pathway],
+    timer: PhaseTimer = untimed,
+    every_layer: bool = False,
+) -> tuple[dict[Pathway, PathwayOutput], dict[Pathway, Tensor]]:
+    """Run the student's pathway and others over one micro-batch. The student's images are encoded once.
+
+    Args:
+        student: The model that learns.
+        teacher: The frozen teacher; None where only the student's pathway runs.
+        batch: Token ids ``[B, T]``, packed ``[1, T]``, and pixels ``[M, 3, H, W]``.
+        pathways: Those that run beside the student's.
+        timer: Measures each phase.
+        every_layer: Note the attention of every decoder layer, not only the first.
+
+    Returns:
+        The output of each pathway. And V^S(x_v) ``[M, P, H_v]`` as each pathway reads it: the gradient at such a view
+        is what its pathway sends into the vision encoder.
+    """
+    with timer("vision encoder of the student"):
+        encoded = student.encode_image(batch.pixel_values)  # [M, P, H_v]
+    readers: tuple[Pathway, ...] = ("student", "switch") if "switch" in pathways else ("student",)
+    features = {pathway: encoded.view_as(encoded) for pathway in readers}
+    outputs: dict[Pathway, PathwayOutput] = {}
+    with timer("student pathway"):
+        outputs["student"] = student_pathway(student, batch, features["student"], every_layer)
+    if "teacher" in pathways:
+        assert teacher is not None
+        with timer("teacher pathway"):
+            outputs["teacher"] = teacher_pathway(teacher, batch, every_layer)
+    if "switch" in pathways:
+        assert teacher is not None
+        with timer("switch pathway"):
+            outputs["switch"] = switch_pathway(teacher, batch, features["switch"], every_layer)
+    return outputs, features
+
+
+def _from_features(vlm: VLMAdapter, batch: Batch, features: Tensor, every_layer: bool) -> PathwayOutput:
+    image_embeds = vlm.project(features)  # [M, P, H]
+    with noted_attention(every_layer) as layers:
+        hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)  # [B, T, H]
+    return PathwayOutput(hidden, image_embeds, layers)

@@ -1,4 +1,4 @@
-"""Losses on plain tensors: no models, no Lightning."""
+"""Losses on plain tensors, without models and without Lightning."""
 
 from lightning_switchkd.losses.dbild import dbild, logits_difference_kl
 from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl

@@ -1,8 +1,8 @@
 """DBiLD: the divergence between two rows of logits seen through their pairwise differences, in O(k).
 
-Notation of METHOD section 3. Over the selected entries of a row, in the leader's order, a side with logits z is a
-distribution over the pairs i < j, q_ij ∝ exp(a_i − a_j) with a = z/τ. All that is needed of it are sums over one
-member of the pair, and those are running sums: no pair is ever written out.
+Notation of docs/explanation/method.md, section 3. Take the selected entries of a row in the leader's order. Logits z
+then define a distribution over the pairs i < j, q_ij ∝ exp(a_i − a_j) with a = z/τ. The loss only needs sums over one
+member of the pair, and those are running sums. No pair is ever materialized.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ def dbild(
     select: Selection = Kneedle(),  # noqa: B008 (frozen)
     reverse: bool = True,
 ) -> Tensor:
-    """Dynamic bi-directional logits-difference loss: a teacher-led and a student-led term, summed.
+    """Compute the dynamic bi-directional logits-difference loss: a teacher-led plus a student-led term.
 
-    The leader chooses the entries and their order; both sides are read there. The choice is not differentiated, the
-    logits read are. Padding columns must be cut off, or hidden with -inf on **both** sides.
+    The leader chooses the entries and their order. Both sides are read there. The choice is not differentiated, the
+    logits are. Cut padding columns off, or hide them with -inf on **both** sides.
 
     Args:
         teacher: ``[N, V]`` logits, any floating dtype.
-        student: ``[N, V]`` logits, any floating dtype (for the visual-switch term, those of the switch pathway).
+        student: ``[N, V]`` logits, any floating dtype. For the visual-switch term, those of the switch pathway.
         temperature: Divides the logits of both sides.
         select: Chooses the leader's entries.
-        reverse: KL(student ‖ teacher) in both terms; else KL(teacher ‖ student).
+        reverse: Use KL(student ‖ teacher) in both terms, else KL(teacher ‖ student).
 
     Returns:
         ``[N]`` nats, float32 (float64 where a side is float64).
 
     Raises:
-        UserError: Shapes differ, or a temperature that is not positive.
+        UserError: The shapes differ, or the temperature is not positive.
 
-    Source: Switch-KD (arXiv 2604.14629), DBiLD; METHOD section 3.
+    Source: Switch-KD (arXiv 2604.14629), DBiLD; docs/explanation/method.md, section 3.
 
     >>> z = torch.tensor([[3.0, 2.0, 2.0, 0.0, -1.0]])
     >>> bool(dbild(teacher=z, student=2 * z) > 0)
@@ -66,26 +66,26 @@ def dbild(
 def logits_difference_kl(
     *, teacher: Tensor, student: Tensor, mask: Tensor, temperature: float = 3.0, reverse: bool = True
 ) -> Tensor:
-    """KL between two logits-difference distributions, exact, in O(k) time and memory, forward and backward.
+    """Compute the exact KL between two logits-difference distributions in O(k) time and memory, forward and backward.
 
-    Each side is softmax over the pairs i < j of (z_i − z_j)/τ. Entries outside the mask are inert, whatever they hold;
-    a row with fewer than two entries gives 0 with zero gradient. Differentiable once, with respect to both sides.
+    Each side is a softmax over the pairs i < j of (z_i − z_j)/τ. Entries outside the mask have no effect, whatever they
+    hold. A row with fewer than two entries gives 0 with zero gradient. Differentiable once, with respect to both sides.
 
     Args:
         teacher: ``[N, K]`` logits in the leader's order, any floating dtype.
         student: ``[N, K]`` logits at the same ids.
-        mask: ``[N, K]`` bool, True for the selected (leading) entries of a row.
+        mask: ``[N, K]`` bool, True for the selected entries of a row, which come first.
         temperature: τ.
-        reverse: KL(student ‖ teacher); else KL(teacher ‖ student).
+        reverse: Use KL(student ‖ teacher), else KL(teacher ‖ student).
 
     Returns:
-        ``[N]`` nats, float32 (float64 where a side is float64), computed in float64. Equal sides give 0 up to rounding,
-        so a value may be slightly negative: about -1e-15 in proportion to the range of the logits over τ.
+        ``[N]`` nats, float32 (float64 where a side is float64), computed in float64. Equal sides give 0 up to
+        rounding. A value may be slightly negative: about -1e-15 relative to the range of the logits over τ.
 
     Raises:
-        UserError: Shapes differ, or a temperature that is not positive.
+        UserError: The shapes differ, or the temperature is not positive.
 
-    Source: Switch-KD (arXiv 2604.14629), DBiLD; METHOD section 3.
+    Source: Switch-KD (arXiv 2604.14629), DBiLD; docs/explanation/method.md, section 3.
 
     >>> z = torch.tensor([[3.0, 1.0, 0.0]])
     >>> logits_difference_kl(teacher=z, student=z, mask=torch.ones(1, 3, dtype=torch.bool))
@@ -97,9 +97,9 @@ def logits_difference_kl(
 
 
 class _PairwiseKL(torch.autograd.Function):
-    """KL(q ‖ p) over pairs, from tempered logits ``[N, K]`` and a mask; the backward is the closed form of METHOD.
+    """KL(q ‖ p) over pairs, from tempered logits ``[N, K]`` and a mask, with the closed-form gradient.
 
-    Float64 inside: differences of running log-sums cancel, and at O(k) the precision costs next to nothing.
+    Computes in float64: differences of running log-sums cancel, and at O(k) the precision costs almost nothing.
     """
 
     @staticmethod
@@ -107,7 +107,7 @@ class _PairwiseKL(torch.autograd.Function):
         dtype = q.dtype
         q, p = _anchored(q, mask), _anchored(p, mask)
         first, second, q_log_z = _marginals(q, mask)
-        p_log_z = _log_normaliser(_log_earlier(p, mask))
+        p_log_z = _log_normalizer(_log_earlier(p, mask))
         ctx.save_for_backward(q, p, mask, first, second, q_log_z)
         return (((first - second) * (q - p)).sum(-1) + (p_log_z - q_log_z).squeeze(-1)).to(dtype)
 
@@ -128,7 +128,10 @@ _pairwise_kl: Callable[[Tensor, Tensor, Tensor], Tensor] = _PairwiseKL.apply
 
 
 def _gradient_q(q: Tensor, p: Tensor, mask: Tensor, first: Tensor, second: Tensor, log_z: Tensor) -> Tensor:
-    """d KL(q ‖ p) / dq_m = Σ_{j>m} w_mj − Σ_{i<m} w_im, ``[N, K]``; w_ij = q_ij (u_i − u_j − mean), u = q − p."""
+    """Compute d KL(q ‖ p) / dq_m, ``[N, K]``.
+
+    It is Σ_{j>m} w_mj − Σ_{i<m} w_im with w_ij = q_ij (u_i − u_j − mean) and u = q − p.
+    """
     u = q - p
     u = u - F.pad(u, (0, 1)).amin(-1, keepdim=True)  # a common shift is free, and u ≥ 0 has a logarithm
     mean = ((first - second) * u).sum(-1, keepdim=True)
@@ -138,31 +141,31 @@ def _gradient_q(q: Tensor, p: Tensor, mask: Tensor, first: Tensor, second: Tenso
 
 
 def _anchored(a: Tensor, mask: Tensor) -> Tensor:
-    """Logits relative to their row's first entry, in float64; 0 outside the mask, whatever lay there."""
+    """Return logits relative to their row's first entry, in float64, and 0 outside the mask."""
     a = a.double().masked_fill(~mask, 0)
     return (a - a[:, :1]) * mask
 
 
 def _marginals(a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probability of an entry to be a pair's first, its second member (METHOD's r, c; ``[N, K]``); log Z ``[N, 1]``."""
+    """Return r, c ``[N, K]``, the probabilities to be a pair's first or second member, and log Z ``[N, 1]``."""
     later, earlier = _log_later(a, mask), _log_earlier(a, mask)
-    log_z = _log_normaliser(earlier)
+    log_z = _log_normalizer(earlier)
     return torch.exp(later - log_z), torch.exp(earlier - log_z), log_z
 
 
-def _log_normaliser(earlier: Tensor) -> Tensor:
-    """log Z = log Σ_{i<j} e^{a_i − a_j}, ``[N, 1]``; 0 for a row without pairs, so that inf − inf never arises."""
+def _log_normalizer(earlier: Tensor) -> Tensor:
+    """Compute log Z = log Σ_{i<j} e^{a_i − a_j}, ``[N, 1]``; 0 for a row without pairs, to avoid inf − inf."""
     log_z = earlier.logsumexp(-1, keepdim=True)
     return log_z.masked_fill(log_z == -math.inf, 0)
 
 
 def _log_earlier(a: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf for an empty sum. a and −a are masked separately."""
+    """Compute log Σ_{i<m} weight_i e^{a_i − a_m}, ``[N, K]``; -inf for an empty sum. a and −a are masked separately."""
     terms = (a if weight is None else a + weight.log()).masked_fill(~mask, -math.inf)
     earlier = F.pad(terms, (1, 0), value=-math.inf).logcumsumexp(-1)[:, :-1]
     return (earlier - a).masked_fill(~mask, -math.inf)
 
 
 def _log_later(a: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """log Σ_{j>m} weight_j e^{a_m − a_j}, ``[N, K]``: the same sum, read from the other end with the sign turned."""
+    """Compute log Σ_{j>m} weight_j e^{a_m − a_j}, ``[N, K]``: the same sum from the other end."""
     return _log_earlier(-a.flip(-1), mask.flip(-1), None if weight is None else weight.flip(-1)).flip(-1)

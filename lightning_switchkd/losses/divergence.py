@@ -1,4 +1,4 @@
-"""Divergences between the teacher's and the student's next-token distributions, over the whole vocabulary."""
+"""Divergences between the next-token distributions of teacher and student, over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_switchkd.core.errors import UserError
 
 
 def forward_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
-    """KL(teacher ‖ student) per row; no τ² factor.
+    """Compute KL(teacher ‖ student) for each row, without a τ² factor.
 
-    Columns at -inf on both sides (hidden padding columns) take no part.
+    Columns at -inf on both sides (hidden padding columns) have no effect.
 
     Args:
         teacher: ``[N, V]`` logits, any floating dtype.
@@ -24,9 +24,9 @@ def forward_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) ->
         ``[N]`` nats, float32 (float64 where a side is float64).
 
     Raises:
-        UserError: Shapes differ, or a temperature that is not positive.
+        UserError: The shapes differ, or the temperature is not positive.
 
-    Source: Hinton et al. 2015; METHOD section 7.
+    Source: Hinton et al. 2015 (arXiv 1503.02531); docs/explanation/method.md, section 7.
 
     >>> z = torch.tensor([[0.0, 0.0]])
     >>> forward_kl(teacher=z, student=z)
@@ -37,15 +37,16 @@ def forward_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) ->
 
 
 def reverse_kl(*, teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
-    """KL(student ‖ teacher) per row; arguments, result, errors and source as for :func:`forward_kl`."""
+    """Compute KL(student ‖ teacher) for each row. Arguments, result, errors and source: see :func:`forward_kl`."""
     teacher_logprobs, student_logprobs = _log_softmax(teacher, student, temperature)
     return _kl(student_logprobs, teacher_logprobs)
 
 
 def jensen_shannon(*, teacher: Tensor, student: Tensor, temperature: float = 3.0, beta: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence β·KL(p^T ‖ m) + (1−β)·KL(p^S ‖ m), m = β·p^T + (1−β)·p^S, per row.
+    """Compute the generalized Jensen-Shannon divergence for each row.
 
-    Bounded by the entropy of (β, 1−β): log 2 at β = 0.5. Arguments and result as for :func:`forward_kl`.
+    β·KL(p^T ‖ m) + (1−β)·KL(p^S ‖ m) with m = β·p^T + (1−β)·p^S. It is bounded by the entropy of (β, 1−β), which is
+    log 2 at β = 0.5.
 
     Args:
         teacher: ``[N, V]`` logits.
@@ -57,25 +58,25 @@ def jensen_shannon(*, teacher: Tensor, student: Tensor, temperature: float = 3.0
         ``[N]`` nats.
 
     Raises:
-        UserError: As for :func:`forward_kl`, or a weight outside (0, 1), where the divergence is 0 everywhere.
+        UserError: As for :func:`forward_kl`, or ``beta`` is outside (0, 1), where the divergence is 0 everywhere.
 
-    Source: Agarwal et al. 2024 (GKD); METHOD section 7.
+    Source: Agarwal et al. 2024 (arXiv 2306.13649); docs/explanation/method.md, section 7.
     """
     if not 0 < beta < 1:
-        raise UserError(f"jensen_shannon: beta = {beta} weighs one side by 0. Set beta strictly between 0 and 1.")
+        raise UserError(f"jensen_shannon: beta must be in (0, 1), got {beta}. Set it to 0.5.")
     teacher_logprobs, student_logprobs = _log_softmax(teacher, student, temperature)
     mixture = torch.logaddexp(teacher_logprobs + math.log(beta), student_logprobs + math.log1p(-beta))
     return beta * _kl(teacher_logprobs, mixture) + (1 - beta) * _kl(student_logprobs, mixture)
 
 
 def log_z_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ e^z and the entropy −Σ p log p of a row's next-token distribution.
+    """Compute log Σ e^z and the entropy −Σ p log p of each row's next-token distribution.
 
     Args:
-        logits: ``[N, V]``; a column at -inf (hidden padding) takes no part.
+        logits: ``[N, V]``; a column at -inf (hidden padding) has no effect.
 
     Returns:
-        log normaliser ``[N]`` and entropy ``[N]``, both nats.
+        Log normalizer ``[N]`` and entropy ``[N]``, both nats.
 
     >>> log_z, entropy = log_z_and_entropy(torch.zeros(1, 8))
     >>> bool(torch.isclose(entropy, log_z))  # both log 8
@@ -87,7 +88,7 @@ def log_z_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both sides' logits divided by the temperature, in one dtype: the widest of theirs, at least float32.
+    """Divide the logits of both sides by the temperature, in their widest dtype, at least float32.
 
     Args:
         teacher: Logits of any shape.
@@ -98,21 +99,21 @@ def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tens
         Teacher and student, in this order.
 
     Raises:
-        UserError: Shapes differ, or a temperature that is not positive.
+        UserError: The shapes differ, or the temperature is not positive.
     """
     if teacher.shape != student.shape:
         raise UserError(
-            f"teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "
-            "Give both the same rows, and only the token ids that both vocabularies have."
+            f"Teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "
+            "Pass the same rows, and only the token ids that both vocabularies have."
         )
     if not 0 < temperature < math.inf:
-        raise UserError(f"temperature = {temperature}: it divides the logits. Set temperature above 0 (default 3.0).")
+        raise UserError(f"temperature must be positive and finite, got {temperature}. Set it to 3.0.")
     dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
     return teacher.to(dtype) / temperature, student.to(dtype) / temperature
 
 
 def _log_softmax(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of both sides. A column at -inf gets a finite floor: probability 0, and no 0 · inf anywhere."""
+    """Return both log-probabilities. A column at -inf gets a finite floor: probability 0, never 0 · inf."""
     teacher, student = tempered(teacher, student, temperature)
     floor = torch.finfo(teacher.dtype).min / 2
     return teacher.clamp(min=floor).log_softmax(dim=-1), student.clamp(min=floor).log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""A loss whose gradients were made before its backward pass came by."""
+"""A loss whose gradients are computed before its backward pass."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.autograd.function import once_differentiable
 
 
 def attach_gradients(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """The loss as a function of `inputs` whose gradients are known.
+    """Make the loss a function of `inputs` with known gradients.
 
     Args:
-        loss: scalar.
-        inputs: tensors that require a gradient.
-        gradients: d loss / d input, one for each input, of its shape and any floating dtype. They are handed over: a
+        loss: Scalar.
+        inputs: Tensors that require a gradient.
+        gradients: d loss / d input for each input, of its shape and any floating dtype. Ownership is taken: the
             backward pass scales them in place.
 
     Returns:
-        ``loss``, differentiable once: a second backward pass raises a RuntimeError.
+        ``loss``, differentiable once. A second backward pass raises a RuntimeError.
     """
-    found: Tensor = _Ahead.apply(loss, list(gradients), *inputs)
-    return found
+    attached: Tensor = _Precomputed.apply(loss, list(gradients), *inputs)
+    return attached
 
 
-class _Ahead(torch.autograd.Function):
+class _Precomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
         ctx.gradients, ctx.dtypes = gradients, [x.dtype for x in inputs]
@@ -37,10 +37,12 @@ class _Ahead(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the gradients of this loss were made ahead, for one backward pass; it has been")
-        scaled = not (grad.is_cpu and grad == 1)  # on a GPU, looking would wait for the device
-        found = []
-        for dtype in ctx.dtypes:  # held by nobody else, a gradient becomes a parameter's without a copy
+            raise RuntimeError(
+                "This loss can be backpropagated only once: its gradients are computed during the forward pass."
+            )
+        scaled = not (grad.is_cpu and grad == 1)  # on a GPU the comparison would wait for the device
+        result = []
+        for dtype in ctx.dtypes:  # popped: with no other owner, a gradient becomes a parameter's without a copy
             gradient = gradients.pop(0)
-            found.append((gradient.mul_(grad) if scaled else gradient).to(dtype))
-        return None, None, *found
+            result.append((gradient.mul_(grad) if scaled else gradient).to(dtype))
+        return None, None, *result

@@ -1,4 +1,4 @@
-"""What DBiLD looks at, row by row: the two leading sets, how far they agree, and how much probability they hold."""
+"""Statistics of DBiLD for each token: the two leading sets, their overlap, and the probability they hold."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from lightning_switchkd.losses.select import Selection
 
 
 @torch.no_grad()
-def region_statistics(rows: LogitsChunk, pathway: Pathway, selection: Selection) -> Statistics:
-    """Statistics of the teacher-led set and of the one led by ``pathway``, from logits and selections the loss has made.
+def region_statistics(chunk: LogitsChunk, pathway: Pathway, selection: Selection) -> Statistics:
+    """Compare the teacher-led set with the set led by ``pathway``, from logits and selections of the loss.
 
     Probabilities are those of the whole vocabulary at temperature 1.
 
     Args:
-        rows: the rows, their logits and selections memoised.
-        side: what the teacher is compared with, ``student`` or ``switch``; it stands in the names below as SIDE.
-        selection: finds a leader's set.
+        chunk: The tokens, with their logits and selections memoized.
+        pathway: The pathway compared with the teacher, ``student`` or ``switch``. PATHWAY in the names below.
+        selection: Finds a leader's set.
 
     Returns:
-        ``[n]`` each: ``k_teacher``, ``k_SIDE`` (int64, entries of a set); ``overlap`` (shared entries over all entries,
-        1 where both sets are equal); ``teacher_mass_in_teacher_set``, ``SIDE_mass_in_teacher_set`` and the same
-        ``_in_SIDE_set`` (probability); ``top1_agreement`` (1 where both find the same token the likeliest);
-        ``entropy_teacher``, ``entropy_SIDE`` (nats).
+        ``[n]`` each:
+
+        - ``k_teacher``, ``k_PATHWAY``: number of entries of a set, int64.
+        - ``overlap``: shared entries over all entries, 1 where both sets are equal.
+        - ``teacher_mass_in_teacher_set``, ``PATHWAY_mass_in_teacher_set``, and both ``_in_PATHWAY_set``: probability.
+        - ``top1_agreement``: 1 where both have the same most likely token.
+        - ``entropy_teacher``, ``entropy_PATHWAY``: nats.
     """
     pathways: tuple[Pathway, Pathway] = ("teacher", pathway)
-    sets = {leader: rows.select(leader, selection) for leader in pathways}
-    found: Statistics = {f"k_{leader}": mask.sum(-1) for leader, (_, mask) in sets.items()}
-    found["overlap"] = overlap(*sets["teacher"], *sets[pathway])
+    sets = {leader: chunk.select(leader, selection) for leader in pathways}
+    statistics: Statistics = {f"k_{leader}": mask.sum(-1) for leader, (_, mask) in sets.items()}
+    statistics["overlap"] = overlap(*sets["teacher"], *sets[pathway])
     for leader, (ids, mask) in sets.items():
         for holder in pathways:
-            logprobs = rows.logits_at(holder, ids) - rows.log_z_and_entropy(holder)[0][:, None]
-            found[f"{holder}_mass_in_{leader}_set"] = (logprobs.exp() * mask).sum(-1)
-    first, second = (ids[:, :1] for ids, _ in sets.values())  # a leader's order begins with its likeliest token
-    found["top1_agreement"] = (first == second).sum(-1)
+            logprobs = chunk.logits_at(holder, ids) - chunk.log_z_and_entropy(holder)[0][:, None]
+            statistics[f"{holder}_mass_in_{leader}_set"] = (logprobs.exp() * mask).sum(-1)
+    first, second = (ids[:, :1] for ids, _ in sets.values())  # a leader's order starts with its most likely token
+    statistics["top1_agreement"] = (first == second).sum(-1)
     for holder in pathways:
-        found[f"entropy_{holder}"] = rows.log_z_and_entropy(holder)[1]
-    return found
+        statistics[f"entropy_{holder}"] = chunk.log_z_and_entropy(holder)[1]
+    return statistics
 
 
 def overlap(a_ids: Tensor, a_mask: Tensor, b_ids: Tensor, b_mask: Tensor) -> Tensor:
-    """Jaccard index |A ∩ B| / |A ∪ B| of two sets of ids, row by row; 0 where both are empty.
+    """Compute the Jaccard index |A ∩ B| / |A ∪ B| of two sets of ids for each row; 0 where both are empty.
 
     Args:
-        a_ids: ``[N, K]`` distinct ids; what lies outside the mask is not looked at.
+        a_ids: ``[N, K]`` distinct ids. Entries outside the mask are ignored.
         a_mask: ``[N, K]`` bool.
         b_ids: ``[N, L]``.
         b_mask: ``[N, L]`` bool.

@@ -1,4 +1,4 @@
-"""Training objectives: one file a method. Each is cross-entropy plus named, weighted terms."""
+"""Training objectives: one file per method. Each is cross-entropy plus named, weighted terms."""
 
 from lightning_switchkd.objectives.align_kd import AlignKD
 from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
@@ -12,13 +12,13 @@ __all__ = [
     "KD",
     "SFT",
     "AlignKD",
+    "FeatureLoss",
     "LLaVAKD",
+    "LossTerm",
     "Need",
     "Objective",
-    "TokenLoss",
-    "SwitchKDObjective",
-    "LossTerm",
-    "ObjectiveOutput",
-    "FeatureLoss",
     "ObjectiveInputs",
+    "ObjectiveOutput",
+    "SwitchKDObjective",
+    "TokenLoss",
 ]

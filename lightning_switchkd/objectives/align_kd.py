@@ -1,7 +1,7 @@
 """Align-KD (Feng et al., CVPR 2025, arXiv 2412.01282): first attention from text to image, and projected images.
 
-The paper, not its code: that compares the quadrant of image queries and text keys, which causal attention keeps at 0,
-and leaves its adapters out of the optimizer.
+This follows the paper, not its code. The code compares the quadrant of image queries and text keys, which causal
+attention keeps at 0, and leaves its adapters out of the optimizer.
 """
 
 from __future__ import annotations
@@ -15,105 +15,111 @@ from lightning_switchkd.objectives.terms import FeatureLoss, LanguageModel, Need
 
 
 class AdapterLoss(FeatureLoss):
-    """Squared errors of what an adapter, trained with the student, makes of the student's view."""
+    """Squared errors between the teacher's features and the student's, mapped by a trained adapter."""
 
     needs = Need.TEACHER
     adapter: nn.Linear
 
-    def adapted(self, view: Tensor) -> Tensor:
-        """The student's view ``[..., student's size]`` in the teacher's size, at least float32."""
+    def adapt(self, features: Tensor) -> Tensor:
+        """Map the student's features ``[..., student's size]`` to the teacher's size, in at least float32."""
         weight = self.adapter.weight
-        found: Tensor = self.adapter(view.to(weight.dtype))
-        return found.to(torch.promote_types(weight.dtype, torch.float32))
+        adapted: Tensor = self.adapter(features.to(weight.dtype))
+        return adapted.to(torch.promote_types(weight.dtype, torch.float32))
 
-    def nothing(self) -> Tensor:
-        """0, to which the adapter still contributes: no rank may leave a parameter out."""
+    def zero(self) -> Tensor:
+        """Return 0 with a graph to the adapter: no rank may leave a parameter unused."""
         return 0 * (self.adapter.weight.sum() + self.adapter.bias.sum())
 
 
 class AttentionLoss(AdapterLoss):
-    """First layer's attention of text queries to image keys, student's heads mixed to the teacher's; one per image.
+    """The first layer's attention of text queries to image keys. One value per image.
 
-    A value is the mean over the teacher's heads, the text tokens after the image, and its tokens.
+    The student's heads are mapped to the teacher's. The value is the mean over the teacher's heads, the text tokens
+    after the image, and the image tokens.
     """
 
     unit = "image"
     needs = Need.TEACHER | Need.FIRST_ATTENTION
 
     def build(self, student: LanguageModel, teacher: LanguageModel | None) -> None:
+        """Create the adapter between the heads."""
         assert teacher is not None
         self.adapter = nn.Linear(student.attention_heads, teacher.attention_heads)
 
-    def forward(self, views: ObjectiveInputs) -> Tensor:
-        found = self.nothing()
-        for student, teacher in zip(views.attention["student"], views.attention["teacher"], strict=True):
-            if student.shape[1]:  # some text comes after the image
-                mixed = self.adapted(student.movedim(0, -1))  # [Q, P, heads]
-                found = found + (mixed - teacher.movedim(0, -1)).square().mean()
-        return found
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        """Sum over the images."""
+        total = self.zero()
+        for student, teacher in zip(inputs.attention["student"], inputs.attention["teacher"], strict=True):
+            if student.shape[1]:  # some text follows the image
+                mapped = self.adapt(student.movedim(0, -1))  # [Q, P, heads]
+                total = total + (mapped - teacher.movedim(0, -1)).square().mean()
+        return total
 
 
 class EmbeddingLoss(AdapterLoss):
-    """The projector's output against the teacher's, through a trained 1×1 adapter; one value per image token.
+    """The projector's output against the teacher's, through a trained 1×1 adapter. One value per image token.
 
-    A value is the mean over the teacher's channels.
+    The value is the mean over the teacher's channels.
     """
 
     unit = "image_token"
     needs = Need.TEACHER | Need.IMAGE_EMBEDS
 
     def build(self, student: LanguageModel, teacher: LanguageModel | None) -> None:
+        """Create the adapter between the widths."""
         assert teacher is not None
         self.adapter = nn.Linear(student.width, teacher.width)
 
-    def forward(self, views: ObjectiveInputs) -> Tensor:
-        return self.nothing() + self.errors(views).sum()
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        """Sum over the image tokens."""
+        return self.zero() + self.errors(inputs).sum()
 
-    def errors(self, views: ObjectiveInputs) -> Tensor:
-        """``[M, P]`` mean squared errors."""
-        return (self.adapted(views.image_embeds["student"]) - views.image_embeds["teacher"]).square().mean(-1)
+    def errors(self, inputs: ObjectiveInputs) -> Tensor:
+        """Compute ``[M, P]`` mean squared errors."""
+        return (self.adapt(inputs.image_embeds["student"]) - inputs.image_embeds["teacher"]).square().mean(-1)
 
 
 class FocusLoss(FeatureLoss):
-    """The same errors once more at the image tokens that the teacher's text attends to most; one value per image.
+    """The errors of :class:`EmbeddingLoss` at the image tokens that the teacher attends to most. One value per image.
 
-    Attention is that of its first layer, averaged over heads and text tokens.
+    Attention is the first layer's, averaged over heads and text tokens.
 
     Args:
-        embeds: whose adapter is used.
-        tokens: how many of an image's tokens.
+        embeddings: The term whose adapter is used.
+        tokens: How many of an image's tokens.
     """
 
     unit = "image"
     needs = Need.TEACHER | Need.IMAGE_EMBEDS | Need.FIRST_ATTENTION
 
-    def __init__(self, embeds: EmbeddingLoss, tokens: int) -> None:
+    def __init__(self, embeddings: EmbeddingLoss, tokens: int) -> None:
         super().__init__()
-        self._embeds = (embeds,)  # in a tuple: its adapter is registered once
+        self._embeddings = (embeddings,)  # in a tuple, so that the adapter is registered once
         self.tokens = tokens
 
-    def forward(self, views: ObjectiveInputs) -> Tensor:
-        errors = self._embeds[0].errors(views)
-        found = errors.sum() * 0
-        for error, attention in zip(errors, views.attention["teacher"], strict=True):
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        """Sum over the images."""
+        errors = self._embeddings[0].errors(inputs)  # [M, P]
+        total = errors.sum() * 0
+        for error, attention in zip(errors, inputs.attention["teacher"], strict=True):
             if attention.shape[1]:
-                most = attention.mean((0, 1)).topk(min(self.tokens, len(error))).indices
-                found = found + error[most].mean()
-        return found
+                top = attention.mean((0, 1)).topk(min(self.tokens, len(error))).indices
+                total = total + error[top].mean()
+        return total
 
 
 class AlignKD(Objective):
     """Cross-entropy + forward KL at answers + first attention from text to image + projected images.
 
-    The paper trains projector and language model: freeze the vision encoder (conf/method/). A weight of 0 leaves
-    its term out.
+    The paper trains the projector and the language model, so freeze the vision encoder (conf/method/align_kd.yaml). A
+    weight of 0 drops its term.
 
     Args:
-        text: weight of the divergence at answers.
-        attention: weight of the first layer's attention.
-        embeds: weight of the projector's output at all image tokens.
-        focus: weight of it at those that the text attends to most; without ``embeds`` there is none.
-        focus_tokens: how many those are.
+        text: Weight of the divergence at answers.
+        attention: Weight of the first layer's attention.
+        embeds: Weight of the projector's output at all image tokens.
+        focus: Weight of the projector's output at the image tokens attended to most. Needs ``embeds``.
+        focus_tokens: Number of those image tokens.
         temperature: τ of the divergence.
     """
 
@@ -126,14 +132,14 @@ class AlignKD(Objective):
         focus_tokens: int = 16,
         temperature: float = 1.0,
     ) -> None:
-        projected = EmbeddingLoss()
+        embeddings = EmbeddingLoss()
         super().__init__(
             *nonzero(
                 {
                     "text": (text, DivergenceLoss("fkl", temperature)),
                     "attention": (attention, AttentionLoss()),
-                    "embeds": (embeds, projected),
-                    "focus": (focus if embeds else 0.0, FocusLoss(projected, focus_tokens)),
+                    "embeds": (embeds, embeddings),
+                    "focus": (focus if embeds else 0.0, FocusLoss(embeddings, focus_tokens)),
                 }
             )
         )

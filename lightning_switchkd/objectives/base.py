@@ -1,4 +1,4 @@
-"""An objective is cross-entropy plus named, weighted terms, each divided by its units in the whole optimizer step."""
+"""An objective: cross-entropy plus named, weighted terms, each divided by its units in the whole optimizer step."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ObjectiveOutput:
     """What one micro-batch contributes.
 
     Attributes:
-        loss: scalar to be differentiated, Σ weight · (sum over local units / units in the whole optimizer step); added
-            up over ranks and accumulated micro-batches it is the loss of the step.
-        sums: detached sums over this micro-batch's units, by term; ``correct`` counts right top-1 tokens in validation.
-        units: what each of ``sums`` is counted by.
-        statistics: what the terms tell of their rows, by term, while the objective is ``observed``.
-        shares: each term's part of the loss, to be differentiated alone, while the objective is ``separate``.
-        features: V^S(x_v) ``[M, P, H_v]`` as each pathway reads it: the gradient here is what that pathway sends into
+        loss: Differentiable scalar, Σ weight · (sum over local units / units in the whole optimizer step). Added up
+            over ranks and accumulated micro-batches, it is the loss of the step.
+        sums: Detached sums over this micro-batch's units, by term. ``correct`` counts right top-1 tokens in validation.
+        units: The unit that each of ``sums`` is counted by.
+        statistics: Statistics of each term's tokens, while the objective's ``collect_statistics`` is set.
+        term_losses: Each term's part of the loss, differentiable alone, while the objective's ``split_terms`` is set.
+        features: V^S(x_v) ``[M, P, H_v]`` as each pathway reads it. The gradient there is what that pathway sends into
             the vision encoder.
     """
 
@@ -51,13 +51,13 @@ class ObjectiveOutput:
     features: dict[Pathway, Tensor] = field(default_factory=dict)
 
     def counts(self, counts: Counts) -> dict[str, int]:
-        """How many units of a micro-batch each of ``sums`` is over."""
+        """Return the number of units that each of ``sums`` runs over."""
         return {name: getattr(counts, unit) for name, unit in self.units.items()}
 
 
-def nonzero(weighed: Mapping[str, tuple[float, LossTerm]]) -> tuple[dict[str, LossTerm], dict[str, float]]:
-    """Terms and weights as :class:`Objective` takes them; a weight of 0 leaves its term out, and what only it needs."""
-    kept = {name: pair for name, pair in weighed.items() if pair[0] != 0}
+def nonzero(weighted: Mapping[str, tuple[float, LossTerm]]) -> tuple[dict[str, LossTerm], dict[str, float]]:
+    """Split weighted terms as :class:`Objective` takes them. A weight of 0 drops the term and what only it needs."""
+    kept = {name: pair for name, pair in weighted.items() if pair[0] != 0}
     return {name: term for name, (_, term) in kept.items()}, {name: weight for name, (weight, _) in kept.items()}
 
 
@@ -65,13 +65,13 @@ class Objective(nn.Module):
     """Cross-entropy plus weighted terms.
 
     Args:
-        terms: named terms besides cross-entropy (``ce``, weight 1, is always there).
-        weights: weight of each term (the paper's λ).
-        warmup_steps: optimizer steps over which the weights grow linearly from 0; 0 keeps them constant.
+        terms: Named terms besides cross-entropy (``ce``, weight 1, always present).
+        weights: Weight of each term (the paper's λ).
+        warmup_steps: Optimizer steps over which the weights grow linearly from 0. 0 keeps them constant.
 
     Attributes:
-        observed: whether ``ObjectiveOutput.statistics`` is filled; a callback that reads them sets it.
-        separate: whether ``ObjectiveOutput.term_losses`` is filled in training, at the cost of the heads once more for each term.
+        collect_statistics: Whether ``ObjectiveOutput.statistics`` is filled. Set by a callback that reads them.
+        split_terms: Whether ``ObjectiveOutput.term_losses`` is filled in training. Each term then runs its heads again.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Objective(nn.Module):
         for name, weight in self.weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(
-                    f"objective: the weight of '{name}' is {weight}; it must be a positive number. To leave it out, "
-                    "choose the objective without it (conf/method/)."
+                    f"objective: the weight of '{name}' must be a positive number, got {weight}. To drop the term, "
+                    "choose a method without it (conf/method/)."
                 )
         if warmup_steps < 0:
-            raise UserError(f"objective: warmup_steps is {warmup_steps}. Set it to 0 (constant weights) or more.")
+            raise UserError(f"objective: warmup_steps must be 0 (constant weights) or more, got {warmup_steps}.")
 
     @property
     def needs(self) -> Need:
@@ -100,7 +100,7 @@ class Objective(nn.Module):
         return reduce(or_, (term.needs for term in self._terms().values()))
 
     def build(self, student: LanguageModel, teacher: LanguageModel | None) -> None:
-        """Makes the terms' adapters."""
+        """Create the terms' adapters."""
         for term in self._terms().values():
             term.build(student, teacher)
 
@@ -108,21 +108,21 @@ class Objective(nn.Module):
         return cast(dict[str, LossTerm], dict(self.terms.items()))
 
     def weight(self, name: str, step: int) -> float:
-        """Weight of a term at an optimizer step."""
+        """Return the weight of a term at an optimizer step."""
         if name == "ce":
             return 1.0
         return self.weights[name] * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
 
     def forward(
-        self, views: ObjectiveInputs, totals: Tensor, step: int, logits_gib: float | None = None
+        self, inputs: ObjectiveInputs, totals: Tensor, step: int, logits_gib: float | None = None
     ) -> ObjectiveOutput:
-        """Evaluates every term on this micro-batch.
+        """Evaluate every term on this micro-batch.
 
         Args:
-            views: of the pathways.
+            inputs: What the pathways computed.
             totals: ``[4]`` units of the whole optimizer step over all ranks, in the order of ``Counts``.
-            step: optimizer steps taken so far, for the weights' schedule.
-            logits_gib: most memory for logits at a time; None leaves it to the head.
+            step: Optimizer steps taken so far, for the schedule of the weights.
+            logits_gib: Memory limit for the logits of one chunk, in GiB. None uses the engine's default.
         """
         terms = self._terms()
         units: dict[str, str] = {**{name: term.unit for name, term in terms.items()}, "correct": "token"}
@@ -130,32 +130,34 @@ class Objective(nn.Module):
             name: self.weight(name, step) / totals[UNITS.index(units[name])].clamp(min=1).double() for name in terms
         }
 
-        def summed(chosen: Mapping[str, LossTerm], whole: bool = False) -> LossSums:
-            found = [_sum_view(views, name, t, weights) for name, t in chosen.items() if isinstance(t, FeatureLoss)]
+        def evaluate(chosen: Mapping[str, LossTerm], full: bool = False) -> LossSums:
+            sums = [_sum_feature_loss(inputs, n, t, weights) for n, t in chosen.items() if isinstance(t, FeatureLoss)]
             for kind in get_args(Kind):
                 of_kind = {name: t for name, t in chosen.items() if isinstance(t, TokenLoss) and t.kind == kind}
                 if of_kind:
-                    top1 = whole and kind == "answer" and not self.training
-                    collect = whole and self.collect_statistics
-                    settings = {"logits_gib": logits_gib, "top1": top1, "collect_statistics": collect}
-                    found.append(sum_losses(views.of(kind), views.heads, of_kind, weights, **settings))
-            return _joined(found)
+                    settings = {
+                        "logits_gib": logits_gib,
+                        "top1": full and kind == "answer" and not self.training,
+                        "collect_statistics": full and self.collect_statistics,
+                    }
+                    sums.append(sum_losses(inputs.tokens(kind), inputs.heads, of_kind, weights, **settings))
+            return _join(sums)
 
-        found = summed(terms, whole=True)
-        apart = terms if self.split_terms and self.training else {}
-        term_losses = {name: summed({name: term}).loss for name, term in apart.items()}
+        result = evaluate(terms, full=True)
+        split = terms if self.split_terms and self.training else {}
+        term_losses = {name: evaluate({name: term}).loss for name, term in split.items()}
         return ObjectiveOutput(
-            found.loss, found.sums, {name: units[name] for name in found.sums}, found.statistics, term_losses
+            result.loss, result.sums, {name: units[name] for name in result.sums}, result.statistics, term_losses
         )
 
 
-def _sum_view(views: ObjectiveInputs, name: str, term: FeatureLoss, weights: Mapping[str, Tensor]) -> LossSums:
-    with torch.autocast(views.rows.targets.device.type, enabled=False):
-        value = term(views)
+def _sum_feature_loss(inputs: ObjectiveInputs, name: str, term: FeatureLoss, weights: Mapping[str, Tensor]) -> LossSums:
+    with torch.autocast(inputs.answer_tokens.targets.device.type, enabled=False):
+        value = term(inputs)
     return LossSums(weights[name].to(value.dtype) * value, {name: value.detach()}, {})
 
 
-def _joined(parts: list[LossSums]) -> LossSums:
+def _join(parts: list[LossSums]) -> LossSums:
     loss = torch.stack([part.loss for part in parts]).sum()
     sums = {name: value for part in parts for name, value in part.sums.items()}
     return LossSums(loss, sums, {name: value for part in parts for name, value in part.statistics.items()})

@@ -14,18 +14,18 @@ from lightning_switchkd.objectives.base import Objective
 from lightning_switchkd.objectives.terms import Kind, Need, TokenLoss
 
 Divergence = Literal["fkl", "rkl", "jsd"]
-"""KL(teacher ‖ student), KL(student ‖ teacher), or what lies between."""
+"""KL(teacher ‖ student), KL(student ‖ teacher), or the Jensen-Shannon divergence between both."""
 
 
 class DivergenceLoss(TokenLoss):
-    """A divergence between the teacher's and a side's distribution over all real token ids, in nats per row.
+    """A divergence between the teacher's and a pathway's distribution over all real token ids, in nats per token.
 
     Args:
-        divergence: which one.
-        temperature: τ dividing both sides' logits.
-        beta: the teacher's weight in the mixture of ``jsd``.
-        side: whose distribution learns.
-        kind: at which rows.
+        divergence: Which one.
+        temperature: τ dividing the logits of both.
+        beta: The teacher's weight in the mixture of ``jsd``.
+        pathway: The pathway whose distribution learns.
+        kind: Which tokens.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class DivergenceLoss(TokenLoss):
         self.needs |= Need.TEACHER
         if divergence not in get_args(Divergence):
             raise UserError(
-                f"objective: there is no divergence '{divergence}'. Set {' or '.join(get_args(Divergence))}."
+                f"objective: unknown divergence '{divergence}'. Set it to {' or '.join(get_args(Divergence))}."
             )
         self.divergence, self.temperature, self.beta = divergence, temperature, beta
 
-    def forward(self, rows: LogitsChunk) -> Tensor:
-        teacher, student = rows.logits("teacher"), rows.logits(self.pathway)
+    def forward(self, chunk: LogitsChunk) -> Tensor:
+        """Compute ``[n]`` nats."""
+        teacher, student = chunk.logits("teacher"), chunk.logits(self.pathway)  # [n, vocabulary]
         if self.divergence == "jsd":
             return jensen_shannon(teacher=teacher, student=student, temperature=self.temperature, beta=self.beta)
         divergence = forward_kl if self.divergence == "fkl" else reverse_kl
@@ -56,12 +57,12 @@ class KD(Objective):
     """Cross-entropy + weight · divergence between teacher and student: ``kd_fkl``, ``kd_rkl``, ``kd_jsd``.
 
     Args:
-        divergence: ``fkl`` KL(teacher ‖ student), ``rkl`` KL(student ‖ teacher), ``jsd`` generalised Jensen-Shannon
+        divergence: ``fkl`` KL(teacher ‖ student), ``rkl`` KL(student ‖ teacher), ``jsd`` generalized Jensen-Shannon
             (Agarwal et al. 2024, arXiv 2306.13649).
         weight: λ of the divergence.
-        temperature: τ dividing both sides' logits.
-        beta: the teacher's weight in ``jsd``.
-        warmup_steps: optimizer steps over which λ grows linearly.
+        temperature: τ dividing the logits of both.
+        beta: The teacher's weight in ``jsd``.
+        warmup_steps: Optimizer steps over which λ grows linearly.
     """
 
     def __init__(

@@ -14,23 +14,26 @@ from lightning_switchkd.objectives.terms import FeatureLoss, Need, ObjectiveInpu
 
 
 class RelationLoss(FeatureLoss):
-    """RDist: 1 − cos between the self-correlations of an image's tokens in student and teacher, one value per image.
+    """RDist: 1 − cos between the self-correlations of an image's tokens in student and teacher. One value per image.
 
-    The self-correlation of logits Z ``[P, V]`` is Z·Zᵀ ``[P, P]``. With Z = HWᵀ + b it is written in hidden states,
-    H(WᵀW)Hᵀ and what b adds, so that no logits are made. Only real token ids take part.
+    The self-correlation of logits Z ``[P, V]`` is Z·Zᵀ ``[P, P]``. With Z = HWᵀ + b it follows from the hidden states
+    as H(WᵀW)Hᵀ plus the terms of b, so that no logits are computed. Only real token ids take part.
 
     Raises:
-        UserError: a head caps its logits, which are then no linear function of the hidden states.
+        UserError: A head caps its logits, which are then not linear in the hidden states.
     """
 
     unit = "image"
     needs = Need.TEACHER | Need.IMAGE_TOKENS
 
-    def forward(self, views: ObjectiveInputs) -> Tensor:
-        rows = views.of("image")
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        """Sum over the images."""
+        tokens = inputs.tokens("image")
         student, teacher = (
             self_correlation(
-                rows.hidden[pathway].unflatten(0, (-1, views.tokens_per_image)), views.heads[pathway], rows.vocabulary
+                tokens.hidden[pathway].unflatten(0, (-1, inputs.tokens_per_image)),  # [M, P, H]
+                inputs.heads[pathway],
+                tokens.vocabulary,
             )
             for pathway in ("student", "teacher")
         )
@@ -38,45 +41,45 @@ class RelationLoss(FeatureLoss):
 
 
 def self_correlation(hidden: Tensor, head: Head, vocabulary: int) -> Tensor:
-    """Z·Zᵀ of the logits Z = HWᵀ + b of an image's tokens, up to the head's scale; no logits are made.
+    """Compute Z·Zᵀ of the logits Z = HWᵀ + b of an image's tokens, up to the head's scale, without logits.
 
     Args:
         hidden: H ``[M, P, H]``.
         head: W and b.
-        vocabulary: columns of it that are real ids.
+        vocabulary: Number of head columns that are real ids.
 
     Returns:
         ``[M, P, P]``, at least float32.
 
     Raises:
-        UserError: the head caps its logits.
+        UserError: The head caps its logits.
     """
     if head.softcap is not None:
         raise UserError(
             "LLaVA-KD's relation term needs logits that are linear in the hidden states, but a head caps them "
-            f"(final_logit_softcapping {head.softcap}). Leave it out: --model.objective.init_args.relation=0."
+            f"(final_logit_softcapping={head.softcap}). Drop the term: --model.objective.init_args.relation=0."
         )
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     weight, hidden = head.weight[:vocabulary], hidden.to(dtype)
     gram = (weight.t() @ weight).to(dtype)  # [H, H]
-    found = hidden @ gram @ hidden.transpose(1, 2)
+    correlation = hidden @ gram @ hidden.transpose(1, 2)  # [M, P, P]
     if head.bias is not None:
         bias = head.bias[:vocabulary]
         crossed = hidden @ (weight.t() @ bias).to(dtype)  # [M, P]
-        found = found + crossed[:, :, None] + crossed[:, None] + bias.to(dtype).square().sum()
-    return found
+        correlation = correlation + crossed[:, :, None] + crossed[:, None] + bias.to(dtype).square().sum()
+    return correlation
 
 
 class LLaVAKD(Objective):
     """Cross-entropy + forward KL at answers (MDist-text) and at image tokens (MDist-visual) + RDist.
 
-    The paper's distilled stages train projector and language model: freeze the vision encoder (conf/method/).
-    A weight of 0 leaves its term out.
+    The paper's distilled stages train the projector and the language model, so freeze the vision encoder
+    (conf/method/llava_kd.yaml). A weight of 0 drops its term.
 
     Args:
-        text: weight of MDist-text.
-        visual: weight of MDist-visual.
-        relation: weight of RDist.
+        text: Weight of MDist-text.
+        visual: Weight of MDist-visual.
+        relation: Weight of RDist.
         temperature: τ of both divergences.
     """
 

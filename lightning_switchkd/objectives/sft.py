@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the baseline that every gain is counted from."""
+"""Supervised fine-tuning: the baseline that every gain is measured from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lightning_switchkd.objectives.base import Objective
 
 
 class SFT(Objective):
-    """Cross-entropy alone; needs no teacher."""
+    """Cross-entropy alone. Needs no teacher."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Switch-KD (arXiv 2604.14629): L_CE + λ1·L_Align + λ2·L_VSD, both distances being DBiLD."""
+"""Switch-KD (arXiv 2604.14629): L_CE + λ1·L_Align + λ2·L_VSD. Both distances are DBiLD."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ Direction = Literal["reverse", "forward", "symmetric"]
 
 
 class DBiLDLoss(TokenLoss):
-    """DBiLD between the teacher's logits and a side's: two terms, led by teacher and by that side.
+    """DBiLD between the teacher's logits and a pathway's: a term led by the teacher and a term led by that pathway.
 
     Args:
-        temperature: τ of the logits differences.
-        select: finds the leading set of ids in the leader's logits.
-        direction: of the divergence; the paper's is reverse.
-        tau_squared: multiply by τ², which keeps the gradient's size when τ grows.
-        backprop_through_leader: whether the side learns from the set that it leads itself; without, that term is only logged.
-        side: whose logits learn.
-        kind: at which rows.
+        temperature: τ of the logit differences.
+        select: Finds the leading ids in the leader's logits.
+        direction: Of the divergence. The paper's is reverse.
+        tau_squared: Multiply by τ², which keeps the size of the gradient when τ grows.
+        backprop_through_leader: Whether the pathway learns from the ids that it leads itself. If not, that term is only
+            logged.
+        pathway: The pathway whose logits learn.
+        kind: Which tokens.
     """
 
     def __init__(
@@ -48,23 +49,26 @@ class DBiLDLoss(TokenLoss):
         super().__init__(pathway, kind)
         self.needs |= Need.TEACHER
         if direction not in get_args(Direction):
-            raise UserError(f"objective: there is no direction '{direction}'. Set {' or '.join(get_args(Direction))}.")
+            raise UserError(
+                f"objective: unknown direction '{direction}'. Set it to {' or '.join(get_args(Direction))}."
+            )
         self.temperature = temperature
         self.select = select
         self.direction = direction
         self.scale = temperature**2 if tau_squared else 1.0
         self.backprop_through_leader = backprop_through_leader
 
-    def forward(self, rows: LogitsChunk) -> Tensor:
-        led = [rows.select(leader, self.select) for leader in ("teacher", self.pathway)]
-        width = max(ids.shape[1] for ids, _ in led)
-        ids, masks = zip(*([F.pad(x, (0, width - x.shape[1])) for x in pair] for pair in led), strict=True)
-        teacher, student = ([rows.logits_at(pathway, of) for of in ids] for pathway in ("teacher", self.pathway))
+    def forward(self, chunk: LogitsChunk) -> Tensor:
+        """Compute ``[n]`` nats: the teacher-led and the pathway-led term, added."""
+        selected = [chunk.select(leader, self.select) for leader in ("teacher", self.pathway)]  # ids, mask [n, K] each
+        width = max(ids.shape[1] for ids, _ in selected)
+        ids, masks = zip(*([F.pad(x, (0, width - x.shape[1])) for x in pair] for pair in selected), strict=True)
+        teacher, student = ([chunk.logits_at(p, leading) for leading in ids] for p in ("teacher", self.pathway))
         if not self.backprop_through_leader:
             student[1] = student[1].detach()
         directions = ("reverse", "forward") if self.direction == "symmetric" else (self.direction,)
         values = [
-            logits_difference_kl(  # of both leaders at once
+            logits_difference_kl(  # both leaders in one call: [2n]
                 teacher=torch.cat(teacher),
                 student=torch.cat(student),
                 mask=torch.cat(masks),
@@ -75,24 +79,26 @@ class DBiLDLoss(TokenLoss):
         ]
         return self.scale * torch.stack(values).mean(0).view(2, -1).sum(0)
 
-    def statistics(self, rows: LogitsChunk) -> Statistics:
-        return region_statistics(rows, self.pathway, self.select)
+    def statistics(self, chunk: LogitsChunk) -> Statistics:
+        """Describe the leading ids of both leaders."""
+        return region_statistics(chunk, self.pathway, self.select)
 
 
 class SwitchKDObjective(Objective):
-    """Cross-entropy + λ1·L_Align + λ2·L_VSD. A λ of 0 leaves its term out, and the pathway that only it needs.
+    """Cross-entropy + λ1·L_Align + λ2·L_VSD. A λ of 0 drops its term and the pathway that only it needs.
 
     Args:
         lambda_align: λ1. With ``lambda_vsd`` 0 this is the ablation ``dbild``.
         lambda_vsd: λ2. With ``lambda_align`` 0 this is the ablation ``vsd``.
-        temperature: τ of the logits differences.
-        select: how the leading ids are found; the paper's is Kneedle.
-        direction: of the divergence; the paper's is reverse.
-        tau_squared: multiply all terms by τ².
-        backprop_through_leader: whether a side learns from the set that it leads itself; without, that term is only logged.
-        switch_divergence: of the switch pathway; ``fkl`` is KL(teacher ‖ switch) over the whole vocabulary at τ.
-        image_tokens: add both terms at image tokens (``align_image``, ``vsd_image``), as LLaVA-KD does with its own.
-        warmup_steps: optimizer steps over which both λ grow linearly.
+        temperature: τ of the logit differences.
+        select: Finds the leading ids. The paper's is Kneedle.
+        direction: Of the divergence. The paper's is reverse.
+        tau_squared: Multiply all terms by τ².
+        backprop_through_leader: Whether a pathway learns from the ids that it leads itself. If not, that term is only
+            logged.
+        switch_divergence: Of the switch pathway. ``fkl`` is KL(teacher ‖ switch) over the whole vocabulary at τ.
+        image_tokens: Add both terms at image tokens (``align_image``, ``vsd_image``), as LLaVA-KD does with its own.
+        warmup_steps: Optimizer steps over which both λ grow linearly.
     """
 
     def __init__(
@@ -110,12 +116,12 @@ class SwitchKDObjective(Objective):
     ) -> None:
         settings = temperature, select or Kneedle(), direction, tau_squared, backprop_through_leader
         kinds: tuple[Kind, ...] = ("answer", "image") if image_tokens else ("answer",)
-        weighed: dict[str, tuple[float, LossTerm]] = {}
+        weighted: dict[str, tuple[float, LossTerm]] = {}
         for kind in kinds:
-            ending = "" if kind == "answer" else "_image"
+            suffix = "" if kind == "answer" else "_image"
             switch: LossTerm = DBiLDLoss(*settings, "switch", kind)
             if switch_divergence == "fkl":
                 switch = DivergenceLoss("fkl", temperature, pathway="switch", kind=kind)
-            weighed[f"align{ending}"] = lambda_align, DBiLDLoss(*settings, "student", kind)
-            weighed[f"vsd{ending}"] = lambda_vsd, switch
-        super().__init__(*nonzero(weighed), warmup_steps)
+            weighted[f"align{suffix}"] = lambda_align, DBiLDLoss(*settings, "student", kind)
+            weighted[f"vsd{suffix}"] = lambda_vsd, switch
+        super().__init__(*nonzero(weighted), warmup_steps)

@@ -1,4 +1,4 @@
-"""What an objective is made of: terms that say what they need, and what they are counted by."""
+"""The parts of an objective: loss terms, what they read, and what their sums are divided by."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lightning_switchkd.losses.logits import Heads, LogitsChunk, Statistics, Sup
 Unit = Literal["token", "visual_token", "image_token", "image"]
 UNITS: tuple[str, ...] = tuple(f.name for f in fields(Counts))
 Kind = Literal["answer", "image"]
-"""Rows of logits at supervised tokens, or at image tokens."""
+"""Logits at supervised tokens, or at image tokens."""
 
 
 class Need(Flag):
-    """What a term needs of the step: decides what runs, what is kept of it, and which consistency checks apply."""
+    """What a term reads. Decides which pathways run, what is kept of them, and which compatibility checks apply."""
 
     STUDENT = 0
     TEACHER = auto()
@@ -32,34 +32,34 @@ class Need(Flag):
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What the pathways have made of a micro-batch, as far as the objective needs it. Images in placeholder order.
+    """What the pathways computed for a micro-batch, as far as the objective needs it. Images in placeholder order.
 
     Attributes:
-        rows: at supervised tokens.
-        heads: the pathways' output heads.
-        image_tokens: at image tokens, ``M · P`` of them (``Need.IMAGE_TOKENS``).
-        image_embeds: what the projector made of each image ``[M, P, H]`` (``Need.IMAGE_EMBEDS``).
-        attention: of the first decoder layer, from text tokens to an image's: one ``[heads, Q, P]`` per image
+        answer_tokens: Hidden states at supervised tokens.
+        heads: Each pathway's output head.
+        image_tokens: Hidden states at the ``M · P`` image tokens (``Need.IMAGE_TOKENS``).
+        image_embeds: The projector's output ``[M, P, H]`` for each image (``Need.IMAGE_EMBEDS``).
+        attention: Attention of the first decoder layer from text tokens to an image: one ``[heads, Q, P]`` per image
             (``Need.FIRST_ATTENTION``).
         tokens_per_image: P.
     """
 
-    rows: SupervisedTokens
+    answer_tokens: SupervisedTokens
     heads: Heads
     image_tokens: SupervisedTokens | None = None
     image_embeds: Mapping[Pathway, Tensor] = field(default_factory=dict)
     attention: Mapping[Pathway, list[Tensor]] = field(default_factory=dict)
     tokens_per_image: int = 0
 
-    def of(self, kind: Kind) -> SupervisedTokens:
-        """The rows of a kind."""
-        rows = self.rows if kind == "answer" else self.image_tokens
-        assert rows is not None, "an objective says which rows it needs"
-        return rows
+    def tokens(self, kind: Kind) -> SupervisedTokens:
+        """Return the tokens of a kind."""
+        tokens = self.answer_tokens if kind == "answer" else self.image_tokens
+        assert tokens is not None, "an objective declares which tokens it needs"
+        return tokens
 
 
 class LanguageModel(Protocol):
-    """What an adapter is made for."""
+    """The sizes that an adapter is built for."""
 
     @property
     def width(self) -> int:
@@ -71,26 +71,26 @@ class LanguageModel(Protocol):
 
 
 class LossTerm(nn.Module, ABC):
-    """A loss. May own adapters: they are optimised and saved like any part.
+    """A loss. It may own adapters, which are optimized and saved like any part.
 
     Attributes:
-        needs: what it reads besides the student's rows.
-        unit: what its sum is divided by, over the whole optimizer step. ``visual_token`` leaves text-only records out.
+        needs: What the term reads besides the student's tokens.
+        unit: What its sum is divided by, over the whole optimizer step. ``visual_token`` excludes text-only samples.
     """
 
     needs: Need = Need.STUDENT
     unit: Unit
 
     def build(self, student: LanguageModel, teacher: LanguageModel | None) -> None:
-        """Makes the adapters, once the models are known."""
+        """Create the adapters, once the models are known."""
 
 
 class TokenLoss(LossTerm):
-    """A loss on rows of logits, called chunk by chunk.
+    """A loss on the logits of tokens, called chunk by chunk.
 
     Args:
-        side: whose logits learn; of the switch pathway's, only records with an image count.
-        kind: which rows.
+        pathway: The pathway whose logits learn. For the switch pathway, only samples with an image count.
+        kind: Which tokens.
     """
 
     def __init__(self, pathway: Pathway = "student", kind: Kind = "answer") -> None:
@@ -102,24 +102,28 @@ class TokenLoss(LossTerm):
         )
 
     @abstractmethod
-    def forward(self, rows: LogitsChunk) -> Tensor:
-        """``[n]`` nats, one value per row of the chunk."""
+    def forward(self, chunk: LogitsChunk) -> Tensor:
+        """Compute ``[n]`` nats, one value per token of the chunk."""
 
-    def statistics(self, rows: LogitsChunk) -> Statistics:
-        """What there is to tell of the rows beside the loss, from logits that are there anyway; ``[n]`` each."""
+    def statistics(self, chunk: LogitsChunk) -> Statistics:
+        """Describe the tokens beyond the loss, from logits that exist already: ``[n]`` each."""
         return {}
 
 
 class FeatureLoss(LossTerm):
-    """A loss on small tensors, called once a micro-batch, outside of autocast and by ordinary autograd."""
+    """A loss on small tensors, called once per micro-batch, outside of autocast, with ordinary autograd."""
 
     @abstractmethod
-    def forward(self, views: ObjectiveInputs) -> Tensor:
-        """Scalar: the sum over the micro-batch's units; with none of them 0, and adapters still take part in it."""
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        """Compute the sum over the micro-batch's units, a scalar.
+
+        Without units the sum is 0, and adapters still take part in it: every rank has to use every parameter.
+        """
 
 
 class CrossEntropy(TokenLoss):
     """Next-token cross-entropy over the student's whole head, as Hugging Face computes it."""
 
-    def forward(self, rows: LogitsChunk) -> Tensor:
-        return rows.log_normalizer("student") - rows.logits_at("student", rows.targets[:, None])[:, 0]
+    def forward(self, chunk: LogitsChunk) -> Tensor:
+        """Compute ``[n]`` nats."""
+        return chunk.log_normalizer("student") - chunk.logits_at("student", chunk.targets[:, None])[:, 0]

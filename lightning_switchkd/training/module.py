@@ -204,7 +204,7 @@ class SwitchKD(L.LightningModule):
             size = len(dataset), head.weight.shape[1], head.dtype
             place = f"{source}-with-image-tokens" if image_tokens else source
             cache = self.teacher_cache.open(key, place, *size, self.trainer.world_size)
-            rank_zero_info(cache.announcement(rows_of_a_record(dataset, image_tokens)))
+            rank_zero_info(cache.describe(rows_of_a_record(dataset, image_tokens)))
             self._caches[source] = cache
         return self._caches[source]
 
@@ -255,7 +255,7 @@ class SwitchKD(L.LightningModule):
         """Fills the teacher cache (``fill-cache``)."""
         cache = self.cached(self.trainer.datamodule.predict_splits[dataloader_idx])  # type: ignore[attr-defined]
         assert cache is not None
-        cache.rows(batch, self.distiller.kept(batch).positions, self.distiller.teacher_rows)
+        self.distiller.cached_teacher(batch, self.distiller.kept_positions(batch).positions, cache)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/loss/*`` and ``val/accuracy`` (share of supervised tokens whose top-1 is right)."""

@@ -165,13 +165,13 @@ def test_trains_what_its_paper_trains(experiment: str, trained: set[Part]) -> No
 def test_attention_is_that_of_text_to_image() -> None:
     """Of image queries and text keys, the quadrant that the released code compares, causal attention shows nothing."""
     model = distiller(AlignKD())
-    views = model.views(BATCH, model.features(BATCH))
+    inputs = tiny.inputs_of(model, BATCH)
     naive = Naive(copy.deepcopy(model.student.model), copy.deepcopy(model.frozen_teacher.model), BATCH, VOCABULARY)
     for pathway, out in (("student", naive.student), ("teacher", naive.teacher)):
-        for ours, wanted in zip(views.attention[pathway], naive.attention_maps(out), strict=True):
+        for ours, wanted in zip(inputs.attention[pathway], naive.attention_maps(out), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
             assert bool((ours.sum(-1) > 0).all())
-    assert bool(views.attention["student"][0].requires_grad)
+    assert bool(inputs.attention["student"][0].requires_grad)
     for b, columns in naive.images():
         assert not bool(naive.student.attentions[0][b][:, columns][:, :, columns[-1] + 1 :].any())
 
@@ -179,10 +179,10 @@ def test_attention_is_that_of_text_to_image() -> None:
 @pytest.mark.parametrize(("tower", "tokens"), [("clip", 4), ("siglip", 4)])
 def test_the_number_of_image_tokens_is_the_models(tower: str, tokens: int) -> None:
     model = distiller(LLaVAKD(), tower)
-    views = model.views(BATCH, model.features(BATCH))
-    assert views.tokens_per_image == tokens
-    assert len(views.of("image").targets) == BATCH.counts.image_token == 3 * tokens
-    assert set(views.of("image").targets.tolist()) == {model.student.image_token_id}
+    inputs = tiny.inputs_of(model, BATCH)
+    assert inputs.tokens_per_image == tokens
+    assert len(inputs.tokens("image").targets) == BATCH.counts.image_token == 3 * tokens
+    assert set(inputs.tokens("image").targets.tolist()) == {model.student.image_token_id}
 
 
 @pytest.mark.parametrize("objective", [LLaVAKD, AlignKD])
@@ -273,8 +273,10 @@ def test_what_cannot_be(change: Callable[[], Objective], message: str) -> None:
 def test_only_who_asks_pays(method: str) -> None:
     """Image rows, projected images and first attention are there for those that read them, and for nobody else."""
     model = distiller(METHODS[method][0]())
-    views = model.views(BATCH, model.features(BATCH))
-    assert (views.image_tokens is not None) == (method == "llava_kd")
-    assert bool(views.attention) == bool(views.image_embeds) == (method == "align_kd")
+    inputs = tiny.inputs_of(model, BATCH)
+    assert (inputs.image_tokens is not None) == (method == "llava_kd")
+    assert bool(inputs.attention) == bool(inputs.image_embeds) == (method == "align_kd")
     assert model.student.attention == ("sdpa_watched" if method == "align_kd" else "sdpa")
-    assert len(model.kept(BATCH).positions) == BATCH.counts.token + BATCH.counts.image_token * (method == "llava_kd")
+    assert len(model.kept_positions(BATCH).positions) == BATCH.counts.token + BATCH.counts.image_token * (
+        method == "llava_kd"
+    )
