@@ -103,7 +103,7 @@ def compare(killed: Path, straight: Path, ranks: int) -> None:
         wanted = records(f"{straight}.seen", rank)
         assert all(len(ids) == 1 for ids in wanted.values())
         assert records(f"{killed}.seen", rank) == wanted
-    assert not list((killed / "checkpoints").glob(".*.part"))
+    assert not list((killed / "checkpoints").glob(".*.partial"))
 
 
 @pytest.mark.slow

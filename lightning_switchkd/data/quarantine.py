@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import append_jsonl, read_jsonl
 from lightning_switchkd.core.types import Defect, DefectCode
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import epoch_order
@@ -73,7 +73,7 @@ class Quarantine:
         written = sorted(self.folder.glob("rank*.jsonl")) if self.folder else []
         self.counts = Counter() if written else self.counts
         for file in written:
-            lines = list(read_lines(file))
+            lines = list(read_jsonl(file, allow_cut=True))
             self._known |= {(line["path"], line["index"]) for line in lines}
             rank = int(file.stem.removeprefix("rank"))
             if rank == self.rank or (self.rank == 0 and rank >= self.world_size):  # of a run on more processes
@@ -106,9 +106,7 @@ class Quarantine:
 
     def _write(self, defect: Defect, when: Mapping[str, Any]) -> None:
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**when, **asdict(defect)}, ensure_ascii=False) + "\n")
+            append_jsonl(self.file, [{**when, **asdict(defect)}])
         self._said += 1
         if self._said <= SAID:
             more = f" Further ones are only written to {self.file}." if self._said == SAID and self.file else ""
@@ -128,24 +126,6 @@ def said_counts(counts: Mapping[DefectCode, int]) -> str:
     return ", ".join(f"{code} {count}" for code, count in Counter(counts).most_common())
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a quarantine file or an exclusion list; a last line cut short by a crash is none.
-
-    Raises:
-        UserError: another line is no JSON object.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            found = None
-        if isinstance(found, dict):
-            yield found
-        elif line.strip() and (number < len(lines) or line.endswith("\n")):
-            raise UserError(f"{file}, line {number}: it must be a JSON object with path and index, not {line[:60]!r}")
-
-
 def read_exclusions(path: str, source: Source) -> list[int]:
     """The records of a source that an exclusion list names, sorted.
 
@@ -160,7 +140,7 @@ def read_exclusions(path: str, source: Source) -> list[int]:
         raise UserError(f"data.exclude: there is no file {path}")
     starts = source.files()
     found: set[int] = set()
-    for line in read_lines(Path(path)):
+    for line in read_jsonl(Path(path), allow_cut=True):
         name, index = line.get("path"), line.get("index")
         if not isinstance(name, str) or not isinstance(index, int):
             raise UserError(f"data.exclude: {path}: a line must have path and index, not {line}")

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.formats import parse_sample
 from lightning_switchkd.data.images import EXTENSIONS, ImageFolder
 from lightning_switchkd.data.quarantine import read_exclusions
@@ -80,9 +81,8 @@ def repack(
     for shard in range(shards):
         number = f"-{shard:05d}-of-{shards:05d}" if shards > 1 else ""
         path = target.with_name(f"{target.stem}{number}{target.suffix}")
-        partial = path.with_name(f"{path.name}.partial")
-        WRITERS[target.suffix](partial, path, islice(rows, size))
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            WRITERS[target.suffix](partial, path, islice(rows, size))
     print(f"{len(indices)} records of {annotations} written to {output}" + (f", {shards} files" if shards > 1 else ""))
 
 

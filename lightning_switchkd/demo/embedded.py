@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_type_hints
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.samples import IMAGE_TOKEN
 
 ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # a prompt's text beside the turns
@@ -103,15 +102,10 @@ def write_whole(data: str, version: int, settings: Any, fill: Callable[[Path], N
         return False
     if output.exists() and any(output.iterdir()) and not found.startswith(f'{{"data": "{data}"'):
         raise UserError(f"{data}: {output} holds something else: choose another --output, or move that folder away.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
-        made = Path(partial, "made")
-        made.mkdir()
-        fill(made)
-        dump(manifest, made / "manifest.json")
-        if output.exists():
-            shutil.rmtree(output)
-        made.rename(output)
+    with atomic_path(output, unique=True) as partial:
+        partial.mkdir()
+        fill(partial)
+        dump(manifest, partial / "manifest.json")
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import iter_jsonl
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import evalai
 
@@ -96,21 +97,15 @@ def read_answers(file: Path) -> tuple[list[Answer], list[str]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
-    data = file.read_bytes()
     if file.suffix == ".json":
         try:
-            found = orjson.loads(data)
+            found = orjson.loads(file.read_bytes())
         except orjson.JSONDecodeError as error:
             raise UserError(f"{file} is no JSON: {error}. With a line an answer, call it .jsonl.") from None
         rows = [{"id": k, "text": v} for k, v in found.items()] if isinstance(found, dict) else found
         yield from ((f"entry {place}", row) for place, row in enumerate(rows))
         return
-    for number, line in enumerate(data.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", orjson.loads(line)
-            except orjson.JSONDecodeError:
-                yield f"line {number}", None
+    yield from ((f"line {number}", row) for number, _, row in iter_jsonl(file))
 
 
 def _answer(row: Any) -> Answer | None:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_switchkd.core.files import append_jsonl, iter_jsonl, write_jsonl
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.benchmarks.items import Item, as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
@@ -51,18 +52,13 @@ class AnswerLog:
                 old.unlink(missing_ok=True)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(now, encoding="utf-8")
-        for part in self.parts():
-            with part.open("a", encoding="utf-8") as out:
-                out.write("\n")  # ends a line that was being written when its process was killed
 
     def lines(self) -> dict[int, Line]:
         """What is written down, by number of the question; an answer goes before a failure."""
         found: dict[int, Line] = {}
         for file in (self.file, *self.parts()):
-            for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:  # empty, or not written to its end
+            for _, _, line in iter_jsonl(file) if file.is_file() else ():
+                if line is None:  # cut by a crash
                     continue
                 place = int(line["answer_id"])
                 if place not in found or "error" in found[place]:
@@ -89,15 +85,11 @@ class AnswerLog:
 
     def append(self, rank: int, lines: Sequence[Line]) -> None:
         """Writes answers of a process down."""
-        with self.file.with_suffix(f".part-{rank}.jsonl").open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        append_jsonl(self.file.with_suffix(f".part-{rank}.jsonl"), lines)
 
     def finish(self) -> None:
         """Writes all answers in the order of the questions."""
-        whole = self.file.with_suffix(".writing")
-        with whole.open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for _, line in sorted(self.lines().items()))
-        whole.replace(self.file)
+        write_jsonl(self.file, (line for _, line in sorted(self.lines().items())))
         for part in self.parts():
             part.unlink()
 

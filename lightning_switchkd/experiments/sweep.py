@@ -22,6 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import write_atomic
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.experiments.sweep_report import write_study
@@ -243,9 +244,7 @@ def _do(job: Job) -> None:
                 print(f"$ python -m lightning_switchkd {shlex.join(sys.argv[1:])}", flush=True)
                 main(sys.argv[1:])
         answers = ask(job.model, job.questions, job.image_root)
-        written = job.answers.with_suffix(".part")
-        written.write_text(json.dumps({"record": job.record(), "answers": answers}), encoding="utf-8")
-        written.rename(job.answers)
+        write_atomic(job.answers, json.dumps({"record": job.record(), "answers": answers}))
 
 
 def ask(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.prompts import Prompter, chat_template, prompt_style
 from lightning_switchkd.models.auto import empty_model
 
@@ -63,11 +63,8 @@ def write_student(
     model.to(next(iter(weights.values())).dtype)
     model.generation_config.eos_token_id = Prompter(processor.tokenizer, style, 1, 1).stop_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     tied = model.all_tied_weights_keys  # gathered from shards, they are twice the same
-    model.save_pretrained(unfinished, state_dict={name: w for name, w in weights.items() if name not in tied})
-    processor.save_pretrained(unfinished)
-    (unfinished / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with atomic_path(folder) as partial:
+        model.save_pretrained(partial, state_dict={name: w for name, w in weights.items() if name not in tied})
+        processor.save_pretrained(partial)
+        (partial / "README.md").write_text(CARD.format(**facts), encoding="utf-8")

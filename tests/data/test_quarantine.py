@@ -17,7 +17,7 @@ from raws import samples, talk
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core import files
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.files import ReadError, retried
+from lightning_switchkd.core.files import ReadError, retry
 from lightning_switchkd.core.types import Defect, DefectCode
 from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.quarantine import Quarantine, probe, read_exclusions
@@ -160,13 +160,13 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
             raise answer
         return answer
 
-    assert retried(read, "x.png") == b"data"
+    assert retry(read, "x.png") == b"data"
     assert waited == [0.1, 0.5]
-    with pytest.raises(ReadError, match=r"x\.png cannot be read, tried 4 times: .*for ever.*The data is not at fault"):
-        retried(read, "x.png")
+    with pytest.raises(ReadError, match=r"Cannot read x\.png after 4 attempts: .*for ever.*The data itself is not invalid"):
+        retry(read, "x.png")
     answers.append(FileNotFoundError(errno.ENOENT, "none"))
     with pytest.raises(FileNotFoundError):
-        retried(read, "x.png")
+        retry(read, "x.png")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -180,7 +180,7 @@ def test_a_failing_disk_is_no_record_s_fault(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(ReadError, match=r"cannot be read, tried 4 times: .*Input/output error"):
+    with pytest.raises(ReadError, match=r"Cannot read .* after 4 attempts: .*Input/output error"):
         list(stream)
 
 

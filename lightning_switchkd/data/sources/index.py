@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from array import array
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.sources.shards import Shard
 
 _VERSION = 3  # of what an index holds
@@ -85,13 +85,5 @@ def _read(file: Path) -> Index:
 
 
 def _write(file: Path, index: Index) -> None:
-    """Whole or not at all: two processes may index the same file at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.save(stream, index)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_path(file, unique=True) as partial, partial.open("wb") as stream:  # others may index the same file
+        np.save(stream, index)

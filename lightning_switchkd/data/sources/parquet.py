@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.files import retried
+from lightning_switchkd.core.files import retry
 from lightning_switchkd.data.formats import measure
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.order import Blocks
@@ -73,7 +73,7 @@ class ParquetSource(IndexedFiles):
     def _table(self, shard: int, row_group: int) -> Any:
         key = (shard, row_group)
         if key not in self._tables:
-            self._tables[key] = retried(lambda: self._load(*key), self.shards[shard].name)
+            self._tables[key] = retry(lambda: self._load(*key), self.shards[shard].name)
             while len(self._tables) > self._kept:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.files import retried
+from lightning_switchkd.core.files import retry
 from lightning_switchkd.data.sources.index import fingerprint, user_cache
 from lightning_switchkd.data.sources.shards import expand
 
@@ -72,7 +72,7 @@ class ShardCache:
         while not self._reserve(partial, shard.size):
             time.sleep(0.05)
         try:
-            retried(lambda: _fetch(shard, partial), shard.name, WAITS)
+            retry(lambda: _fetch(shard, partial), shard.name, WAITS)
             with self._locked("room"):
                 partial.replace(path)
                 return path.open("rb", buffering=0)
@@ -148,7 +148,7 @@ def find_remote(pattern: str, suffix: str, cache: ShardCache) -> list[RemoteShar
         raise UserError(f"{pattern}: only .tar and .parquet files are read from a URL; download others first")
     system, urls = _file_system(pattern), list(expand(pattern))
     with ThreadPoolExecutor(16) as pool:
-        facts = pool.map(lambda url: retried(lambda: _facts(system, url), url, WAITS), urls)
+        facts = pool.map(lambda url: retry(lambda: _facts(system, url), url, WAITS), urls)
         found = [one for some in facts for one in some]
     if not found:
         raise UserError(f"{pattern} stands for no {suffix} file: check the pattern")

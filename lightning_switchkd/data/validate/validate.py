@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import blake2b
@@ -13,11 +12,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import append_jsonl, atomic_path, read_jsonl
 from lightning_switchkd.core.types import IGNORE_INDEX
 from lightning_switchkd.data.datamodule import LLaVADataModule, Split
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import Indices
-from lightning_switchkd.data.quarantine import defect_of, read_lines, said_counts
+from lightning_switchkd.data.quarantine import defect_of, said_counts
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.validate.findings import Findings, SampleCheck
 from lightning_switchkd.data.validate.report import write_report
@@ -77,12 +77,10 @@ def validate_data(
         data.dataset(split)
     stream = data.stream("train", accumulate, world_size or 1) if "train" in splits else None
     output.mkdir(parents=True, exist_ok=True)
-    partial = output / "exclude.jsonl.partial"
-    before = data.hparams["exclude"]
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(Path(before))] if before else []
-    partial.write_text("".join(lines), encoding="utf-8")
-    found = [look_at(data, split, workers, partial) for split in splits]
-    partial.replace(output / "exclude.jsonl")
+    exclude = data.hparams["exclude"]
+    with atomic_path(output / "exclude.jsonl") as partial:
+        append_jsonl(partial, read_jsonl(Path(exclude), allow_cut=True) if exclude else [])
+        found = [check_split(data, split, workers, partial) for split in splits]
     numbers = write_report(output, found, stream, data.hparams, guessed=world_size is None)
     for name, of_split in numbers.items():
         codes = f": {said_counts(of_split['codes'])}" if of_split["bad"] else ""
@@ -91,7 +89,7 @@ def validate_data(
     return not any(findings.codes for findings in found)
 
 
-def look_at(data: LLaVADataModule, split: Split, workers: int, exclude: Path) -> Findings:
+def check_split(data: LLaVADataModule, split: Split, workers: int, exclude: Path) -> Findings:
     """Reads all records of a split, and appends the bad ones to a list for ``data.exclude``.
 
     Args:
@@ -114,12 +112,11 @@ def look_at(data: LLaVADataModule, split: Split, workers: int, exclude: Path) ->
         excluded=n - len(samples),
     )
     chunks: Iterator[Indices] = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
-    with exclude.open("a", encoding="utf-8") as file, tqdm(total=len(samples), desc=split, unit="record") as progress:
+    with tqdm(total=len(samples), desc=split, unit="record") as progress:
         for checks in read_ahead(_SampleChecks(dataset), chunks, workers):
             for check in checks:
                 findings.add(check)
-                if check.defect is not None:
-                    file.write(json.dumps(asdict(check.defect), ensure_ascii=False) + "\n")
+            append_jsonl(exclude, [asdict(check.defect) for check in checks if check.defect is not None])
             progress.update(len(checks))
             progress.set_postfix(bad=findings.codes.total(), refresh=False)
     return findings

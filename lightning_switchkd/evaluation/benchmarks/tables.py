@@ -15,6 +15,7 @@ import orjson
 from PIL import Image
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import read_jsonl
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.samples import ImageRef, SampleError
 
@@ -42,7 +43,7 @@ def read_rows(files: Sequence[Path], at: str = "") -> Iterator[Row]:
     Raises:
         UserError: a file is damaged, or of a kind that is not read.
     """
-    readers = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".tsv": _separated, ".csv": _separated}
+    readers = {".json": _json, ".jsonl": read_jsonl, ".parquet": _parquet, ".tsv": _separated, ".csv": _separated}
     for file in files:
         if file.suffix not in readers:
             raise UserError(f"{file} is none of {', '.join(readers)}.")
@@ -68,7 +69,7 @@ def _json(file: Path, at: str) -> Iterator[Row]:
     except UserError:
         if at or file.read_bytes().lstrip()[:1] != b"{":
             raise
-        yield from _jsonl(file)  # POPE's labels are lines, whatever their name says
+        yield from read_jsonl(file)  # POPE's labels are lines, whatever their name says
         return
     for name in filter(None, at.split(".")):
         if not isinstance(found, dict) or name not in found:
@@ -80,18 +81,6 @@ def _json(file: Path, at: str) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{file}: entry {place} is no JSON object, but {str(row)[:60]!r}.")
         yield row
-
-
-def _jsonl(file: Path) -> Iterator[Row]:
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number} is no JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number} is no JSON object.")
-            yield row
 
 
 def _separated(file: Path) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import append_jsonl
 from lightning_switchkd.core.types import Batch
 
 
@@ -75,10 +75,8 @@ class SkipNonfinite(L.Callback):
     def _write(self, trainer: L.Trainer) -> Path:
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         place = Path(trainer.default_root_dir) / f"nonfinite{rank}.jsonl"
-        place.parent.mkdir(parents=True, exist_ok=True)
         batches = [{"loss": str(float(loss)), "records": list(ids)} for loss, ids in self._window]
-        with place.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": trainer.global_step - 1, "batches": batches}) + "\n")
+        append_jsonl(place, [{"step": trainer.global_step - 1, "batches": batches}])
         return place
 
     def state_dict(self) -> dict[str, Any]:

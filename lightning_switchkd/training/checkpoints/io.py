@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import PARTIAL, atomic_path
 from lightning_switchkd.training.checkpoints.metadata import metadata_of
-
-UNFINISHED = ".part"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,18 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: it does not fit on the disk, or may not be written; what was there before is still there.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".*{UNFINISHED}"):  # of one that was killed
+        for stale in path.parent.glob(f".*{PARTIAL}"):  # of a process that was killed
             stale.unlink()
-        unfinished = path.with_name(f".{path.name}{UNFINISHED}")
         try:
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except (OSError, RuntimeError) as error:  # torch wraps what its writer meets
-            unfinished.unlink(missing_ok=True)
+            with atomic_path(path, fsync=True) as partial:
+                torch.save(checkpoint, partial)
+        except (OSError, RuntimeError) as error:  # torch wraps the error of its writer
             said = error if isinstance(error, OSError) else error.__context__
             if not isinstance(said, OSError):
                 raise
