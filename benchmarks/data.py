@@ -43,7 +43,7 @@ from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.data.sources import open_source
 from lightning_switchkd.data.stream import Position
 from lightning_switchkd.data.validate.report import padding_share
-from lightning_switchkd.data.workers import read_ahead
+from lightning_switchkd.data.workers import prefetch
 
 SIDE, PATCH = 336, 14  # of LLaVA-1.5's tower: 576 tokens an image
 PICTURES = 300
@@ -170,7 +170,7 @@ def memory_over_an_epoch(
     chunks = [order[i : i + READ] for i in range(0, len(order), READ)]
     looks = {int(len(chunks) * share) for share in (0.02, 0.25, 0.5, 0.75, 0.98)}
     found = []
-    for number, _ in enumerate(read_ahead(Reading(read), chunks, workers)):
+    for number, _ in enumerate(prefetch(Reading(read), chunks, workers)):
         if number in looks:
             found.append(unique_memory())
     return found

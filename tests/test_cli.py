@@ -105,7 +105,7 @@ def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path:
     question = data.dataset("val").record(0)
     messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]
     text = processor.apply_chat_template(messages)
-    image = question.pictures()[0]
+    image = question.load_images()[0]
     inputs = processor(text=text, images=[image], return_tensors="pt")
     sample = data.dataset("val")[0]
     assert inputs["input_ids"][0].tolist() == sample.input_ids.tolist()

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from lightning_switchkd.core.labels import count_supervised
 from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts
-from lightning_switchkd.data.order import NULL
+from lightning_switchkd.data.order import PADDING_INDEX
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Collator:
     pad_to_multiple_of: int = 8
     packing: bool = False
 
-    def null(self) -> ProcessedSample:
+    def padding_sample(self) -> ProcessedSample:
         """A padding record: one token, no label, no image."""
         return ProcessedSample(
             input_ids=torch.tensor([self.pad_id]),
             labels=torch.tensor([IGNORE_INDEX]),
             pixels=((),) * len(self.blanks),
-            index=NULL,
+            index=PADDING_INDEX,
             sample_id="",
         )
 
@@ -81,7 +81,7 @@ class Collator:
         return Batch(
             **(self._packed(samples) if self.packing else self._padded(samples)),
             pixel_values=views[0],
-            image_sample=rows if len(rows) else torch.tensor([NULL]),
+            image_sample=rows if len(rows) else torch.tensor([PADDING_INDEX]),
             sample_index=torch.tensor([sample.index for sample in samples]),
             counts=counts,
             window=counts,

@@ -130,7 +130,7 @@ class LLaVADataModule(LightningDataModule):
         processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
         return processor
 
-    def sample(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of the data: plain values."""
         return {
             "annotations": " + ".join(paths.annotations for paths in self._paths["train"]) or None,

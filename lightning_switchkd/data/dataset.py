@@ -23,7 +23,7 @@ BYTES_PER_TOKEN = 4
 """Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
 
 
-def rows_of_a_record(dataset: VisionTextDataset, image_tokens: bool, look_at: int = 256) -> float:
+def mean_supervised_tokens(dataset: VisionTextDataset, image_tokens: bool, look_at: int = 256) -> float:
     """About how many supervised tokens a record has, and image tokens if asked: the mean of some of them."""
     found, samples = [], dataset.samples
     for index in np.random.default_rng(0).permutation(samples)[:look_at].tolist():
@@ -97,7 +97,7 @@ class VisionTextDataset(Dataset[ProcessedSample]):
         sample = self.sample(index)
         try:
             encoded = self.prompter.encode(sample)
-            return sample, encoded, sample.pictures(encoded.images)
+            return sample, encoded, sample.load_images(encoded.images)
         except SampleError as error:
             raise error.at(sample.location, sample.id, sample.source) from None
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NULL = -1
+PADDING_INDEX = -1
 """The index of a padding record."""
 
 Indices = NDArray[np.int64]
@@ -135,7 +135,7 @@ def whole_batches(order: Indices, size: int) -> Indices:
 
 def padded_batches(order: Indices, size: int) -> Indices:
     """The order with padding records at its end, so that every batch of `size` is full."""
-    return np.pad(order, (0, -len(order) % size), constant_values=NULL)
+    return np.pad(order, (0, -len(order) % size), constant_values=PADDING_INDEX)
 
 
 def rank_slice(order: Indices, batch: int, batch_size: int, rank: int, world_size: int) -> Indices:

@@ -44,7 +44,7 @@ def load_processor(path: str | Path, square_pad: bool = False) -> LlavaProcessor
             f"processor_config.json, preprocessor_config.json and a tokenizer. The cause: {error}"
         ) from error
     if square_pad:
-        processor.image_processor = padding_to_square(processor.image_processor)
+        processor.image_processor = with_square_padding(processor.image_processor)
     return check_processor(processor, path)
 
 
@@ -112,7 +112,7 @@ def check_processor(processor: LlavaProcessor, origin: str | Path) -> LlavaProce
     return processor
 
 
-def padding_to_square(image_processor: Any) -> LlavaImageProcessorPil:
+def with_square_padding(image_processor: Any) -> LlavaImageProcessorPil:
     """The same image processor, but padding to a square with its mean colour first, as LLaVA does.
 
     It is Hugging Face's own, so an exported student pads as in training.

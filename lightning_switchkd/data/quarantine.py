@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 OnError = Literal["quarantine", "raise"]
 
-JUDGED_AFTER = 1000
+MIN_READ_BEFORE_STOP = 1000
 """Records that are read before their bad share can stop a run."""
 
-MOST_BAD_PROBES = 0.05
+MAX_BAD_PROBE_FRACTION = 0.05
 
-SAID = 5  # bad records named on the console; all of them are in the file
+MAX_LOGGED_DEFECTS = 5  # bad records named on the console; all of them are in the file
 
 
 def defect_of(error: SampleError) -> Defect:
@@ -100,7 +100,7 @@ class Quarantine:
                 self._write(defect, when)
         if self._run >= self.max_run:
             raise self._too_many(f"the last {self._run} records are all bad", defects[-1], "data.max_bad_run")
-        if defects and self._read >= JUDGED_AFTER and self._bad > self.max_share * self._read:
+        if defects and self._read >= MIN_READ_BEFORE_STOP and self._bad > self.max_share * self._read:
             share = f"{self._bad} of {self._read} records are bad, more than {self.max_share:.1%}"
             raise self._too_many(share, defects[-1], "data.max_bad_fraction")
 
@@ -108,20 +108,20 @@ class Quarantine:
         if self.file is not None:
             append_jsonl(self.file, [{**when, **asdict(defect)}])
         self._said += 1
-        if self._said <= SAID:
-            more = f" Further ones are only written to {self.file}." if self._said == SAID and self.file else ""
+        if self._said <= MAX_LOGGED_DEFECTS:
+            more = f" Further ones are only written to {self.file}." if self._said == MAX_LOGGED_DEFECTS and self.file else ""
             log.warning(f"Left out: record {defect.index} of {defect.path}: {defect.error} [{defect.code}].{more}")
 
     def _too_many(self, what: str, last: Defect, setting: str) -> UserError:
         where = f" All are in {self.file}." if self.file else ""
         return UserError(
-            f"too much of the data cannot be used: {what} ({said_counts(self.counts)}). The last one: record "
+            f"too much of the data cannot be used: {what} ({format_counts(self.counts)}). The last one: record "
             f"{last.index} of {last.path}: {last.error}.{where} `validate-data` looks at everything at once; "
             f"{setting} allows more"
         )
 
 
-def said_counts(counts: Mapping[DefectCode, int]) -> str:
+def format_counts(counts: Mapping[DefectCode, int]) -> str:
     """``image_missing 12, bad_json 1``, the most frequent first."""
     return ", ".join(f"{code} {count}" for code, count in Counter(counts).most_common())
 
@@ -162,13 +162,13 @@ def probe(dataset: VisionTextDataset, seed: int, count: int) -> None:
     defects: list[Defect] = []
     for index in tqdm(indices.tolist(), desc="looking at the data", unit="record", delay=2, leave=False):
         try:
-            dataset.sample(index).pictures()
+            dataset.sample(index).load_images()
         except SampleError as error:
             defects.append(defect_of(error))
-    if len(defects) > MOST_BAD_PROBES * len(indices):
+    if len(defects) > MAX_BAD_PROBE_FRACTION * len(indices):
         counts = Counter(defect.code for defect in defects)
         example = next(defect for defect in defects if defect.code == counts.most_common(1)[0][0])
         raise UserError(
             f"{len(defects)} of {len(indices)} records looked at before training cannot be used "
-            f"({said_counts(counts)}). For example record {example.index} of {example.path}: {example.error}."
+            f"({format_counts(counts)}). For example record {example.index} of {example.path}: {example.error}."
         )

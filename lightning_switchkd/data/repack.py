@@ -91,7 +91,7 @@ def _rows(source: Source, indices: list[int]) -> Iterator[Row]:
         raw = source.read(index)
         sample = parse_sample(raw, source.location(index))
         images = []
-        for number, (ref, data) in enumerate(zip(sample.images, sample.files(), strict=True)):
+        for number, (ref, data) in enumerate(zip(sample.images, sample.image_bytes(), strict=True)):
             name = ref.path if Path(ref.path).suffix else f"{index:09d}.{number:02d}{_extension(data)}"
             images.append((name, data))
         yield Row({k: v for k, v in raw.items() if k not in ("image", "images")}, sample, images)

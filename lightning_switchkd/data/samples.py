@@ -140,7 +140,7 @@ class Sample:
         """The last assistant turn: what generation is compared with."""
         return self.turns[-1].text
 
-    def pictures(self, count: int | None = None) -> tuple[Image, ...]:
+    def load_images(self, count: int | None = None) -> tuple[Image, ...]:
         """Its images, decoded; of all, or of the first `count`.
 
         Raises:
@@ -148,7 +148,7 @@ class Sample:
         """
         return tuple(self._read(lambda folder, ref: folder.read(ref), count))
 
-    def files(self) -> tuple[bytes, ...]:
+    def image_bytes(self) -> tuple[bytes, ...]:
         """Its image files, byte for byte.
 
         Raises:

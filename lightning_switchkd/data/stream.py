@@ -15,7 +15,7 @@ from lightning_switchkd.core.types import Batch, Counts, Defect
 from lightning_switchkd.data.collate import Collator, ProcessedSample
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import (
-    NULL,
+    PADDING_INDEX,
     Indices,
     epoch_order,
     group_by_length,
@@ -26,7 +26,7 @@ from lightning_switchkd.data.order import (
 from lightning_switchkd.data.quarantine import Quarantine, defect_of
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.sources.index import fingerprint
-from lightning_switchkd.data.workers import read_ahead
+from lightning_switchkd.data.workers import prefetch
 
 
 class Position(NamedTuple):
@@ -114,7 +114,7 @@ class BatchStream:
         """Micro-batches of a whole epoch, wherever the iteration began."""
         return self._length
 
-    def waited(self) -> float:
+    def pop_wait_seconds(self) -> float:
         """Seconds that an iteration has waited for batches to be made since this was last asked."""
         waited, self._waited = self._waited, 0.0
         return waited
@@ -173,7 +173,7 @@ class BatchStream:
         return group_by_length(order, self._dataset.lengths, step, int(min(windows)), self.seed, epoch)
 
     def _batches(self, order: Indices, start: int, stop: int) -> Iterator[Batch]:
-        loader = read_ahead(
+        loader = prefetch(
             _MicroBatches(self._dataset, self._collate, strict=self.quarantine is None),
             (rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             self.num_workers,
@@ -196,14 +196,14 @@ class _MicroBatches(Dataset[Batch | UserError]):
         defects: list[Defect] = []
         for index in indices.tolist():
             try:
-                samples.append(self.collate.null() if index == NULL else self.dataset[index])
+                samples.append(self.collate.padding_sample() if index == PADDING_INDEX else self.dataset[index])
             except SampleError as error:
                 if self.strict:
                     return error
                 defects.append(defect_of(error))
             except UserError as error:
                 return error
-        return replace(self.collate(samples or [self.collate.null()]), defects=tuple(defects))
+        return replace(self.collate(samples or [self.collate.padding_sample()]), defects=tuple(defects))
 
 
 def _with_window(batches: list[Batch]) -> Iterator[Batch]:

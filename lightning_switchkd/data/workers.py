@@ -19,7 +19,7 @@ from lightning_switchkd.data.order import Indices
 T = TypeVar("T")
 
 
-def read_ahead(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_workers: int) -> Iterator[T]:
+def prefetch(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_workers: int) -> Iterator[T]:
     """What `dataset` makes of each of `indices`, in their order, by worker processes that end with this one.
 
     Args:
@@ -46,7 +46,7 @@ def read_ahead(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_
         yield found
 
 
-LOOKS = 5.0
+PARENT_CHECK_SECONDS = 5.0
 """Seconds between a worker's looks whether its run lives."""
 
 
@@ -62,7 +62,7 @@ def _end_with_the_run(run: int) -> None:
     """PyTorch's own look at a killed run is not enough: a worker that leaves then waits to hand over its last batches
     through a pipe that nobody empties, and that its sisters hold open."""
     while os.getppid() == run:
-        told = signal.sigtimedwait({signal.SIGTERM}, LOOKS)
+        told = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
         if told is not None and told.si_pid == run:
             break
     os._exit(0)

@@ -95,7 +95,7 @@ class Pair:
 
     def image(self, number: int) -> Image | None:
         """A record's first image."""
-        pictures = self.data.dataset(self.split).sample(number).pictures(1)
+        pictures = self.data.dataset(self.split).sample(number).load_images(1)
         return pictures[0] if pictures else None
 
     def batch(self, numbers: list[int]) -> Batch:

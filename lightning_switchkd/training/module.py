@@ -21,7 +21,7 @@ from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch, Counts, Part
 from lightning_switchkd.data.datamodule import Split
-from lightning_switchkd.data.dataset import rows_of_a_record
+from lightning_switchkd.data.dataset import mean_supervised_tokens
 from lightning_switchkd.distillation.checks import check_data, check_packing, check_pair, check_vocabulary, same_encoder
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache, TeacherCache
@@ -204,7 +204,7 @@ class SwitchKD(L.LightningModule):
             size = len(dataset), head.weight.shape[1], head.dtype
             place = f"{source}-with-image-tokens" if image_tokens else source
             cache = self.teacher_cache.open(key, place, *size, self.trainer.world_size)
-            rank_zero_info(cache.describe(rows_of_a_record(dataset, image_tokens)))
+            rank_zero_info(cache.describe(mean_supervised_tokens(dataset, image_tokens)))
             self._caches[source] = cache
         return self._caches[source]
 

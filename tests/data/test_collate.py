@@ -37,7 +37,7 @@ def test_a_batch_by_hand() -> None:
 
 def test_a_packed_batch_by_hand() -> None:
     collate = Collator(pad_id=PAD, image_id=IMAGE, blanks=(torch.zeros(3, 4, 4),), packing=True)
-    samples = [sample([7, 0, 0], 3, index=4), collate.null(), sample([1, 9, 9, 5, 6], 2, images=1, index=3)]
+    samples = [sample([7, 0, 0], 3, index=4), collate.padding_sample(), sample([1, 9, 9, 5, 6], 2, images=1, index=3)]
     batch = collate(samples)
     assert batch.input_ids.tolist() == [[7, 0, 0, PAD, 1, 9, 9, 5, 6]]
     assert batch.position_ids is not None
@@ -70,17 +70,17 @@ def test_a_teacher_may_see_other_pixels() -> None:
     seen = ProcessedSample(
         torch.tensor([9]), torch.tensor([-100]), (torch.ones(1, 3, 4, 4), torch.ones(1, 3, 6, 6)), 0, "r"
     )
-    batch = collate([seen, collate.null()])
+    batch = collate([seen, collate.padding_sample()])
     assert batch.pixel_values.shape == (1, 3, 4, 4)
     assert batch.pixel_values_teacher is not None
     assert batch.pixel_values_teacher.shape == (1, 3, 6, 6)
-    blank = collate([collate.null()])
+    blank = collate([collate.padding_sample()])
     assert blank.pixel_values_teacher is not None
     assert torch.equal(blank.pixel_values_teacher, torch.zeros(1, 3, 6, 6))
 
 
 def test_a_padding_record_counts_nothing() -> None:
-    batch = COLLATE([COLLATE.null()])
+    batch = COLLATE([COLLATE.padding_sample()])
     assert batch.sample_index.tolist() == [-1]
     assert batch.counts == Counts()
     assert (batch.labels == IGNORE_INDEX).all()

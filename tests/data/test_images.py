@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from lightning_switchkd.data.images import ImageFolder, Pixels
-from lightning_switchkd.data.processor import padding_to_square
+from lightning_switchkd.data.processor import with_square_padding
 from lightning_switchkd.data.samples import ImageRef, SampleError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -153,7 +153,7 @@ def test_slim_images_are_not_taken_for_channels(size: tuple[int, int]) -> None:
 
 
 def test_square_padding_is_llavas() -> None:
-    wide = Pixels(padding_to_square(PLAIN))(Image.new("RGB", (40, 20), RED))
+    wide = Pixels(with_square_padding(PLAIN))(Image.new("RGB", (40, 20), RED))
     assert wide[:, 0].abs().max() < 0.05, "the mean colour above"
     assert wide[:, -1].abs().max() < 0.05, "and below"
     assert wide[0, 4, 4] == pytest.approx(0.8, abs=0.05)
@@ -197,7 +197,7 @@ CLIP = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
         Counting(size={"shortest_edge": 60}, crop_size={"height": 56, "width": 52}),
         SiglipImageProcessorPil(size={"height": 48, "width": 40}),
         SiglipImageProcessorPil(size={"height": 48, "width": 48}, do_normalize=False),
-        padding_to_square(CLIPImageProcessorPil(**CLIP)),
+        with_square_padding(CLIPImageProcessorPil(**CLIP)),
         Vignette(**CLIP),
         CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 56, "width": 56}),
     ],

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor, padding_to_square
+from lightning_switchkd.data.processor import image_tokens, load_processor, make_processor, with_square_padding
 from lightning_switchkd.data.prompts import prompt_style
 
 STYLE = prompt_style("qwen_chatml")
@@ -101,7 +101,7 @@ def test_square_padding_travels_with_the_processor(kind: Any, tmp_path: Path) ->
     """Padding is Hugging Face's: squares come out as before, others as if padded by hand; it is saved with the rest."""
     half, size = [0.5, 0.5, 0.5], {"height": 8, "width": 8}
     plain = kind(size=size, crop_size=size, image_mean=half, image_std=half)
-    padding = padding_to_square(plain)
+    padding = with_square_padding(plain)
     padding.save_pretrained(tmp_path)
     reloaded = LlavaImageProcessorPil.from_pretrained(tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (20, 40, 3), dtype=np.uint8)

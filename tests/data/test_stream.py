@@ -16,7 +16,7 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch, Counts
 from lightning_switchkd.data import LLaVADataModule
 from lightning_switchkd.data.stream import BatchStream, Position
-from lightning_switchkd.data.workers import LOOKS
+from lightning_switchkd.data.workers import PARENT_CHECK_SECONDS
 
 
 @pytest.fixture
@@ -201,11 +201,11 @@ KILLED = """
 import multiprocessing, os, signal, sys, time
 sys.path[:0] = sys.argv[1:]
 from torch.utils.data import Dataset
-from lightning_switchkd.data.workers import read_ahead
+from lightning_switchkd.data.workers import prefetch
 class Bytes(Dataset):
     def __getitem__(self, index):
         return bytes(10**6)
-batches = read_ahead(Bytes(), range(100), num_workers=2)
+batches = prefetch(Bytes(), range(100), num_workers=2)
 next(batches)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 time.sleep(1)  # the workers fill their pipe, which more than 64 KiB do
@@ -219,7 +219,7 @@ def test_workers_of_a_killed_run_end_with_batches_that_nobody_takes() -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, timeout=60)
     workers = [Path("/proc") / pid / "stat" for pid in done.stdout.split()]
     assert len(workers) == 2, done.stderr
-    deadline = time.monotonic() + 4 * LOOKS
+    deadline = time.monotonic() + 4 * PARENT_CHECK_SECONDS
 
     def living() -> list[Path]:
         return [stat for stat in workers if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"]

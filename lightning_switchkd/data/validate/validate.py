@@ -17,11 +17,11 @@ from lightning_switchkd.core.types import IGNORE_INDEX
 from lightning_switchkd.data.datamodule import LLaVADataModule, Split
 from lightning_switchkd.data.dataset import VisionTextDataset
 from lightning_switchkd.data.order import Indices
-from lightning_switchkd.data.quarantine import defect_of, said_counts
+from lightning_switchkd.data.quarantine import defect_of, format_counts
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.data.validate.findings import Findings, SampleCheck
 from lightning_switchkd.data.validate.report import write_report
-from lightning_switchkd.data.workers import read_ahead
+from lightning_switchkd.data.workers import prefetch
 
 CHUNK = 32  # records that a worker reads at a time
 
@@ -83,7 +83,7 @@ def validate_data(
         found = [check_split(data, split, workers, partial) for split in splits]
     numbers = write_report(output, found, stream, data.hparams, guessed=world_size is None)
     for name, of_split in numbers.items():
-        codes = f": {said_counts(of_split['codes'])}" if of_split["bad"] else ""
+        codes = f": {format_counts(of_split['codes'])}" if of_split["bad"] else ""
         print(f"{name}: {of_split['usable']} of {of_split['records']} records can be used{codes}")
     print(f"The report is in {output / 'report.md'}.")
     return not any(findings.codes for findings in found)
@@ -113,7 +113,7 @@ def check_split(data: LLaVADataModule, split: Split, workers: int, exclude: Path
     )
     chunks: Iterator[Indices] = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
     with tqdm(total=len(samples), desc=split, unit="record") as progress:
-        for checks in read_ahead(_SampleChecks(dataset), chunks, workers):
+        for checks in prefetch(_SampleChecks(dataset), chunks, workers):
             for check in checks:
                 findings.add(check)
             append_jsonl(exclude, [asdict(check.defect) for check in checks if check.defect is not None])

@@ -84,7 +84,7 @@ def draw(samples: Sequence[Sample], said: Mapping[str, Sequence[str]]) -> Any:
     for axis in axes:
         axis.axis("off")
     for i, (sample, axis) in enumerate(zip(samples, axes, strict=False)):
-        axis.imshow(sample.pictures(1)[0], interpolation="nearest")
+        axis.imshow(sample.load_images(1)[0], interpolation="nearest")
         axis.set_title(fill(sample.turns[-2].text_only, LINE)[: 4 * LINE], fontsize=9)
         right = sample.answer.strip()
         lines = [

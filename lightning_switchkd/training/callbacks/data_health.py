@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from lightning_switchkd.core.types import Batch, DefectCode
-from lightning_switchkd.data.quarantine import Quarantine, said_counts
+from lightning_switchkd.data.quarantine import Quarantine, format_counts
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class DataHealth(L.Callback):
             return
         counts = {code: n for code, n in self._over_ranks(trainer, quarantine).items() if n}
         if counts and trainer.is_global_zero:
-            log.warning(f"Left out: {sum(counts.values())} records ({said_counts(counts)}), see {quarantine.folder}.")
+            log.warning(f"Left out: {sum(counts.values())} records ({format_counts(counts)}), see {quarantine.folder}.")
 
     def _over_ranks(self, trainer: L.Trainer, quarantine: Quarantine) -> dict[DefectCode, int]:
         mine = torch.tensor([quarantine.counts[code] for code in CODES], device=trainer.strategy.root_device)

@@ -70,7 +70,7 @@ class Throughput(L.Callback):
     def _counted(self, batch: Batch, trainer: L.Trainer) -> Tensor:
         lengths = batch.lengths.double()  # [B]
         stream: Any = trainer.train_dataloader
-        numbers = [len(batch), batch.counts.token, 0, batch.input_ids.numel(), 0, batch.counts.image, stream.waited()]
+        numbers = [len(batch), batch.counts.token, 0, batch.input_ids.numel(), 0, batch.counts.image, stream.pop_wait_seconds()]
         counted = torch.tensor(numbers, dtype=torch.float64).to(lengths.device, non_blocking=True)
         counted[UNITS.index("tokens")], counted[UNITS.index("token_pairs")] = lengths.sum(), lengths.square().sum()
         return counted
