@@ -18,21 +18,21 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def configs(data: str, model: str, trainer: str, experiment: str | None, *more: str) -> list[str]:
+def configs(data: str, model: str, trainer: str, method: str | None, *more: str) -> list[str]:
     """What the Makefile passes."""
     files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
-    files += [f"experiment/{experiment}"] if experiment else []
+    files += [f"method/{method}"] if method else []
     return [argument for file in (*files, *more) for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
 
 
 def fit_arguments(
-    folder: Path, run: Path, *more: str, experiment: str = "switch_kd", extra: tuple[str, ...] = ()
+    folder: Path, run: Path, *more: str, method: str = "switch_kd", extra: tuple[str, ...] = ()
 ) -> list[str]:
-    """A run of four steps, validated and logged often; ``extra`` files come after the experiment."""
+    """A run of four steps, validated and logged often; ``extra`` files come after the method."""
     records, images = folder / "records.json", folder / "images"
     return [
         "fit",
-        *configs("digits", "digits", "cpu", experiment, *extra),
+        *configs("digits", "digits", "cpu", method, *extra),
         f"--data.processor={folder / 'processor'}",
         *(f"--data.{split}.annotations={records}" for split in ("train", "val", "test")),
         *(f"--data.{split}.image_root={images}" for split in ("train", "val", "test")),

@@ -193,14 +193,14 @@ def test_another_key_is_refused_by_its_name(folder: Path, tmp_path: Path) -> Non
         (tmp_path / "cache" / KEY).write_text(json.dumps({**key, field: "another"}))
         with pytest.raises(UserError, match="filled with another ") as refused:
             fit(folder, tmp_path, cache, steps=1)
-        assert f"filled with another {field}: 'another' there, {value!r} here" in str(refused.value)
+        assert f"filled with another {field}: 'another' in the cache, {value!r} in this run" in str(refused.value)
     (tmp_path / "cache" / KEY).write_text(json.dumps(key))
     with pytest.raises(UserError, match=r"another data\.max_length: "):
         fit(folder, tmp_path, cache, steps=1, max_length=100)
     (tmp_path / "cache" / KEY).write_text("{")
-    with pytest.raises(UserError, match="remove the folder"):
+    with pytest.raises(UserError, match="Delete the folder"):
         fit(folder, tmp_path, cache, steps=1)
-    with pytest.raises(UserError, match="needs some room"):
+    with pytest.raises(UserError, match="must be above 0"):
         TeacherCache("anywhere", max_gb=0)
 
 
@@ -210,12 +210,12 @@ def test_the_command_fills_it(
     caplog.set_level("INFO")
     arguments = fit_arguments(folder, tmp_path / "run", f"--model.teacher_cache.folder={tmp_path / 'cache'}")
     main(["fill-cache", *arguments[1:]])
-    assert "holds 0 of 48 records. All of them take about" in caplog.text
+    assert "holds 0 of 48 samples. All samples take about" in caplog.text
     (data,) = (file for file in (tmp_path / "cache").iterdir() if file.is_dir())
     assert len(HiddenStateCache(data, 48, WIDTH, torch.float32, lambda: 0)) == 48
     assert not (tmp_path / "run" / "config.yaml").exists()
     main([*arguments, "--trainer.max_steps=2", "--answer_panel.num_samples=0"])
-    assert "holds 48 of 48 records" in caplog.text
+    assert "holds 48 of 48 samples" in caplog.text
     with pytest.raises(SystemExit):
         main(["fill-cache", *fit_arguments(folder, tmp_path / "run")[1:]])
     assert "--model.teacher_cache.folder" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_a_run_counts_them(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = [f"--data.train.annotations={tmp_path / 'records.json'}", "--trainer.val_check_interval=null",
                 "--checkpoint.every_n_train_steps=1", "--val_generation.num_samples=0", "--answer_panel.num_samples=0"]  # fmt: skip
-    arguments = fit_arguments(folder, run, *settings, experiment="sft")
+    arguments = fit_arguments(folder, run, *settings, method="sft")
     main([*arguments, "--trainer.max_steps=6", "--trainer.max_epochs=2"])
     main([*arguments, "--trainer.max_steps=12", "--trainer.max_epochs=2", "--ckpt_path=last"])
     with (run / "metrics.csv").open(newline="") as file:

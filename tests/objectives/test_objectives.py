@@ -23,7 +23,7 @@ from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, Objective, Switc
 from lightning_switchkd.objectives.llava_kd import self_correlation
 from lightning_switchkd.training.optim import parameter_groups
 
-CONF = Path(__file__).parents[2] / "conf" / "experiment"
+CONF = Path(__file__).parents[2] / "conf" / "method"
 GOLDEN = Path(__file__).parents[1] / "golden" / "dbild.json"
 VOCABULARY = len(tiny.tokenizer())
 BATCH = tiny.batch(images=(1, 0, 2), answer=(3, 5, 2))
@@ -126,7 +126,7 @@ def distiller_ce(model: Distiller) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "trained"),
+    ("method", "trained"),
     [
         ("kd_fkl", {"vision", "projector", "lm"}),
         ("kd_rkl", {"vision", "projector", "lm"}),
@@ -138,8 +138,8 @@ def distiller_ce(model: Distiller) -> Tensor:
         ("align_kd", {"projector", "lm"}),
     ],
 )
-def test_trains_what_its_paper_trains(experiment: str, trained: set[Part]) -> None:
-    settings = yaml.safe_load((CONF / f"{experiment}.yaml").read_text(encoding="utf-8"))["model"]
+def test_trains_what_its_paper_trains(method: str, trained: set[Part]) -> None:
+    settings = yaml.safe_load((CONF / f"{method}.yaml").read_text(encoding="utf-8"))["model"]
     module, _, name = settings["objective"]["class_path"].rpartition(".")
     arguments = dict(settings["objective"].get("init_args", {}))
     arguments.pop("select", None)
@@ -159,7 +159,7 @@ def test_trains_what_its_paper_trains(experiment: str, trained: set[Part]) -> No
     }
     own = list(model.objective.parameters())
     assert all(id(p) in grouped and bool(p.grad.abs().max() > 0) for p in own), "an adapter is trained as well"
-    assert bool(own) == (experiment == "align_kd")
+    assert bool(own) == (method == "align_kd")
 
 
 def test_attention_is_that_of_text_to_image() -> None:
@@ -245,7 +245,7 @@ def test_self_correlation_is_that_of_the_logits() -> None:
     logits = hidden @ weight[:9].T + bias[:9]
     found = self_correlation(hidden, Head(weight, bias), vocabulary=9)
     torch.testing.assert_close(found, logits @ logits.transpose(1, 2))
-    with pytest.raises(UserError, match="softcapping 30"):
+    with pytest.raises(UserError, match="softcapping=30"):
         self_correlation(hidden, Head(weight, softcap=30.0), vocabulary=9)
 
 
@@ -259,9 +259,9 @@ def test_eager_attention_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: KD("kl"), "no divergence 'kl'"),
-        (lambda: SwitchKDObjective(direction="both"), "no direction 'both'"),
-        (lambda: LLaVAKD(visual=-1.0), "weight of 'visual' is -1"),
+        (lambda: KD("kl"), "unknown divergence 'kl'"),
+        (lambda: SwitchKDObjective(direction="both"), "unknown direction 'both'"),
+        (lambda: LLaVAKD(visual=-1.0), "weight of 'visual' must be a positive number, got -1"),
     ],
 )
 def test_what_cannot_be(change: Callable[[], Objective], message: str) -> None:

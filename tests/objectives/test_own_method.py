@@ -22,8 +22,8 @@ def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "my_method.yaml").write_text(settings[1], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)  # `python -m` looks in the working directory, where the user's file lies
     folder, run = tiny.write_pair(tmp_path / "pair"), tmp_path / "run"
-    arguments = fit_arguments(folder, run, experiment="sft")
-    arguments[arguments.index(str(ROOT / "conf" / "experiment" / "sft.yaml"))] = str(tmp_path / "my_method.yaml")
+    arguments = fit_arguments(folder, run, method="sft")
+    arguments[arguments.index(str(ROOT / "conf" / "method" / "sft.yaml"))] = str(tmp_path / "my_method.yaml")
     main(arguments)
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss/entropy"]]

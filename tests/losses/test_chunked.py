@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses import CumulativeMass, FixedTopK, Kneedle, dbild, forward_kl
 from lightning_switchkd.losses.chunked import chunk_size, sum_losses
@@ -26,7 +27,7 @@ from lightning_switchkd.losses.select import Selection
 from lightning_switchkd.models.head import Head
 from lightning_switchkd.objectives import KD, SFT, Objective, SwitchKDObjective
 from lightning_switchkd.objectives.kd import DivergenceLoss
-from lightning_switchkd.objectives.terms import ObjectiveInputs, TokenLoss
+from lightning_switchkd.objectives.terms import CrossEntropy, ObjectiveInputs, TokenLoss
 
 SELECTIONS: list[Selection] = [
     Kneedle(window=16),
@@ -177,7 +178,7 @@ def test_equals_the_plain_way_in_float32(objective: Objective, chunk: int) -> No
 def test_a_wide_head_is_multiplied_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
     given, objective = problem(6, 101, bias=bias, softcap=4.0), SwitchKDObjective()
     whole = in_chunks(given, objective)
-    monkeypatch.setattr("lightning_switchkd.losses.logits.COLUMNS", 16)
+    monkeypatch.setattr("lightning_switchkd.models.head.COLUMNS", 16)
     assert_same(in_chunks(given, objective), whole, 1e-12)
 
 
@@ -339,11 +340,46 @@ def test_a_term_may_own_parameters() -> None:
     torch.testing.assert_close(term.factor.grad, 0.5 * wanted.detach())
 
 
-def test_gradients_made_ahead() -> None:
+class Detached(TokenLoss):
+    """A mistake that is easy to make: logits without a graph."""
+
+    def __init__(self, read: Callable[[LogitsChunk], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, chunk: LogitsChunk) -> Tensor:
+        return self.read(chunk)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda chunk: chunk.raw_logits("student").logsumexp(-1),
+        lambda chunk: chunk.logits("student").detach().sum(-1),
+        lambda chunk: chunk.log_z_and_entropy("student")[1],
+        lambda chunk: chunk.select("student", Kneedle())[1].sum(-1).double(),
+    ],
+    ids=["raw_logits", "detached", "entropy", "selection"],
+)
+def test_a_term_that_lost_its_gradient_is_refused_by_name(read: Callable[[LogitsChunk], Tensor]) -> None:
+    given = problem()
+    objective: Mapping[str, Any] = {"ce": CrossEntropy(), "mine": Detached(read)}
+    with pytest.raises(UserError, match=r"the term 'mine' \(Detached\) read the logits of student, but .* no gradient"):
+        sum_losses(given.rows, given.heads, objective, {"ce": 1.0, "mine": 1.0})
+    with torch.no_grad():
+        assert set(sum_losses(given.rows, given.heads, objective, {"ce": 1.0, "mine": 1.0}).sums) == {"ce", "mine"}
+    constant: Mapping[str, Any] = {
+        "ce": CrossEntropy(),
+        "mine": Detached(lambda chunk: chunk.raw_logits("teacher")[:, 0]),
+    }
+    sum_losses(given.rows, given.heads, constant, {"ce": 1.0, "mine": 1.0}).loss.backward()
+
+
+def test_precomputed_gradients() -> None:
     x = torch.ones(3, requires_grad=True)
     loss = attach_gradients(torch.tensor(5.0), [x], [torch.arange(3.0)])
     (2 * loss).backward(retain_graph=True)
     assert x.grad is not None
     assert x.grad.tolist() == [0, 2, 4]
-    with pytest.raises(RuntimeError, match="made ahead"):
+    with pytest.raises(RuntimeError, match="only once"):
         loss.backward()
