@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measuring import row
-from lightning_switchkd.cli.main import quiet
+from lightning_switchkd.cli.main import silence_noise
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.score import score
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=200_000)
     options = parser.parse_args()
-    quiet()
+    silence_noise()
     asking(options.model, options.benchmark, options.questions, options.rounds)
     scoring(options.answers)
 

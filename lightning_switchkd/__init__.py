@@ -1,5 +1,10 @@
-"""lightning_switchkd: distil a large vision-language model into a small one (Switch-KD, arXiv 2604.14629)."""
+"""Distill a large vision-language model into a small one (Switch-KD, arXiv 2604.14629)."""
 
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +16,7 @@ __all__ = ["LLaVADataModule", "SwitchKD"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when asked for: who wants the losses alone need not wait for Lightning."""
+    """Import the public classes on first use. The losses alone then load without Lightning."""
     if name == "SwitchKD":
         from lightning_switchkd.training.module import SwitchKD
 
@@ -21,3 +26,24 @@ def __getattr__(name: str) -> Any:
 
         return LLaVADataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _RenamedModules(MetaPathFinder):
+    """Name the new module when a module of version 0.1.0 is imported."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Raise for an old module. Python asks here only after its own finders found nothing."""
+        if name.startswith(f"{__name__}."):
+            from lightning_switchkd.core.renamed import MODULES
+
+            old = name.removeprefix(f"{__name__}.")
+            if old in MODULES:
+                raise ModuleNotFoundError(f"'{name}' was renamed in 0.2: use {__name__}.{MODULES[old]}.")
+            if any(module.startswith(f"{old}.") for module in MODULES):
+                return ModuleSpec(name, None, is_package=True)  # an empty package: its modules are asked for next
+        return None
+
+
+sys.meta_path.append(_RenamedModules())

@@ -1,4 +1,4 @@
-"""``python -m lightning_switchkd``."""
+"""Run the command line: ``python -m lightning_switchkd``."""
 
 import atexit
 import os
@@ -9,12 +9,12 @@ import torch.distributed as dist
 from lightning_switchkd.cli.main import main
 
 
-def leave() -> None:
-    """Ends a rank that has done its work as multiprocessing ends its processes: Python is not torn down around threads.
+def exit_rank() -> None:
+    """End a finished rank without tearing Python down, as multiprocessing ends its processes.
 
-    A thread of gloo lets go of its tensors a moment after the last collective returned. Where Python is being torn down
-    by then, that aborts the process and the run counts as failed. The threads cannot be waited for: they end when
-    nothing holds their group any more, and caches of DTensor and jsonargparse hold it.
+    A gloo thread releases its tensors a moment after the last collective has returned. If Python is being torn down
+    by then, the process aborts and the run counts as failed. Joining the threads is impossible: they end when nothing
+    refers to their process group, and caches of DTensor and jsonargparse refer to it.
     """
     if dist.is_available() and dist.is_initialized():
         atexit._run_exitfuncs()
@@ -25,4 +25,4 @@ def leave() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    exit_rank()

@@ -1,4 +1,4 @@
-"""The commands that are plain functions: their arguments become flags."""
+"""Commands that are plain functions. Their arguments become flags."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers are forked after tokenizers ran
-
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loader workers fork after the tokenizer has run
 
 from pathlib import Path
 
@@ -27,22 +26,25 @@ from lightning_switchkd.training.checkpoints.metadata import metadata_of, studen
 
 
 def export(ckpt: str, output: str, processor: str | None = None) -> None:
-    """Writes the student of a checkpoint as a Hugging Face folder.
+    """Export the student of a checkpoint as a Hugging Face folder.
 
     Args:
-        ckpt: checkpoint that `fit` wrote.
-        output: folder to write; must not exist yet, or be an earlier export.
-        processor: folder of the processor it was trained with, if it has moved since.
+        ckpt: checkpoint written by `fit`.
+        output: folder to write: new, or an earlier export.
+        processor: folder of the training processor, if the folder has moved since training.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or ``output`` is neither new nor an earlier export.
     """
     folder = Path(output)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"--output: '{folder}' exists and is no model folder. Give a new folder.")
+        raise UserError(f"--output: '{folder}' exists and is not a model folder. Give a new folder.")
     checkpoint = read_checkpoint(ckpt)
-    facts = metadata_of(checkpoint, ckpt)
+    metadata = metadata_of(checkpoint, ckpt)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    weights = student_weights(checkpoint["state_dict"], facts["lora_scale"])
-    write_student(weights, load_processor(processor or facts["processor"], facts["square_pad"]), folder, facts)
-    print(f"Student written to {folder}. Ask it: python -m lightning_switchkd generate --model {folder} --image FILE")
+    weights = student_weights(checkpoint["state_dict"], metadata["lora_scale"])
+    write_student(weights, load_processor(processor or metadata["processor"], metadata["square_pad"]), folder, metadata)
+    print(f"Student written to {folder}. Try it: python -m lightning_switchkd generate --model {folder} --image FILE")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -57,14 +59,22 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def switched_on(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """``--strict`` alone is ``--strict=true``, for every truth value that a command takes.
+def expand_switches(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Expand ``--strict`` to ``--strict=true``, for every flag of a command that is a bool.
+
+    Args:
+        function: The command.
+        arguments: Its flags.
 
     >>> def score(strict: bool = False) -> None: ...
-    >>> switched_on(score, ["--strict", "--output", "x"]), switched_on(score, ["--strict", "false"])
+    >>> expand_switches(score, ["--strict", "--output", "x"]), expand_switches(score, ["--strict", "false"])
     (['--strict=true', '--output', 'x'], ['--strict', 'false'])
     """
-    names = {f"--{name}" for name, of in signature(function).parameters.items() if of.annotation in (bool, "bool")}
+    names = {
+        f"--{name}"
+        for name, parameter in signature(function).parameters.items()
+        if parameter.annotation in (bool, "bool")
+    }
     following = [*arguments[1:], "--"]
     return [
         f"{word}=true" if word in names and after.lower() not in ("true", "false") else word

@@ -1,4 +1,4 @@
-"""LightningCLI's fit, validate and test, and the commands that take the same settings as `fit`."""
+"""LightningCLI's ``fit``, ``validate`` and ``test``, and the commands that take the settings of ``fit``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers are forked after tokenizers ran
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loader workers fork after the tokenizer has run
 
 import torch
 from jsonargparse import _typehints, set_parsing_settings
@@ -52,18 +52,19 @@ CALLBACKS: dict[str, type[Callback]] = {
     "answer_panel": AnswerPanel,
     "export": ExportStudent,
 }
-"""Callbacks of every run, each with a section of flags (``--val_generation.num_samples=0``); ``trainer.callbacks`` adds others."""
+"""Callbacks of every run, by section of flags (``--export.folder=student``). ``trainer.callbacks`` adds others."""
 
 
 class SwitchKDCLI(LightningCLI):
-    """LightningCLI with a section for each callback of every run.
+    """LightningCLI with a section of settings for each callback of every run.
 
-    A checkpoint's hyperparameters never override files and flags; ``--ckpt_path=last`` continues a run, or begins it
-    where there is none yet; a run that begins moves an earlier one in its folder aside.
+    - A checkpoint's hyperparameters never override files and flags.
+    - ``--ckpt_path=last`` resumes a run, or starts it from scratch if the run folder has no checkpoint.
+    - A run that starts from scratch archives an earlier run in its folder.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the sections."""
+        """Add one section for each callback."""
         for section, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, section)
 
@@ -75,27 +76,35 @@ class SwitchKDCLI(LightningCLI):
             last = newest(folder)
             config["ckpt_path"] = None if last is None else str(last)
             if last is None and self.config["subcommand"] != "fit":
-                raise UserError(f"--ckpt_path=last: there is no checkpoint in {folder}. `fit` writes them.")
-            print(f"Going on from {last}." if last else f"There is no checkpoint in {folder} yet: starting anew.")
-        config["weights_only"] = True  # for Lightning's own reading
+                raise UserError(
+                    f"--ckpt_path=last: no checkpoint in {folder}. Run `fit` first, or give the path of a checkpoint."
+                )
+            print(f"Resuming from {last}." if last else f"No checkpoint in {folder}; starting from scratch.")
+        config["weights_only"] = True  # Lightning loads the file with weights_only as well
         if config.get("ckpt_path") is not None:
-            read_checkpoint(config["ckpt_path"])  # missing, damaged or foreign: say so before anything is built
+            read_checkpoint(config["ckpt_path"])  # report a missing, damaged or foreign file before models are built
 
     def before_fit(self) -> None:
-        """Lightning calls it when everything is built and nothing has run."""
+        """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs."""
         if self._get(self.config_init, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             archive_previous_run(Path(self.trainer.default_root_dir))
 
 
 def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
-    """In jsonargparse's place: another class keeps none of the former one's arguments, not even those of equal name."""
+    """Override jsonargparse: when ``class_path`` changes, discard all previous ``init_args``, equal names included."""
     if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
         previous.pop("init_args")
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate or test, as LightningCLI does it; or the data of a `fit` looked at, or its teacher run ahead."""
+    """Run ``fit``, ``validate`` or ``test`` by LightningCLI, or a command that takes the settings of ``fit``.
+
+    Args:
+        arguments: The command and its flags.
+    """
     own = OWN_COMMANDS.get(arguments[0])
+    prog = "python -m lightning_switchkd"
+    names = {"prog": f"{prog} {arguments[0]}", "description": own.__doc__} if own else {"prog": prog}
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _typehints.discard_init_args_on_class_path_change = _forget_init_args
     (own or SwitchKDCLI)(
@@ -103,7 +112,7 @@ def run_lightning(arguments: list[str]) -> None:
         LLaVADataModule,
         args=arguments[1:] if own else arguments,
         run=own is None,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", **names},
         auto_configure_optimizers=False,
         save_config_callback=None if own else RunFiles,
         save_config_kwargs={"save_to_log_dir": False},
@@ -111,26 +120,28 @@ def run_lightning(arguments: list[str]) -> None:
 
 
 class OwnCommandCLI(SwitchKDCLI):
-    """Takes what `fit` takes, and does something else with it."""
+    """Base of the commands that take the settings of ``fit`` and do something else with them."""
 
     def _parse_ckpt_path(self) -> None:
-        """There is no checkpoint."""
+        """Ignore ``ckpt_path``: these commands read no checkpoint."""
 
 
 class ValidateDataCLI(OwnCommandCLI):
-    """Builds the data alone."""
+    """Check every sample. Writes a report and the list of samples to exclude."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds its own."""
+        """Add the flags of the report."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", default="reports/data", help="folder of the report and the list")
-        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
+        parser.add_argument("--output", default="reports/data", help="folder for the report and the list")
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of reader processes")
 
     def instantiate_classes(self) -> None:
-        """Reads everything; the exit status is 1 where something is to be mended."""
+        """Read all samples. Exits with status 1 if the data needs a fix."""
         config, trainer = self.config, self.config.trainer
         devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
-        devices = int(devices) if str(devices).isdecimal() else None  # flags give text; "auto" and -1 ask the machine
+        devices = (
+            int(devices) if str(devices).isdecimal() else None
+        )  # flags give text; the machine resolves "auto" and -1
         data = LLaVADataModule(**config.data.as_dict())
         geometry = trainer.accumulate_grad_batches, devices * trainer.num_nodes if devices else None
         if not validate_data(data, Path(config.output), config.workers, *geometry):
@@ -138,32 +149,32 @@ class ValidateDataCLI(OwnCommandCLI):
 
 
 class FillCacheCLI(OwnCommandCLI):
-    """Runs the teacher alone, once over all records."""
+    """Compute the teacher's hidden states of all samples once, for later runs."""
 
     def instantiate_classes(self) -> None:
-        """Fills the cache."""
+        """Fill the cache."""
         super().instantiate_classes()
         if self.model.teacher_cache is None or Need.TEACHER not in self.model.objective.needs:
             raise UserError(
-                "fill-cache writes what an objective reads of its teacher to model.teacher_cache, but one of the two "
-                "is missing. Set --model.teacher_cache.folder (OVERLAYS=teacher_cache), and an objective with a teacher."
+                "fill-cache needs a teacher cache and an objective that reads the teacher's hidden states. "
+                "Set --model.teacher_cache.folder (OVERLAYS=teacher_cache), and a model.objective with a teacher."
             )
         trainer: Any = self.trainer
         callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, StepProgressBar)]
-        trainer.callbacks = [*callbacks, TQDMProgressBar()]  # the other counts training steps
+        trainer.callbacks = [*callbacks, TQDMProgressBar()]  # StepProgressBar counts training steps
         trainer.predict(self.model, self.datamodule, return_predictions=False)
 
 
 class DryRunCLI(OwnCommandCLI):
-    """Makes the models at their sizes, and takes a few steps."""
+    """Estimate time and memory of a full-size run from a few steps. Downloads no weights."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds its own."""
+        """Add the flags of the estimate."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(Plan)
 
     def instantiate_classes(self) -> None:
-        """Prints the report."""
+        """Print the report."""
         super().instantiate_classes()
         config, strategy, precision = self.config, self.trainer.strategy, str(self.trainer.precision)
         plan = Plan(**{f.name: config[f.name] for f in fields(Plan)})
