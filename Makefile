@@ -1,4 +1,4 @@
-# `make train` and `make test` do everything on a fresh machine; `make help` lists the rest.
+# `make train` and `make test` set up a fresh machine and run. `make help` lists all targets.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,43 +25,47 @@ RESUMING = $(if $(RESUME),--ckpt_path=$(if $(filter auto,$(RESUME)),last,$(RESUM
 DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(1).yaml \
   $(OVERLAYS:%=--config conf/overlay/%.yaml)
 
+# Variables of version 0.1.0
+renamed = $(if $(filter-out undefined,$(origin $(1))),$(error $(1) was renamed in 0.2: use $(2)))
+$(call renamed,EXP,METHOD)$(call renamed,WITH,OVERLAYS)$(call renamed,STUDY,SWEEP)$(call renamed,RECIPE,PIPELINE_DIR)
+
 empty :=
 comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 
-# A name that nothing has is said before anything is made of it.
+# An unknown name stops make before it builds anything.
 named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$($(1))),$(if $(wildcard conf/$(2)/$(name).yaml),,\
-  $(error $(1)=$(name): there is no conf/$(2)/$(name).yaml. There are: $(sort $(basename $(notdir $(wildcard conf/$(2)/*.yaml)))))))
-$(foreach of,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep \
-  $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(of))),$(notdir $(of))))
+  $(error $(1)=$(name): conf/$(2)/$(name).yaml does not exist. Available: $(sort $(basename $(notdir $(wildcard conf/$(2)/*.yaml)))))))
+$(foreach kind,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep \
+  $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(kind))),$(notdir $(kind))))
 
 EMBEDDED := digits easy_vqa emoji emoji_quick
 EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
 
-# The embedded models are tiny: a second thread gains little, and costs much where another process wants the core.
+# The demo models are tiny. A second thread gains little, and slows down other processes on the same core.
 ifneq ($(filter $(MODEL),$(EMBEDDED)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help setup data teacher train evaluate pipeline dry-run fill-cache validate-data sweep prepared test test-all harness lint lab gallery tensorboard clean
+.PHONY: help ablation recipe setup data teacher train evaluate pipeline dry-run fill-cache validate-data sweep prepared test test-all harness lint lab gallery tensorboard clean
 
-help: ## this list
+help: ## list the targets, and the names of configurations
 	@echo "make train [METHOD=…] [DATA=…] [MODEL=…] [TRAINER=…] [OVERLAYS=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@echo
-	@for kind in method data model trainer overlay stage benchmark; do \
+	@for kind in method data model trainer overlay stage sweep benchmark; do \
 	  echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
 
-# -- set-up: .venv is made again when a requirements file changes ------------------------------------------------------
+# -- setup: .venv is rebuilt when a requirements file changes ----------------------------------------------------------
 
-setup: .venv/ready ## make .venv and install the pinned packages
+setup: .venv/ready ## create .venv and install the pinned packages
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# -- the embedded data, and what the recipe takes as given; what exists is not made again ----------------------------
+# -- demo data and demo models: existing ones are kept -----------------------------------------------------------------
 
 student = runs/$(1)/$(2)/student/config.json
 PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher student_init,\
@@ -72,14 +76,14 @@ prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHER
 
 DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-scenes 200
 
-data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write the embedded data set (DATA: digits, easy_vqa, emoji) as LLaVA JSON + PNG
+data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write a demo data set as LLaVA JSON and PNG: DATA=digits, easy_vqa or emoji
 $(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
 	$(PY) -m lightning_switchkd.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
 
-teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision tower and the teacher of the embedded recipe
+teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision encoder and the teacher of the demo
 $(EMBEDDED:%=$(call student,%,vision_encoder)): $(call student,%,vision_encoder): | datasets/%/manifest.json
 	$(call prepare,$*,vision_encoder)
-# each of these data sets: a stage, and the one before it
+# $(call stage,data sets,stage,previous stage)
 define stage
 $(1:%=$(call student,%,$(2))): $(call student,%,$(2)): | $(call student,%,$(3))
 	$$(call prepare,$$*,$(2))
@@ -94,7 +98,7 @@ $(eval $(call stage,emoji,pretrained_large,vision_encoder))
 $(eval $(call stage,emoji,student_init_large,pretrained_large))
 $(eval $(call stage,emoji,pretrained_teacher_large,vision_encoder))
 $(eval $(call stage,emoji,teacher_large,pretrained_teacher_large))
-# the start from a seed
+# initial students of a seed
 .PRECIOUS: $(call student,emoji,pretrained.%) $(call student,emoji,student_init.%)
 $(call student,emoji,pretrained.%): | $(call student,emoji,vision_encoder)
 	$(call prepare,emoji,pretrained,.$*) --seed_everything=$*
@@ -104,28 +108,28 @@ STAGES_student_init_seeds = $(patsubst %,student_init.%,$(or $(SEEDS),1 2 3))
 STAGES_student_sizes := student_init_small student_init_large
 STAGES_teacher_sizes = $(STAGES_student_init_seeds) teacher_large
 
-# what was held out, asked of teacher, start and student, seeing and blind
+# held-out questions for teacher, student_init and student, with images and without
 BENCHMARKS ?= $(DATA)
 OUTPUT ?= $(RUN)/report
 EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --no_image --batch_size 128 \
   --models.teacher=runs/$(DATA)/teacher/student --models.student_init=runs/$(DATA)/student_init/student \
   --models.student=$(RUN)/student --run $(RUN) --output $(OUTPUT)
 
-# -- the main job ------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------
 
-train: .venv/ready | $(PREPARED) ## distil the student, then compare teacher, student before and after
+train: .venv/ready | $(PREPARED) ## distill the student, then compare teacher, student (before) and student (after)
 	$(call DISTIL,$(METHOD)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
 ifneq ($(EMBEDDED_DATA),)
 	$(EVALUATE)
 endif
 
-evaluate: .venv/ready | $(PREPARED) ## ask teacher, start and student of a run the held-out questions: DATA=, RUN=, BENCHMARKS="emoji emoji_glyphs"
+evaluate: .venv/ready | $(PREPARED) ## evaluate teacher, student (before) and student (after): RUN=folder BENCHMARKS="emoji emoji_glyphs"
 	$(EVALUATE) $(ARGS)
 
-# A recipe of full size: stage after stage, each from the student of the one before; what is finished is kept, what was
-# stopped goes on.
+# Full-size training. Each stage starts from the student of the previous stage. Finished stages are skipped, interrupted
+# stages are resumed.
 STAGES ?= pretrain distil
-pipeline: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
+pipeline: .venv/ready ## run the stages of a full-size training: MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp STAGES="pretrain distil"
 	@from=""; for stage in $(STAGES); do \
 	  if [ ! -f $(PIPELINE_DIR)/$$stage/student/config.json ]; then \
 	    (set -x; $(LAUNCH) $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$$stage.yaml \
@@ -134,60 +138,64 @@ pipeline: .venv/ready ## stages of a full-size recipe, chained: MODEL=qwen2.5-0.
 	  from="--model.student.checkpoint=$(PIPELINE_DIR)/$$stage/student --model.student.vision=null --model.student.lm=null"; \
 	done
 
-dry-run: .venv/ready ## a recipe at full size without a download: MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGE=distil
+dry-run: .venv/ready ## estimate time and memory of a full-size stage, without a download: MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGE=distil
 	$(CMD) dry-run $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$(STAGE).yaml $(ARGS)
 
-validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## read every record: reports/data/DATA/report.md, and a list of those to leave out
+validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## check every sample: reports/data/DATA/report.md and a list of samples to exclude
 	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(METHOD).yaml \
 	  $(OVERLAYS:%=--config conf/overlay/%.yaml) --output reports/data/$(DATA) $(ARGS)
 
-fill-cache: .venv/ready | $(PREPARED) ## run the teacher over all records, once for all runs (OVERLAYS=teacher_cache)
+fill-cache: .venv/ready | $(PREPARED) ## compute the teacher's hidden states of all samples once, for later runs: OVERLAYS=teacher_cache
 	$(CMD) fill-cache $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(METHOD).yaml \
 	  $(OVERLAYS:%=--config conf/overlay/%.yaml) $(ARGS)
 
-# -- a comparison from one start: what is finished is kept ------------------------------------------------------------
+# -- comparisons: finished runs are kept -------------------------------------------------------------------------------
 
 SWEEP ?= methods
 METHODS ?=
 SEEDS ?= $(if $(QUICK),0 1)
 $(if $(STAGES_$(SWEEP)),$(if $(QUICK)$(filter-out emoji,$(if $(filter-out file,$(origin DATA)),$(DATA))),\
-  $(error SWEEP=$(SWEEP) needs stages that only DATA=emoji has: $(STAGES_$(SWEEP)). Leave QUICK= and DATA= out)))
+  $(error SWEEP=$(SWEEP) needs stages that only DATA=emoji has: $(STAGES_$(SWEEP)). Remove QUICK= and DATA=)))
 sweep: DATA := $(if $(filter file,$(origin DATA)),emoji,$(DATA))$(if $(QUICK),_quick)
-sweep: .venv/ready ## compare methods over seeds: SWEEP=methods, open_points, student_inits, student_init_seeds, student_sizes or teacher_sizes; QUICK=1, METHODS=, SEEDS=, DATA=emoji
+sweep: .venv/ready ## compare methods over seeds: SWEEP=name of conf/sweep, METHODS="sft switch_kd" SEEDS="0 1" QUICK=1 DATA=emoji
 	@$(MAKE) --no-print-directory prepared DATA=$(DATA)
 	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml --data $(DATA) $(if $(METHODS),--methods "$(call listed,$(METHODS))") \
 	  $(if $(SEEDS),--seeds "$(call listed,$(SEEDS))") $(if $(ARGS),--flags "$(ARGS)")
 prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(SWEEP)),$(call student,$(DATA),$(stage)))
 
-test: .venv/ready ## the tests that CI runs
+test: .venv/ready ## run the tests that CI runs
 	$(PY) -m pytest -n auto
 
-test-all: .venv/ready harness runs/digits/switch_kd/report/results.json ## every test, long ones included; notebooks on a run of `make train`
+test-all: .venv/ready harness runs/digits/switch_kd/report/results.json ## run all tests, including slow ones and the notebooks on a run of `make train`
 	$(PY) -m pytest -n auto -m ""
 runs/digits/switch_kd/report/results.json:
 	$(MAKE) train
 
-harness: .venv-lmms/ready ## make .venv-lmms with lmms-eval, to ask an exported student by another harness (docs/evaluation.md)
+harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an exported student with another harness
 .venv-lmms/ready: conf/lmms_eval/requirements.txt
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # not needed, and often of another build than torch
+	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # unused, and often built for another torch
 	@touch $@
 
-lint: .venv/ready ## ruff and mypy
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+lint: .venv/ready ## check style, types, layers and spelling
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-logo && .venv/bin/codespell
 
-lab: .venv/lab-ready ## Jupyter with the notebooks: RUN=runs/digits/switch_kd is what they look at
+lab: .venv/lab-ready ## open the notebooks in Jupyter: RUN=runs/digits/switch_kd
 	RUN=$(RUN) PYTHONPATH=$(CURDIR) .venv/bin/jupyter lab notebooks
 .venv/lab-ready: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6 ipywidgets==8.1.9
 	@touch $@
 
-gallery: .venv/ready ## run the notebooks on RUN and keep their figures in docs/gallery
+gallery: .venv/ready ## run the notebooks, and save their figures in docs/gallery: RUN=runs/digits/switch_kd
 	$(PY) notebooks/run.py --run $(RUN) --figures docs/gallery
 
-tensorboard: .venv/ready ## look at all runs
+tensorboard: .venv/ready ## show all runs in TensorBoard
 	.venv/bin/tensorboard --logdir runs
 
-clean: ## remove runs, reports and the embedded data (not .venv)
+clean: ## remove runs, reports and demo data (not .venv)
 	rm -rf runs reports datasets
+
+# targets of version 0.1.0
+ablation recipe:
+	@$(error '$@' was renamed in 0.2: use 'make $(if $(filter ablation,$@),sweep,pipeline)')

@@ -1,8 +1,8 @@
 #!/bin/bash
 # sbatch conf/cluster/slurm.sh MODEL=qwen2.5-0.5b-siglip DATA=llava TRAINER=ddp
-# A recipe on one or several nodes; `--nodes` and `--gpus-per-node` below are handed on. SLURM announces the end of a job's
-# time, or that others need the nodes, by SIGUSR1 two minutes ahead: Lightning saves, and puts the job into the queue again,
-# which goes on bit for bit.
+# `make pipeline` on one or several nodes. `--nodes` and `--gpus-per-node` below are passed on to the trainer.
+# SLURM sends SIGUSR1 two minutes before it ends or preempts the job. Lightning then saves a checkpoint and requeues the
+# job, which resumes bit for bit.
 #SBATCH --job-name=switchkd
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=runs/slurm-%j.log
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?run me by sbatch}"
-# make stays in the batch step: the signal is for the processes that srun starts, a stage's ranks
-exec make recipe LAUNCH=srun "$@" \
+cd "${SLURM_SUBMIT_DIR:?Submit this script with sbatch}"
+# make runs in the batch step, and srun starts the ranks of a stage: SLURM sends the signal to these
+exec make pipeline LAUNCH=srun "$@" \
   ARGS="--trainer.num_nodes=$SLURM_NNODES --trainer.devices=${SLURM_GPUS_ON_NODE:-8} ${EXTRA:-}"
