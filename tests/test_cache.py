@@ -33,8 +33,8 @@ class Watched(SwitchKD):
         super().__init__(*args, **kwargs)
         self.seen, self.losses = 0, []
 
-    def cached(self, split: Split) -> HiddenStateCache | None:
-        cache = super().cached(split)
+    def hidden_state_cache(self, split: Split) -> HiddenStateCache | None:
+        cache = super().hidden_state_cache(split)
         if cache is not None and "write" not in vars(cache):
             write = cache.write
 

@@ -1,4 +1,4 @@
-"""What clusters do to a run: gradients that are not finite, full disks, broken checkpoints, kills."""
+"""Failures of cluster runs: non-finite gradients, full disks, damaged checkpoints, memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lightning_switchkd.training.strategies import FSDP2
 
 
 class Poison(L.Callback):
-    """Makes a gradient NaN on one rank in some steps, as a bad record does; keeps the weights around them."""
+    """Set a gradient to NaN on one rank in some steps, as a bad sample does. Keep the weights before each step."""
 
     def __init__(self, steps: tuple[int, ...], rank: int = 0) -> None:
         self.steps, self.rank = steps, rank
-        self.kept: dict[int, torch.Tensor] = {}
+        self.weights: dict[int, torch.Tensor] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         head = pl_module.distiller.student.head.weight
         local = head.to_local() if hasattr(head, "to_local") else head
-        self.kept[trainer.global_step] = local.detach().clone()
+        self.weights[trainer.global_step] = local.detach().clone()
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step in self.steps and trainer.global_rank == self.rank:
@@ -43,12 +43,12 @@ def _poisoned(folder: Path, root: Path, poison: Poison, **settings: Any) -> Skip
     return guard
 
 
-def test_a_step_that_is_not_finite_is_left_out_and_written_down(folder: Path, tmp_path: Path) -> None:
+def test_a_nonfinite_step_is_skipped_and_logged(folder: Path, tmp_path: Path) -> None:
     poison = Poison((2, 4))
     guard = _poisoned(folder, tmp_path, poison, accumulate_grad_batches=2)
-    assert guard.left_out == 2
+    assert guard.skipped_steps == 2
     for step in (0, 1, 2, 3, 4):
-        assert torch.equal(poison.kept[step], poison.kept[step + 1]) == (step in poison.steps), step
+        assert torch.equal(poison.weights[step], poison.weights[step + 1]) == (step in poison.steps), step
     lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert [len(batch["records"]) for line in lines for batch in line["batches"]] == [4] * 4
@@ -59,16 +59,16 @@ def test_a_step_that_is_not_finite_is_left_out_and_written_down(folder: Path, tm
 def _poison_one(rank: int, folder: Path, root: Path) -> None:
     for strategy in ("ddp", FSDP2(process_group_backend="gloo")):
         poison = Poison((2,), rank=1)
-        assert _poisoned(folder, root, poison, devices=2, strategy=strategy).left_out == 1
+        assert _poisoned(folder, root, poison, devices=2, strategy=strategy).skipped_steps == 1
         for step in (0, 1, 2, 3):
-            assert torch.equal(poison.kept[step], poison.kept[step + 1]) == (step == 2), step
+            assert torch.equal(poison.weights[step], poison.weights[step + 1]) == (step == 2), step
 
 
-def test_all_ranks_leave_the_same_step_out(folder: Path, tmp_path: Path) -> None:
+def test_all_ranks_skip_the_same_step(folder: Path, tmp_path: Path) -> None:
     tiny.on_two_ranks(_poison_one, folder, tmp_path)
 
 
-def test_a_broken_checkpoint_is_named_and_the_one_before_it_offered(
+def test_a_damaged_checkpoint_is_reported_with_the_previous_one(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -79,25 +79,25 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_offered(
     arguments = fit_arguments(folder, run, "--trainer.max_steps=6")
     with pytest.raises(SystemExit):
         main([*arguments, "--ckpt_path=last"])
-    said = capsys.readouterr().err
-    assert "cannot be read as a checkpoint" in said
-    assert f"--ckpt_path={kept[0]}" in said
+    stderr = capsys.readouterr().err
+    assert "cannot be read as a checkpoint" in stderr
+    assert f"--ckpt_path={kept[0]}" in stderr
     main([*arguments, f"--ckpt_path={kept[0]}"])
 
 
-def test_last_is_the_newest_where_its_link_is_gone(
+def test_last_is_the_newest_if_its_link_is_missing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     main(fit_arguments(folder, run, "--checkpoint.every_n_train_steps=1"))
     (run / "checkpoints" / "last.ckpt").unlink()
     main(fit_arguments(folder, run, "--trainer.max_steps=5", "--ckpt_path=last"))
-    assert f"Going on from {run}/checkpoints/step000004.ckpt" in capsys.readouterr().out
+    assert f"Resuming from {run}/checkpoints/step000004.ckpt" in capsys.readouterr().out
     assert not (run / "previous").exists()
 
 
 def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the size that one checkpoint takes: the second does not fit, and the first stays whole."""
+    """One checkpoint fits on the disk. The second does not, and the first stays complete."""
     run = tmp_path / "run"
     main(fit_arguments(folder, run, "--checkpoint.every_n_train_steps=4"))
     size = (run / "checkpoints" / "step000004.ckpt").stat().st_size
@@ -108,9 +108,9 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-        said = capsys.readouterr().err
-        assert "step000002.ckpt could not be written ([Errno 28] No space left on device)" in said
-        assert "The newest whole one is" in said
+        stderr = capsys.readouterr().err
+        assert "step000002.ckpt: [Errno 28] No space left on device" in stderr
+        assert "The newest complete checkpoint is" in stderr
         assert sorted(file.name for file in Path(disk).iterdir()) == ["last.ckpt", "step000001.ckpt"]
         main([*arguments, f"--ckpt_path={disk}/last.ckpt", f"--checkpoint.dirpath={tmp_path}"])
 
@@ -126,7 +126,7 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         ("lightning_switchkd.models.head.Head.exactly", "the output heads and losses", "model.logits_gib"),
     ],
 )
-def test_out_of_memory_says_where_and_what_helps(
+def test_out_of_memory_names_the_place_and_the_settings(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,17 +135,17 @@ def test_out_of_memory_says_where_and_what_helps(
     where: str,
     wanted: str,
 ) -> None:
-    """No machine has room for so much; PyTorch's own error is met where it arises."""
+    """An allocation that is too large for every machine raises PyTorch's own error."""
 
-    def more_than_there_is(*_: Any) -> torch.Tensor:
+    def too_large(*_: Any) -> torch.Tensor:
         return torch.empty(2**50)
 
-    more_than_there_is.__code__ = more_than_there_is.__code__.replace(co_name=of.rpartition(".")[2])
-    monkeypatch.setattr(of, more_than_there_is)
+    too_large.__code__ = too_large.__code__.replace(co_name=of.rpartition(".")[2])
+    monkeypatch.setattr(of, too_large)
     with pytest.raises(SystemExit) as stop:
         main(fit_arguments(folder, tmp_path / "run"))
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert f"Out of memory: {where}" in said
-    assert "requested 4503599627370496 bytes more than available" in said
-    assert wanted in said
+    stderr = capsys.readouterr().err
+    assert f"Out of memory: {where}" in stderr
+    assert "requested 4503599627370496 bytes more than available" in stderr
+    assert wanted in stderr

@@ -1,4 +1,4 @@
-"""Training through Lightning: normalisation over ranks and windows, checkpoints without a teacher, resume."""
+"""Training through Lightning: normalization over ranks and windows, checkpoints without a teacher, resume."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.training.module import SwitchKD
 
 SEED = 1
-"""Of the data's order: one for which `test_a_rank_has_a_batch_without_images` holds."""
+"""Seed of the data order. It makes `test_a_rank_has_a_batch_without_images` pass."""
 
 
 def weights(model: SwitchKD) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def records_of(folder: Path) -> DataPaths:
+def data_paths(folder: Path) -> DataPaths:
     return DataPaths(str(folder / "records.json"), str(folder / "images"))
 
 
 def test_a_rank_has_a_batch_without_images(folder: Path) -> None:
-    """What test_strategies.py relies on: among its batches of 4 is one of text only, beside one with images."""
+    """test_strategies.py relies on this: at some step, one rank has a batch of text only and the other has images."""
     data = tiny.data_module(folder, batch_size=4, seed=SEED)
     batches = list(data.train_dataloader())[:10]
     images = [batch.counts.image for batch in batches]
@@ -46,7 +46,7 @@ def checkpointing(root: Path, every: int = 3) -> list[ModelCheckpoint]:
 
 def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 8, "enable_checkpointing": True, "accumulate_grad_batches": 2}
-    straight = tiny.switch_kd(folder)
+    uninterrupted = tiny.switch_kd(folder)
     teacher_before: dict[str, Tensor] = {}
 
     class KeepTeacher(ModelCheckpoint):
@@ -55,28 +55,27 @@ def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: P
 
     callbacks = [*checkpointing(tmp_path), KeepTeacher(tmp_path / "unused")]
     tiny.trainer(tmp_path, callbacks=callbacks, **settings).fit(
-        straight, datamodule=tiny.data_module(folder, batch_size=4)
+        uninterrupted, datamodule=tiny.data_module(folder, batch_size=4)
     )
-    teacher_after = straight.distiller.teacher.state_dict()
+    teacher_after = uninterrupted.distiller.teacher.state_dict()
     assert teacher_before
     for name, tensor in teacher_before.items():
         assert torch.equal(tensor, teacher_after[name])
 
     checkpoint = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if "teacher" in name]
-    held = {tensor.shape for state in checkpoint["optimizer_states"] for tensor in state["state"][0].values()}
-    assert held
+    assert [tensor for state in checkpoint["optimizer_states"] for tensor in state["state"][0].values()]
     assert checkpoint["global_step"] == 3
 
     resumed = tiny.switch_kd(folder)
     tiny.trainer(tmp_path, **settings).fit(
         resumed, datamodule=tiny.data_module(folder, batch_size=4), ckpt_path=str(tmp_path / "step=3.ckpt")
     )
-    for name, tensor in weights(straight).items():
+    for name, tensor in weights(uninterrupted).items():
         assert torch.equal(weights(resumed)[name], tensor), name
 
 
-def test_refuses_another_student_or_teacher(folder: Path, tmp_path: Path) -> None:
+def test_another_student_or_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.trainer(tmp_path, callbacks=checkpointing(tmp_path), enable_checkpointing=True, max_steps=3).fit(
         tiny.switch_kd(folder), datamodule=tiny.data_module(folder)
     )
@@ -108,23 +107,27 @@ def test_optimizer_groups_and_schedule(folder: Path, tmp_path: Path) -> None:
     grouped = [p for group in groups.values() for p in group["params"]]
     trainable = [p for p in model.distiller.parameters() if p.requires_grad]
     assert {id(p) for p in grouped} == {id(p) for p in trainable}
-    assert model.distiller.teacher is None, "sft needs no teacher: none is loaded"
+    assert model.distiller.teacher is None, "SFT needs no teacher, so none is loaded"
 
 
 def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> None:
     model = tiny.switch_kd(folder)
     trainer = tiny.trainer(tmp_path, limit_val_batches=1.0)
     metrics = trainer.validate(model, datamodule=tiny.data_module(folder, batch_size=7), verbose=False)[0]
-    again = trainer.test(model, datamodule=tiny.data_module(folder, test=records_of(folder)), verbose=False)[0]
-    assert again["test/loss/vsd"] == pytest.approx(metrics["val/loss/vsd"], rel=1e-5)
+    test_metrics = trainer.test(model, datamodule=tiny.data_module(folder, test=data_paths(folder)), verbose=False)[0]
+    assert test_metrics["test/loss/vsd"] == pytest.approx(metrics["val/loss/vsd"], rel=1e-5)
     assert metrics.keys() >= {"val/loss/ce", "val/loss/align", "val/loss/vsd", "val/loss/total", "val/accuracy"}
-    whole = next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader()))
+    all_samples = next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader()))
     with torch.no_grad():
-        terms = model.distiller.eval()(whole, whole.counts.tensor(), 0)
+        output = model.distiller.eval()(all_samples, all_samples.counts.tensor(), 0)
     for name in ("ce", "align"):
-        assert metrics[f"val/loss/{name}"] == pytest.approx(float(terms.sums[name]) / whole.counts.token, rel=1e-5)
-    assert metrics["val/loss/vsd"] == pytest.approx(float(terms.sums["vsd"]) / whole.counts.visual_token, rel=1e-5)
-    assert metrics["val/accuracy"] == pytest.approx(float(terms.sums["correct"]) / whole.counts.token)
+        assert metrics[f"val/loss/{name}"] == pytest.approx(
+            float(output.sums[name]) / all_samples.counts.token, rel=1e-5
+        )
+    assert metrics["val/loss/vsd"] == pytest.approx(
+        float(output.sums["vsd"]) / all_samples.counts.visual_token, rel=1e-5
+    )
+    assert metrics["val/accuracy"] == pytest.approx(float(output.sums["correct"]) / all_samples.counts.token)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> Non
     ],
     ids=["frozen", "layer", "tokens", "width"],
 )
-def test_refuses_pairs_that_do_not_fit(
+def test_incompatible_pairs_are_refused(
     folder: Path, tmp_path: Path, teacher: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     if teacher.pop("wide", False):
@@ -151,7 +154,7 @@ def test_refuses_pairs_that_do_not_fit(
         tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
 
 
-def test_refuses_another_vocabulary(folder: Path, tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tiny.save_vlm(tmp_path / "teacher", seed=1)
     text = (tmp_path / "teacher" / "tokenizer.json").read_text(encoding="utf-8")
     core = json.loads(text)
@@ -163,17 +166,19 @@ def test_refuses_another_vocabulary(folder: Path, tmp_path: Path) -> None:
         tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
 
 
-def test_warns_when_there_is_nothing_to_switch(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_switch_without_effect_is_reported(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = VLMSpec(checkpoint=str(folder / "student"))
     model = SwitchKD(spec, spec, SwitchKDObjective())
     with caplog.at_level("WARNING"):
         tiny.trainer(tmp_path, max_steps=1).fit(model, datamodule=tiny.data_module(folder, group_window=1))
-    assert "the visual switch changes nothing yet" in caplog.text
+    assert "The visual switch has no effect" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 @pytest.mark.parametrize("teacher_dtype", ["float32", "bfloat16"])
-def test_precisions_leave_the_teacher_alone(folder: Path, tmp_path: Path, precision: Any, teacher_dtype: Any) -> None:
+def test_precision_does_not_change_the_teacher(
+    folder: Path, tmp_path: Path, precision: Any, teacher_dtype: Any
+) -> None:
     student = VLMSpec(checkpoint=str(folder / "student"))
     teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype=teacher_dtype)
     model = SwitchKD(student, teacher, SwitchKDObjective())
@@ -193,7 +198,7 @@ def test_public_names() -> None:
     assert not hasattr(lightning_switchkd, "nothing")
 
 
-def test_refuses_a_changing_accumulation(folder: Path, tmp_path: Path) -> None:
+def test_a_changing_accumulation_is_refused(folder: Path, tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
     callbacks = [GradientAccumulationScheduler({0: 1, 1: 2})]
@@ -201,8 +206,8 @@ def test_refuses_a_changing_accumulation(folder: Path, tmp_path: Path) -> None:
         tiny.trainer(tmp_path, callbacks=callbacks).fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder))
 
 
-def test_chunks_of_rows_train_alike(folder: Path, tmp_path: Path) -> None:
-    """In float32, up to its rounding: the loss of every step with a row at a time and with all at once."""
+def test_chunk_size_does_not_change_training(folder: Path, tmp_path: Path) -> None:
+    """Chunks of one token and one chunk give the same losses, up to float32 rounding."""
 
     class Losses(SwitchKD):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -217,5 +222,5 @@ def test_chunks_of_rows_train_alike(folder: Path, tmp_path: Path) -> None:
         tiny.trainer(tmp_path, max_steps=12).fit(runs[-1], datamodule=tiny.data_module(folder, seed=1))
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-4)
     assert runs[0].losses[-1] < 0.9 * runs[0].losses[0]
-    with pytest.raises(UserError, match="logits_gib is 0"):
+    with pytest.raises(UserError, match="logits_gib must be above 0, got 0"):
         SwitchKD(VLMSpec(), logits_gib=0)

@@ -176,7 +176,9 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     >>> upgrade_config({"model": {"lr_end": 0.1}, "greedy": {"records": 8, "batch_size": 4}})
     {'model': {'min_lr_ratio': 0.1}, 'val_generation': {'num_samples': 8, 'batch_size': 4}}
     """
-    return _upgrade(config, "")
+    upgraded = _upgrade(config, "")
+    assert isinstance(upgraded, dict)
+    return upgraded
 
 
 def _upgrade(value: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Loggers that go on where an interrupted run stopped, and what TensorBoard shows beside scalars."""
+"""Loggers that a resumed run continues, and helpers for what TensorBoard shows besides scalars."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 
-class _Continued(ExperimentWriter):
-    """Keeps the rows that are there; Lightning's deletes them."""
+class _ResumableWriter(ExperimentWriter):
+    """Keep the rows of an existing file, which Lightning's writer deletes."""
 
     def _check_log_dir_exists(self) -> None:
         if self._fs.isfile(self.metrics_file_path):
             with self._fs.open(self.metrics_file_path, "r", newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
-    def forget_from(self, step: int) -> None:
-        """Drops the rows of steps that will be taken again."""
+    def drop_from(self, step: int) -> None:
+        """Delete the rows of this step and later ones."""
         if not self._fs.isfile(self.metrics_file_path):
             return
         with self._fs.open(self.metrics_file_path, "r", newline="") as file:
@@ -38,10 +38,10 @@ class _Continued(ExperimentWriter):
 
 
 class CSVLogger(LightningCSVLogger):
-    """``metrics.csv`` that a resumed run continues instead of starting anew; every row is on disk at once.
+    """Write ``metrics.csv``. Every row is written at once, and a resumed run appends to the file.
 
     Args:
-        save_dir: folder of the file.
+        save_dir: Folder of the file.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -49,67 +49,69 @@ class CSVLogger(LightningCSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> _Continued:
-        """What writes the rows."""
-        if not isinstance(self._experiment, _Continued):
-            self._experiment = _Continued(log_dir=self.log_dir)
+    def experiment(self) -> _ResumableWriter:
+        """The writer of the file."""
+        if not isinstance(self._experiment, _ResumableWriter):
+            self._experiment = _ResumableWriter(log_dir=self.log_dir)
         return self._experiment
 
 
 @rank_zero_only
 def resume_logs(trainer: L.Trainer) -> None:
-    """Drops what an interrupted run logged after the checkpoint that this one starts from (all of it at step 0)."""
+    """Delete what an interrupted run logged after the checkpoint that this run resumes from. At step 0 delete all."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
-            logger.experiment.forget_from(step)
+            logger.experiment.drop_from(step)
     for writer in tensorboards(trainer):
-        if step and writer.file_writer is not None:  # TensorBoard then leaves out what came at this step and later
+        if step and writer.file_writer is not None:  # TensorBoard then hides earlier events of this step and later ones
             writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=step)
 
 
 def tensorboards(trainer: L.Trainer) -> Iterator[SummaryWriter]:
-    """The TensorBoard writers of a run, on rank 0; none elsewhere."""
+    """Yield the TensorBoard writers of a run. Other ranks than 0 have none."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
 
 
-def log_counts(trainer: L.Trainer, name: str, counts: Tensor) -> None:
-    """A histogram of small integers from how often each occurred.
+def log_counts(trainer: L.Trainer, tag: str, counts: Tensor) -> None:
+    """Log a histogram of small integers to TensorBoard.
 
     Args:
-        trainer: whose TensorBoard loggers show it.
-        name: its tag.
-        counts: ``[L]``, how often the value 0, 1, ... occurred.
+        trainer: The trainer with the loggers.
+        tag: TensorBoard's tag.
+        counts: ``[L]``. Entry i counts how often the integer i occurred.
     """
-    values = counts.nonzero()[:, 0].tolist()
-    some = counts[values[0] : values[-1] + 1].tolist() if values else []
-    pairs = list(enumerate(some, start=values[0] if values else 0))
+    observed = counts.nonzero()[:, 0].tolist()
+    if not observed:
+        return
+    smallest, largest = observed[0], observed[-1]
+    integers = range(smallest, largest + 1)
+    frequencies = counts[smallest : largest + 1].tolist()
     for writer in tensorboards(trainer):
-        if pairs:
-            writer.add_histogram_raw(
-                name,
-                min=values[0],
-                max=values[-1],
-                num=sum(some),
-                sum=sum(value * count for value, count in pairs),
-                sum_squares=sum(value**2 * count for value, count in pairs),
-                bucket_limits=[value + 0.5 for value, _ in pairs],
-                bucket_counts=some,
-                global_step=trainer.global_step,
-            )
+        writer.add_histogram_raw(
+            tag,
+            min=smallest,
+            max=largest,
+            num=sum(frequencies),
+            sum=sum(i * n for i, n in zip(integers, frequencies, strict=True)),
+            sum_squares=sum(i**2 * n for i, n in zip(integers, frequencies, strict=True)),
+            bucket_limits=[i + 0.5 for i in integers],
+            bucket_counts=frequencies,
+            global_step=trainer.global_step,
+        )
 
 
-def log_figure(trainer: L.Trainer, name: str, figure: Any) -> None:
-    """A matplotlib figure, in TensorBoard and in every logger that takes images (Weights & Biases)."""
+def log_figure(trainer: L.Trainer, tag: str, figure: Any) -> None:
+    """Log a matplotlib figure to TensorBoard and to every logger that takes images (Weights & Biases)."""
     for writer in tensorboards(trainer):
-        writer.add_figure(name, figure, global_step=trainer.global_step, close=False)
+        writer.add_figure(tag, figure, global_step=trainer.global_step, close=False)
     for logger in trainer.loggers:
         if trainer.is_global_zero and hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[figure])
+            logger.log_image(key=tag, images=[figure])
 
 
-def log_text(trainer: L.Trainer, name: str, markdown: str) -> None:
-    """A page of Markdown in TensorBoard."""
+def log_text(trainer: L.Trainer, tag: str, markdown: str) -> None:
+    """Log a Markdown text to TensorBoard."""
     for writer in tensorboards(trainer):
-        writer.add_text(name, markdown, global_step=trainer.global_step)
+        writer.add_text(tag, markdown, global_step=trainer.global_step)

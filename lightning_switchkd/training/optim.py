@@ -13,42 +13,48 @@ from lightning_switchkd.distillation.distiller import Distiller
 
 
 def parameter_groups(distiller: Distiller, lr: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """One group per part (vision, projector, lm, and the objective's adapters) and decay; frozen parameters in none.
+    """Group the trainable parameters by part (vision, projector, lm, the objective's adapters) and by decay.
 
-    Matrices and embeddings are decayed; vectors (norms, biases, class tokens) never are.
+    Matrices and embeddings are decayed. Vectors (norms, biases, class tokens) are not. Frozen parameters are in no
+    group.
+
+    Args:
+        distiller: The models with their objective.
+        lr: Learning rate of each part.
+        weight_decay: Of the groups that are decayed.
     """
     parts: dict[str, list[nn.Parameter]] = {part: distiller.student.part_parameters(part) for part in PARTS}
     parts["objective"] = list(distiller.objective.parameters())
     groups: list[dict[str, Any]] = []
-    seen: set[nn.Parameter] = set()  # a tied head is one parameter
+    seen: set[nn.Parameter] = set()  # a tied head shares its parameter with the embeddings
     for part, parameters in parts.items():
-        own = [p for p in parameters if p.requires_grad and not (p in seen or seen.add(p))]  # type: ignore[func-returns-value]
+        trainable = [p for p in parameters if p.requires_grad and not (p in seen or seen.add(p))]  # type: ignore[func-returns-value]
         for name, decay, members in (
-            (f"{part}/decay", weight_decay, [p for p in own if p.ndim >= 2]),
-            (f"{part}/no_decay", 0.0, [p for p in own if p.ndim < 2]),
+            (f"{part}/decay", weight_decay, [p for p in trainable if p.ndim >= 2]),
+            (f"{part}/no_decay", 0.0, [p for p in trainable if p.ndim < 2]),
         ):
             if members:
                 groups.append({"params": members, "lr": lr[part], "weight_decay": decay, "name": name})
     return groups
 
 
-def warmup_cosine(steps: int, warmup: float, end: float) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: a linear rise, then a half cosine down to ``end``.
+def warmup_cosine(num_steps: int, warmup: float, min_ratio: float) -> Callable[[int], float]:
+    """Return a function from the step to the factor of the learning rate: a linear warm-up, then half a cosine.
 
     Args:
-        steps: optimizer steps in all.
-        warmup: part of all steps (below 1) or number of steps (from 1) that the rise takes.
-        end: factor left after the last step.
+        num_steps: Number of optimizer steps of the run.
+        warmup: Length of the warm-up: a fraction of all steps (below 1) or a number of steps (1 or more).
+        min_ratio: The factor after the last step.
 
     >>> [round(warmup_cosine(8, 0.25, 0.0)(step), 2) for step in (0, 1, 2, 5, 8)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    rise = round(warmup * steps) if warmup < 1 else int(warmup)
+    warmup_steps = round(warmup * num_steps) if warmup < 1 else int(warmup)
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        done = min(1.0, (step - rise) / max(1, steps - rise))
-        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+        return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -1,4 +1,4 @@
-"""Lightning callbacks."""
+"""The callbacks of every run."""
 
 from lightning_switchkd.training.callbacks.answer_panel import AnswerPanel
 from lightning_switchkd.training.callbacks.data_health import DataHealth
@@ -16,10 +16,10 @@ __all__ = [
     "DBiLDStatistics",
     "DataHealth",
     "ExportStudent",
-    "SkipNonfinite",
-    "ValGeneration",
     "Interruption",
+    "SkipNonfinite",
     "StepProgressBar",
     "Throughput",
+    "ValGeneration",
     "VisionGradients",
 ]

@@ -1,4 +1,4 @@
-"""Writes the student as a Hugging Face folder when training ends."""
+"""Export the student as a Hugging Face folder when training ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_switchkd.training.module import SwitchKD
 
 
 class ExportStudent(L.Callback):
-    """Writes ``<run>/<folder>`` at the end of `fit`, so that no further command is needed.
+    """Write ``<run>/<folder>`` at the end of `fit`.
 
     Args:
-        folder: name of the folder inside the trainer's ``default_root_dir``.
+        folder: Name of the folder inside the trainer's ``default_root_dir``.
     """
 
     def __init__(self, folder: str = "student") -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gathers what is sharded, and exports on rank 0."""
+        """Gather sharded weights and export them on rank 0."""
         if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, SwitchKD)
@@ -32,4 +32,4 @@ class ExportStudent(L.Callback):
             folder = Path(trainer.default_root_dir) / self.folder
             processor = trainer.datamodule.processor  # type: ignore[attr-defined]
             write_student(student_weights(state, metadata["lora_scale"]), processor, folder, metadata)
-        trainer.strategy.barrier()  # what comes after a run may read the folder on any rank
+        trainer.strategy.barrier()  # after the run, any rank may read the folder

@@ -1,4 +1,4 @@
-"""A progress bar that counts optimizer steps over the whole run, however many epochs they take."""
+"""A progress bar that counts optimizer steps over the whole run, across epochs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-SHOWN = {"train/loss/": "", "val/accuracy": "val accuracy", "val/exact_match": "val exact match"}
-"""Metrics that the bar shows, by how they begin; with their short names. ``total`` is left out: the terms say more."""
+SHOWN_METRICS = {"train/loss/": "", "val/accuracy": "val accuracy", "val/exact_match": "val exact match"}
+"""Metrics that the bar shows: prefix and short name. ``total`` is not shown, because the terms say more."""
 
 
 class StepProgressBar(ProgressBar):
-    """Steps done and to do, time left, the latest loss terms and validation scores, and a second bar in validation.
+    """Show steps, time left, the latest loss terms and validation scores, and a second bar during validation.
 
-    In a terminal it is a live bar; elsewhere (a file, CI) a line every so often.
+    A terminal shows a live bar. A file or CI log gets a line at regular intervals.
 
     Args:
-        seconds_between_lines: how often a line is written where there is no terminal.
+        seconds_between_lines: Interval of the lines where the output is not a terminal.
     """
 
     def __init__(self, seconds_between_lines: float = 10.0) -> None:
@@ -39,10 +39,10 @@ class StepProgressBar(ProgressBar):
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens the bar at the step the run starts or resumes from."""
+        """Open the bar at the step where the run starts or resumes."""
         total = trainer.estimated_stepping_batches
         self._total = None if total == float("inf") else int(total)
-        self._begun, self._first_step, self._next_line = time.monotonic(), trainer.global_step, 0.0
+        self._start_time, self._first_step, self._next_line = time.monotonic(), trainer.global_step, 0.0
         if self._disabled or not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -62,23 +62,29 @@ class StepProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves on when the optimizer has stepped."""
+        """Update the bar after an optimizer step."""
         if self._disabled:
             return
         if self._progress is not None:
-            self._progress.update(self._train, completed=trainer.global_step, shown=shown(trainer.callback_metrics))
+            self._progress.update(
+                self._train, completed=trainer.global_step, shown=format_metrics(trainer.callback_metrics)
+            )
         elif batch.window_end and (time.monotonic() >= self._next_line or trainer.global_step == self._total):
             self._next_line = time.monotonic() + self.seconds_between_lines
             self._print_line(trainer)
 
     def _print_line(self, trainer: L.Trainer) -> None:
-        spent, done = time.monotonic() - self._begun, trainer.global_step - self._first_step
-        left = "" if self._total is None else f", {_clock(spent / done * (self._total - trainer.global_step))} left"
+        elapsed, num_steps = time.monotonic() - self._start_time, trainer.global_step - self._first_step
+        left = (
+            "" if self._total is None else f", {_clock(elapsed / num_steps * (self._total - trainer.global_step))} left"
+        )
         steps = f"step {trainer.global_step}" + ("" if self._total is None else f"/{self._total}")
-        self._console.print(f"{steps}  {shown(trainer.callback_metrics)}  {_clock(spent)}{left}", highlight=False)
+        self._console.print(
+            f"{steps}  {format_metrics(trainer.callback_metrics)}  {_clock(elapsed)}{left}", highlight=False
+        )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens a second bar for the validation batches."""
+        """Open a second bar for the validation batches."""
         if self._progress is not None:
             batches = sum(trainer.num_val_batches) if isinstance(trainer.num_val_batches, list) else 0
             total = None if batches == float("inf") else batches
@@ -88,32 +94,32 @@ class StepProgressBar(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Moves the second bar on."""
+        """Update the second bar."""
         if self._progress is not None and self._validation is not None:
             self._progress.advance(self._validation)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the second bar away."""
+        """Remove the second bar."""
         if self._progress is not None and self._validation is not None:
             self._progress.remove_task(self._validation)
             self._validation = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the finished bar on the screen."""
+        """Update the bar a last time and leave it on the screen."""
         if self._progress is not None:
-            self._progress.update(self._train, shown=shown(trainer.callback_metrics))
+            self._progress.update(self._train, shown=format_metrics(trainer.callback_metrics))
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Closes the bar before the error is printed."""
+        """Close the bar before the error is printed."""
         self._close()
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first."""
+        """Turn the bar off. Lightning calls this on every rank except 0."""
         self._disabled = True
 
     def enable(self) -> None:
-        """The opposite of :meth:`disable`."""
+        """Undo :meth:`disable`."""
         self._disabled = False
 
     def _close(self) -> None:
@@ -122,18 +128,18 @@ class StepProgressBar(ProgressBar):
             self._progress = None
 
 
-def shown(metrics: dict[str, Any]) -> str:
-    """The metrics that matter, short.
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Format the metrics that the bar shows.
 
-    >>> shown({"train/loss/ce": 0.3123, "train/loss/total": 0.9, "val/accuracy": 0.5, "lr": 1.0})
+    >>> format_metrics({"train/loss/ce": 0.3123, "train/loss/total": 0.9, "val/accuracy": 0.5, "lr": 1.0})
     'ce 0.312  val accuracy 0.5'
     """
-    found = []
+    parts = []
     for name, value in metrics.items():
-        for beginning, short in SHOWN.items():
-            if name.startswith(beginning) and not name.endswith("/total"):
-                found.append(f"{short or name.removeprefix(beginning)} {float(value):.3g}")
-    return "  ".join(found)
+        for prefix, short in SHOWN_METRICS.items():
+            if name.startswith(prefix) and not name.endswith("/total"):
+                parts.append(f"{short or name.removeprefix(prefix)} {float(value):.3g}")
+    return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:

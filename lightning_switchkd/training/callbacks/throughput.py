@@ -1,4 +1,4 @@
-"""How fast it trains, what it waits for, and how long it will take."""
+"""Log how fast the run trains, how long it waits for data, and how much time is left."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from lightning_switchkd.distillation.flops import StepCost, step_cost
 from lightning_switchkd.training.module import SwitchKD
 
 UNITS = ("samples", "supervised_tokens", "tokens", "positions", "token_pairs", "images", "seconds_waited")
+"""Quantities that are counted, in the order of the counting tensor."""
 
 
 class Throughput(L.Callback):
-    """Logs ``throughput/*`` at every log line, over all ranks; validation time does not count.
+    """Log ``throughput/*`` at every log line, over all ranks and without validation time.
 
-    ``samples_per_s``, ``tokens_per_s`` (real ones, image tokens included), ``supervised_tokens_per_s``,
-    ``padding_share`` (of all positions), ``data_wait_share`` (of the time, waiting for the loader), ``peak_memory_gib``
-    (allocated on the GPU since the last line; on a CPU the process's largest so far), ``model_tflops_per_s`` (a
-    process's average; ``vlm.flops``), ``mfu`` (as a share of the device's peak, where that is known) and
-    ``minutes_left`` (at the pace of this run so far, validation included).
+    - ``samples_per_s``
+    - ``tokens_per_s``: real tokens, including image tokens
+    - ``supervised_tokens_per_s``
+    - ``padding_share``: fraction of all positions
+    - ``data_wait_share``: fraction of the time spent waiting for the data loader
+    - ``peak_memory_gib``: allocated on the GPU since the last log line; on a CPU, the peak of the process so far
+    - ``model_tflops_per_s``: average of a process (``distillation.flops``)
+    - ``mfu``: the same as a fraction of the device's peak, if the peak is known
+    - ``minutes_left``: at the average pace of this run so far, including validation
 
     Args:
-        peak_tflops: what one device can do at best, for ``mfu``; None asks Lightning's table of GPUs.
+        peak_tflops: Peak TFLOP/s of one device, for ``mfu``. None uses Lightning's table of GPUs.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -36,69 +41,78 @@ class Throughput(L.Callback):
         self._paused = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         assert isinstance(pl_module, SwitchKD)
         self._cost: StepCost = step_cost(pl_module.distiller)
-        self._peak = 1e12 * self.peak_tflops if self.peak_tflops else _known_peak(trainer, pl_module.device)
-        self._begun, self._first_step = time.perf_counter(), trainer.global_step
-        self._restart(pl_module.device)
+        self._peak_flops = 1e12 * self.peak_tflops if self.peak_tflops else _known_peak(trainer, pl_module.device)
+        self._start_time, self._first_step = time.perf_counter(), trainer.global_step
+        self._reset(pl_module.device)
 
-    def _restart(self, device: torch.device) -> None:
-        self._seen = torch.zeros(len(UNITS), dtype=torch.float64, device=device)
-        self._since, self._paused = time.perf_counter(), 0.0
+    def _reset(self, device: torch.device) -> None:
+        self._counts = torch.zeros(len(UNITS), dtype=torch.float64, device=device)
+        self._interval_start, self._paused = time.perf_counter(), 0.0
         if device.type == "cuda":
             reset_peak_memory("cuda")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stops the clock."""
-        self._validating_since = time.perf_counter()
+        """Pause the clock."""
+        self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets it run on."""
-        self._paused += time.perf_counter() - self._validating_since
+        """Continue the clock."""
+        self._paused += time.perf_counter() - self._validation_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts a micro-batch, and logs where a log line is due."""
-        self._seen += self._counted(batch, trainer)
+        """Count a micro-batch. Log the rates at every log line."""
+        self._counts += self._count(batch, trainer)
         if batch.window_end and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = self._values(trainer, pl_module.device)
+            values = self._compute(trainer, pl_module.device)
             pl_module.log_dict({f"throughput/{k}": v for k, v in values.items()}, batch_size=len(batch))
-            self._restart(pl_module.device)
+            self._reset(pl_module.device)
 
-    def _counted(self, batch: Batch, trainer: L.Trainer) -> Tensor:
+    def _count(self, batch: Batch, trainer: L.Trainer) -> Tensor:
+        """Return ``[7]``, one micro-batch's quantity for each of ``UNITS``."""
         lengths = batch.lengths.double()  # [B]
         stream: Any = trainer.train_dataloader
-        numbers = [len(batch), batch.counts.token, 0, batch.input_ids.numel(), 0, batch.counts.image, stream.pop_wait_seconds()]
-        counted = torch.tensor(numbers, dtype=torch.float64).to(lengths.device, non_blocking=True)
-        counted[UNITS.index("tokens")], counted[UNITS.index("token_pairs")] = lengths.sum(), lengths.square().sum()
-        return counted
-
-    def _values(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
-        summed: Any = trainer.strategy.reduce(self._seen, reduce_op="sum")
-        seen = dict(zip(UNITS, summed.tolist(), strict=True))  # the device has caught up here
-        now, world = time.perf_counter(), trainer.world_size
-        seconds = now - self._since - self._paused
-        memory: Any = trainer.strategy.reduce(torch.tensor(peak_memory(device.type), device=device), reduce_op="max")
-        flops = self._cost.total(seen["tokens"], seen["token_pairs"], seen["images"], seen["supervised_tokens"])
-        values = {
-            "samples_per_s": seen["samples"] / seconds,
-            "tokens_per_s": seen["tokens"] / seconds,
-            "supervised_tokens_per_s": seen["supervised_tokens"] / seconds,
-            "padding_share": 1 - seen["tokens"] / seen["positions"],
-            "data_wait_share": seen["seconds_waited"] / world / seconds,
-            "peak_memory_gib": float(memory) / 2**30,
-            "model_tflops_per_s": flops / world / seconds / 1e12,
+        on_host = {
+            "samples": len(batch),
+            "supervised_tokens": batch.counts.token,
+            "positions": batch.input_ids.numel(),
+            "images": batch.counts.image,
+            "seconds_waited": stream.pop_wait_seconds(),
         }
-        if self._peak:
-            values["mfu"] = flops / world / seconds / self._peak
-        if (total := trainer.estimated_stepping_batches) != float("inf"):
-            pace = (now - self._begun) / (trainer.global_step - self._first_step)
-            values["minutes_left"] = pace * (total - trainer.global_step) / 60
+        counts = torch.tensor([on_host.get(unit, 0) for unit in UNITS], dtype=torch.float64)
+        counts = counts.to(lengths.device, non_blocking=True)
+        counts[UNITS.index("tokens")], counts[UNITS.index("token_pairs")] = lengths.sum(), lengths.square().sum()
+        return counts
+
+    def _compute(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+        summed: Any = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        total = dict(zip(UNITS, summed.tolist(), strict=True))  # `tolist` waits for the device
+        now, world_size = time.perf_counter(), trainer.world_size
+        seconds = now - self._interval_start - self._paused
+        memory: Any = trainer.strategy.reduce(torch.tensor(peak_memory(device.type), device=device), reduce_op="max")
+        flops = self._cost.total(total["tokens"], total["token_pairs"], total["images"], total["supervised_tokens"])
+        values = {
+            "samples_per_s": total["samples"] / seconds,
+            "tokens_per_s": total["tokens"] / seconds,
+            "supervised_tokens_per_s": total["supervised_tokens"] / seconds,
+            "padding_share": 1 - total["tokens"] / total["positions"],
+            "data_wait_share": total["seconds_waited"] / world_size / seconds,
+            "peak_memory_gib": float(memory) / 2**30,
+            "model_tflops_per_s": flops / world_size / seconds / 1e12,
+        }
+        if self._peak_flops:
+            values["mfu"] = flops / world_size / seconds / self._peak_flops
+        if (num_steps := trainer.estimated_stepping_batches) != float("inf"):
+            seconds_per_step = (now - self._start_time) / (trainer.global_step - self._first_step)
+            values["minutes_left"] = seconds_per_step * (num_steps - trainer.global_step) / 60
         return values
 
 
 def _known_peak(trainer: L.Trainer, device: torch.device) -> float | None:
+    """Return the device's peak FLOP/s at the trainer's precision, or None if Lightning's table lacks the device."""
     dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
     return get_available_flops(device, dtype)

@@ -1,4 +1,4 @@
-"""Exact match of the student's greedy answers on some validation records, logged as ``val/exact_match``."""
+"""Log the exact match of the student's greedy answers to validation questions as ``val/exact_match``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_switchkd.training.module import SwitchKD
 
 
 class ValGeneration(L.Callback):
-    """Asks the student the last question of validation records and compares with the last answer.
+    """Let the student answer the last question of validation samples, and compare with the last answer.
 
     Args:
-        records: how many, evenly spaced over the validation data; 0 asks nothing.
-        max_new_tokens: longest answer.
-        batch_size: questions asked at once.
+        num_samples: Number of samples, evenly spaced over the validation data. 0 turns the callback off.
+        max_new_tokens: Maximum length of an answer.
+        batch_size: Number of questions in a batch.
     """
 
     def __init__(self, num_samples: int = 128, max_new_tokens: int = 16, batch_size: int = 64) -> None:
@@ -26,16 +26,16 @@ class ValGeneration(L.Callback):
         self.batch_size = batch_size
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Every rank asks its share; sums and counts are added up."""
+        """Answer this rank's part of the questions, then add up over ranks."""
         assert isinstance(pl_module, SwitchKD)
         if self.num_samples == 0 or trainer.sanity_checking:
             return
         questions = ValidationQuestions(trainer.datamodule, pl_module.device, self.max_new_tokens)  # type: ignore[attr-defined]
         mean = Means(["exact_match"]).to(pl_module.device)
-        share = self.num_samples, trainer.global_rank, trainer.world_size
-        asked = questions.samples(*share)
-        said = [x for batch in batches(asked, self.batch_size) for x in questions.ask(pl_module.distiller, batch)]
-        pairs = list(zip(said, asked, strict=True))[: questions.number(*share)]
-        right = sum(answer == sample.answer.strip() for answer, sample in pairs)
-        mean.update({"exact_match": torch.tensor(right, device=pl_module.device)}, {"exact_match": len(pairs)})
+        part = self.num_samples, trainer.global_rank, trainer.world_size
+        samples = questions.samples(*part)
+        answers = [x for batch in batches(samples, self.batch_size) for x in questions.ask(pl_module.distiller, batch)]
+        pairs = list(zip(answers, samples, strict=True))[: questions.num_unique(*part)]
+        correct = sum(answer == sample.answer.strip() for answer, sample in pairs)
+        mean.update({"exact_match": torch.tensor(correct, device=pl_module.device)}, {"exact_match": len(pairs)})
         pl_module.log("val/exact_match", mean.compute_and_reset()["exact_match"], prog_bar=True)

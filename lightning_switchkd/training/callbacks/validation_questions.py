@@ -1,4 +1,4 @@
-"""Validation records as questions, asked in the midst of training with the training's own ids and pixels."""
+"""Validation samples as questions, answered during training with the same prompts and pixels as in training."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from lightning_switchkd.models.generation import Prompts, answers
 
 @dataclass(frozen=True)
 class ValidationQuestions:
-    """The last question of some validation records.
+    """The last questions of some validation samples.
 
     Attributes:
-        data: where they come from.
-        device: where the models are.
-        max_new_tokens: longest answer.
+        data: The data module with the samples.
+        device: Device of the models.
+        max_new_tokens: Maximum length of an answer.
     """
 
     data: LLaVADataModule
     device: torch.device
     max_new_tokens: int
 
-    def samples(self, count: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
-        """At most ``count`` records, evenly spaced over the validation data; a rank's share of them.
+    def samples(self, num_samples: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
+        """Return a rank's part of up to ``num_samples`` samples, evenly spaced over the validation data.
 
-        All shares are equally long, for sharded models answer together: the last may repeat, beyond :meth:`number`.
+        All parts have the same length, because sharded models answer on all ranks at once. The last sample of a part
+        may be a repetition. :meth:`num_unique` tells how many samples to count.
         """
-        dataset, count = self.data.dataset("val"), self.number(count)
-        asked = range(rank, -(-count // world_size) * world_size, world_size)
-        return [dataset.sample(min(i, count - 1) * len(dataset) // count) for i in asked]
+        dataset, num_samples = self.data.dataset("val"), self.num_unique(num_samples)
+        positions = range(rank, -(-num_samples // world_size) * world_size, world_size)
+        return [dataset.sample(min(i, num_samples - 1) * len(dataset) // num_samples) for i in positions]
 
-    def number(self, count: int, rank: int = 0, world_size: int = 1) -> int:
-        """How many records of a rank's share are no repetition."""
-        return len(range(rank, min(count, len(self.data.dataset("val"))), world_size))
+    def num_unique(self, num_samples: int, rank: int = 0, world_size: int = 1) -> int:
+        """Return how many samples of a rank's part are not repetitions."""
+        return len(range(rank, min(num_samples, len(self.data.dataset("val"))), world_size))
 
     def ask(self, distiller: Distiller, samples: Sequence[Sample], pathway: Pathway = "student") -> list[str]:
-        """Greedy answers.
+        """Return the greedy answers to the samples' last questions.
 
         Args:
-            distiller: holds the models.
-            records: what is asked.
-            side: the pathway that answers; the switch's is the teacher behind the student's vision encoder.
+            distiller: The models.
+            samples: The samples.
+            pathway: The pathway that answers. The switch is the teacher behind the student's vision encoder.
         """
         prompts = Prompts.of(
             [self.data.prompter.encode_question(sample) for sample in samples],
-            [image for sample in samples for image in sample.load_images()],
+            [image for sample in samples for image in sample.pictures()],
             self.data.pixels[-1 if pathway == "teacher" else 0],
             self.data.processor.tokenizer.pad_token_id,
             self.device,

@@ -1,4 +1,4 @@
-"""How strongly each pathway, and each term, pulls at the student's vision encoder."""
+"""Log the gradient that each pathway, and each term, sends into the student's vision encoder."""
 
 from __future__ import annotations
 
@@ -18,113 +18,116 @@ from lightning_switchkd.training.metrics import Means
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
 
-PLACE = "train/vision_gradient"
+PREFIX = "train/vision_gradient"
 
 
 class VisionGradients(L.Callback):
-    """Logs ``train/vision_gradient/{student,switch}``: norm of the loss's gradient at V^S's output, by pathway.
+    """Log ``train/vision_gradient/{student,switch}``: the norm of the loss's gradient at V^S's output, by pathway.
 
-    That is the gradient of the whole optimizer step with respect to the features of all its images (root mean square
-    over the steps since the last log line), with ``cosine`` between the two: do both ask the encoder for the same?
-    It is read by hooks while the backward passes by, and costs next to nothing. Nothing is logged while the vision
-    encoder is frozen.
+    The gradient is that of the whole optimizer step at the features of all its images. The norm is the root mean square
+    over the steps since the last log line. ``cosine`` between both gradients tells whether the pathways agree. Hooks
+    read the gradients during the backward pass at almost no cost. With a frozen vision encoder nothing is logged.
 
     Args:
-        split_every_n_steps: every n-th optimizer step, also log ``train/vision_gradient/by_term/*`` of that step. Costs
-            one more pass through the heads and backward through the language models per term in that step (with three
-            terms about as much as the step itself); 0 never does.
+        split_every_n_steps: Also log ``train/vision_gradient/by_term/*`` in every n-th optimizer step. In such a step,
+            each term runs the heads and the backward pass of the language models once more. With three terms this
+            about doubles the cost of the step. 0 turns it off.
     """
 
     def __init__(self, split_every_n_steps: int = 0) -> None:
         self.split_every_n_steps = split_every_n_steps
-        self._pathways, self._terms = Means(["student", "switch", "dot"]), Means([])
-        self._carried: Mapping[str, Tensor] = {}
-        self._sides: list[str] = []
+        self._pathway_squares, self._term_squares = Means(["student", "switch", "dot"]), Means([])
+        self._restored: Mapping[str, Tensor] = {}
+        self._pathways: list[str] = []
         self._trainer: L.Trainer | None = None
         self._handle: RemovableHandle | None = None
-        self._first: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}  # of this micro-batch, by pathway
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens to the distiller."""
+        """Register a hook on the distiller.
+
+        Raises:
+            UserError: The strategy cannot differentiate each term alone.
+        """
         assert isinstance(pl_module, SwitchKD)
         if self.split_every_n_steps and isinstance(trainer.strategy, FSDP2):
             raise UserError(
-                "vision_gradients.split_every_n_steps differentiates each term alone, which sharded models do not allow. "
-                "Set it to 0 (the norms by pathway stay), or use another strategy (TRAINER=ddp)."
+                "vision_gradients.split_every_n_steps must be 0 with FSDP2, got "
+                f"{self.split_every_n_steps}: sharded models cannot differentiate each term alone. Set it to 0 (norms "
+                "by pathway are still logged), or use TRAINER=ddp."
             )
         self._trainer = trainer
-        self._pathways.to(pl_module.device).restore(self._carried, trainer.global_rank)
-        self._terms = Means(pl_module.objective.terms).to(pl_module.device)
+        self._pathway_squares.to(pl_module.device).restore(self._restored, trainer.global_rank)
+        self._term_squares = Means(pl_module.objective.terms).to(pl_module.device)
         self._handle = pl_module.distiller.register_forward_hook(self._after_forward)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listens no longer."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
-    def _after_forward(self, distiller: Any, _: Any, terms: ObjectiveOutput) -> None:
-        features = {pathway: tensor for pathway, tensor in terms.features.items() if tensor.requires_grad}
+    def _after_forward(self, distiller: Any, _: Any, output: ObjectiveOutput) -> None:
+        features = {pathway: tensor for pathway, tensor in output.features.items() if tensor.requires_grad}
         if not distiller.training or not features or not torch.is_grad_enabled():
             return
-        assert self._trainer is not None
-        for name, share in terms.term_losses.items():
-            gradients = torch.autograd.grad(share, list(features.values()), retain_graph=True, allow_unused=True)
-            squares = sum((g.double().square().sum() for g in gradients if g is not None), share.new_zeros(()))
-            self._terms.update({name: squares}, {name: 0})
-        self._first, self._sides = {}, list(features)
+        for name, loss in output.term_losses.items():
+            gradients = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
+            squares = sum((g.double().square().sum() for g in gradients if g is not None), loss.new_zeros(()))
+            self._term_squares.update({name: squares}, {name: 0})
+        self._gradients, self._pathways = {}, list(features)
         for pathway, tensor in features.items():
-            tensor.register_hook(partial(self._see, pathway))
+            tensor.register_hook(partial(self._after_backward, pathway))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Has the terms made one by one where their split is due."""
+        """Request the loss of each term in steps that log a split."""
         assert isinstance(pl_module, SwitchKD)
         pl_module.objective.split_terms = self._split_due(trainer.global_step)
 
     def _split_due(self, step: int) -> bool:
         return self.split_every_n_steps > 0 and step % self.split_every_n_steps == 0
 
-    def _see(self, pathway: str, gradient: Tensor) -> None:
+    def _after_backward(self, pathway: str, gradient: Tensor) -> None:
         assert self._trainer is not None
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-        factor = self._trainer.world_size * (1.0 if scaler is None else scaler.get_scale())  # of module and plugin
-        gradient = gradient.detach().double() / factor
-        found = {pathway: gradient.square().sum()}
-        for other in self._first.values():
-            found["dot"] = (gradient * other).sum()
-        self._first[pathway] = gradient
-        self._pathways.update(found, dict.fromkeys(found, 0))
+        # training_step and the loss scaler multiply the loss by these factors
+        factor = self._trainer.world_size * (1.0 if scaler is None else scaler.get_scale())
+        gradient = gradient.detach().double() / factor  # [M, P, H_v]
+        squares = {pathway: gradient.square().sum()}
+        for other in self._gradients.values():
+            squares["dot"] = (gradient * other).sum()
+        self._gradients[pathway] = gradient
+        self._pathway_squares.update(squares, dict.fromkeys(squares, 0))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts the optimizer step; logs the split of this step, and the pathways where a log line is due."""
-        self._first = {}
-        if not batch.window_end or not self._sides:
+        """Count the optimizer step. Log the split of this step, and the norms by pathway at every log line."""
+        self._gradients = {}
+        if not batch.window_end or not self._pathways:
             return
         split = self._split_due(trainer.global_step - 1)
-        for means in (self._pathways, self._terms) if split else (self._pathways,):
-            nothing = torch.zeros((), device=pl_module.device)  # squares add up over ranks, steps are counted once
-            means.update(dict.fromkeys(means.names, nothing), dict.fromkeys(means.names, int(trainer.is_global_zero)))
+        for means in (self._pathway_squares, self._term_squares) if split else (self._pathway_squares,):
+            zero = torch.zeros((), device=pl_module.device)  # squares add up over ranks, each step counts once
+            means.update(dict.fromkeys(means.names, zero), dict.fromkeys(means.names, int(trainer.is_global_zero)))
         if split:
-            norms = {
-                f"{PLACE}/by_term/{name}": float(sq.sqrt()) for name, sq in self._terms.compute_and_reset().items()
-            }
-            for logger in trainer.loggers:  # not through `log`, which would repeat it at every later log line
+            squares = self._term_squares.compute_and_reset()
+            norms = {f"{PREFIX}/by_term/{name}": float(square.sqrt()) for name, square in squares.items()}
+            for logger in trainer.loggers:  # `log` would repeat the values at every later log line
                 logger.log_metrics(norms, trainer.global_step - 1)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            squares = self._pathways.compute_and_reset()
-            values = {pathway: squares[pathway].sqrt() for pathway in self._sides}
-            if len(values) == 2:  # not a number where one of them is 0
+            squares = self._pathway_squares.compute_and_reset()
+            values = {pathway: squares[pathway].sqrt() for pathway in self._pathways}
+            if len(values) == 2:  # NaN if a gradient is 0
                 values["cosine"] = squares["dot"] / (values["student"] * values["switch"])
-            pl_module.log_dict({f"{PLACE}/{name}": value for name, value in values.items()}, batch_size=len(batch))
+            pl_module.log_dict({f"{PREFIX}/{name}": value for name, value in values.items()}, batch_size=len(batch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Squares that have not been logged yet, added up over ranks."""
-        return self._pathways.summed_state()
+        """Return the squares that have not been logged yet, added up over ranks."""
+        return self._pathway_squares.summed_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up at the start of training."""
-        self._carried = state_dict
+        """Keep the state until training starts."""
+        self._restored = state_dict

@@ -1,4 +1,4 @@
-"""Checkpoints that are on the disk whole or not at all."""
+"""Checkpoint files: written atomically, read without unpickling code."""
 
 from __future__ import annotations
 
@@ -16,77 +16,78 @@ from lightning_switchkd.training.checkpoints.metadata import metadata_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the place, then renames: whoever is killed in between leaves the checkpoint before it as it was.
+    """Write a checkpoint atomically: a kill during the write leaves the previous file unchanged.
 
-    (Lightning's own goes through memory and the system's folder for temporary files, from where a copy is half there
-    for a while.)
+    Lightning's own plugin serializes to memory and copies from the system's temporary folder, so a file can be half
+    written for a while.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes the file.
+        """Write the file.
 
         Raises:
-            UserError: it does not fit on the disk, or may not be written; what was there before is still there.
+            UserError: The disk is full or not writable. The previous file is unchanged.
         """
         path = Path(path)
-        for stale in path.parent.glob(f".*{PARTIAL}"):  # of a process that was killed
+        for stale in path.parent.glob(f".*.ckpt{PARTIAL}"):  # of processes that were killed
             stale.unlink()
         try:
-            with atomic_path(path, fsync=True) as partial:
-                torch.save(checkpoint, partial)
-        except (OSError, RuntimeError) as error:  # torch wraps the error of its writer
-            said = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(said, OSError):
+            with atomic_path(path, fsync=True) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            reason = error if isinstance(error, OSError) else error.__context__  # torch wraps the writer's error
+            if not isinstance(reason, OSError):
                 raise
-            there = newest(path.parent)
-            held = f"The newest whole one is {there}" if there else "There is none yet"
+            last = newest(path.parent)
+            kept = f"The newest complete checkpoint is {last}" if last else "No complete checkpoint exists yet"
             raise UserError(
-                f"The checkpoint {path} could not be written ({said}). {held}. Make room "
-                "on that disk, or set checkpoint.dirpath to another; then go on with --ckpt_path=last (make: "
-                "RESUME=auto)."
+                f"Cannot write the checkpoint {path}: {reason}. {kept}. Free space on the disk, or set "
+                "checkpoint.dirpath to another disk. Then resume with --ckpt_path=last (make: RESUME=auto)."
             ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a file without unpickling code."""
+        """Read a file without unpickling code."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or (lambda s, _: s), weights_only=True)
         return checkpoint
 
 
-def newest(folder: Path, but: Path | None = None) -> Path | None:
-    """The checkpoint that was written last: ``last.ckpt``, or, where that is missing, the newest of its folder.
+def newest(folder: Path, exclude: Path | None = None) -> Path | None:
+    """Return the latest checkpoint: ``last.ckpt``, or the newest file of the folder if that is missing.
 
     Args:
-        folder: of checkpoints.
-        but: another than this one.
+        folder: Folder of checkpoints.
+        exclude: A file to ignore.
     """
     last = folder / "last.ckpt"
-    if but is None and last.is_file():
+    if exclude is None and last.is_file():
         return last
-    others = [file for file in folder.glob("*.ckpt") if file.is_file() and (but is None or not file.samefile(but))]
-    return max(others, key=lambda file: file.stat().st_mtime, default=None)
+    files = [f for f in folder.glob("*.ckpt") if f.is_file() and (exclude is None or not f.samefile(exclude))]
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A Lightning checkpoint, loaded without unpickling code.
+    """Load a Lightning checkpoint without unpickling code.
 
     Raises:
-        UserError: There is no such file, it is damaged, or this package did not write it.
+        UserError: The file is missing or damaged, or another program wrote it.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no checkpoint '{path}'. `fit` writes them to runs/<name>/checkpoints/.")
+        raise UserError(
+            f"The checkpoint '{path}' does not exist. `fit` writes checkpoints to runs/<name>/checkpoints/."
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        before = newest(path.parent, but=path)
-        other = f"The one before it is {before}: --ckpt_path={before}." if before else "Its folder holds no other."
+        previous = newest(path.parent, exclude=path)
+        fix = f"Resume from the previous one: --ckpt_path={previous}." if previous else "Its folder has no other one."
         raise UserError(
-            f"'{path}' cannot be read as a checkpoint ({str(error).strip().splitlines()[0]}). It may be damaged or cut "
-            f"short. {other}"
+            f"'{path}' cannot be read as a checkpoint ({str(error).strip().splitlines()[0]}). The file may be damaged "
+            f"or incomplete. {fix}"
         ) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f"'{path}' is no Lightning checkpoint. Give a .ckpt that `fit` wrote.")
+        raise UserError(f"'{path}' is not a Lightning checkpoint. Give a .ckpt that `fit` wrote.")
     metadata_of(checkpoint, f"'{path}'")
     return checkpoint

@@ -1,4 +1,4 @@
-"""Where a checkpoint continues: what Lightning wrote of its place, put so that nothing is lost or done twice."""
+"""Adjustments of Lightning's loop counters, so that a resumed run neither skips nor repeats a step."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ import lightning as L
 
 
 def align_to_step_start(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Let a run continue from the beginning of the optimizer step or validation that was under way.
+    """Move a checkpoint's position back to the start of the optimizer step or validation that was in progress.
 
-    A checkpoint that an exception or a clock makes Lightning write may lie within an accumulation window. The gradients
-    of the window's first micro-batches are in no file, so these are done again; and a validation is done again as a
-    whole. Checkpoints between two steps stay as they are.
+    A checkpoint that Lightning writes after an exception or by a timer may be inside an accumulation window. No file
+    holds the gradients of the window's first micro-batches, so these are computed again. A validation is repeated as a
+    whole. A checkpoint between two steps does not change.
 
     Args:
-        checkpoint: a loaded Lightning checkpoint, before its loops are restored; changed in place.
-        accumulate: micro-batches of an optimizer step.
+        checkpoint: A loaded Lightning checkpoint, before its loops are restored. Changed in place.
+        accumulate: Number of micro-batches in an optimizer step.
     """
     loops = checkpoint["loops"]["fit_loop"]
     training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
     current, total = training["current"], training["total"]
-    done = current["processed"] - current["processed"] % accumulate
-    in_flight = current["processed"] < current["ready"]
-    if in_flight or (done < current["processed"] and not training["is_last_batch"]):
-        before = total["processed"] - current["processed"]
-        training["current"] = dict.fromkeys(current, done)
-        training["total"] = {**dict.fromkeys(total, before + done), "started": before + done + 1}  # "in a step" to it
+    step_start = current["processed"] - current["processed"] % accumulate
+    in_batch = current["processed"] < current["ready"]
+    in_window = step_start < current["processed"] and not training["is_last_batch"]
+    if in_batch or in_window:
+        before_epoch = total["processed"] - current["processed"]
+        training["current"] = dict.fromkeys(current, step_start)
+        # Lightning restarts inside a step if more batches were started than processed
+        training["total"] = {
+            **dict.fromkeys(total, before_epoch + step_start),
+            "started": before_epoch + step_start + 1,
+        }
         training["is_last_batch"] = False
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds 1 when it restarts in a step
-    if (met := validation["current"])["completed"] < met["ready"]:
-        everything = validation["total"]["ready"]
-        validation["current"] = dict.fromkeys(met, 0)
-        validation["total"] = {"ready": everything, "started": everything} | dict.fromkeys(
-            ("processed", "completed"), everything - 1
-        )
+    if (current := validation["current"])["completed"] < current["ready"]:
+        ready = validation["total"]["ready"]
+        validation["current"] = dict.fromkeys(current, 0)
+        validation["total"] = {"ready": ready, "started": ready} | dict.fromkeys(("processed", "completed"), ready - 1)
 
 
 def restore_counters(trainer: L.Trainer, batch_idx: int) -> None:
-    """Puts right what a restart leaves in Lightning's counters: to be called as a batch starts.
+    """Correct what a restart leaves in Lightning's counters. Call this at the start of every batch.
 
-    What :func:`align_to_step_start` says to one restart ("in a step") must not be read by the next one, from a checkpoint written
-    later. And after a restart from the checkpoint of an epoch's last step, Lightning 2.6 counts the next epoch only
-    when it is over: checkpoints written in it would continue with the epoch before, once more.
+    The mark that :func:`align_to_step_start` sets ("inside a step") is for one restart. It must not reach checkpoints
+    that are written later.
+
+    After a restart from the last step of an epoch, Lightning 2.6 counts the next epoch only at its end. Checkpoints
+    written in that epoch would resume in the epoch before.
     """
     batches = trainer.fit_loop.epoch_loop.batch_progress.total
-    # the one that starts is counted next
-    batches.started = batches.ready - 1  # type: ignore[attr-defined]
+    batches.started = batches.ready - 1  # type: ignore[attr-defined]  # Lightning counts this batch right after
     if batch_idx == 0:
         for epochs in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
             if epochs.ready == epochs.completed:

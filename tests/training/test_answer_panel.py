@@ -1,4 +1,4 @@
-"""The validation panel: who is asked, what is shown."""
+"""The validation panel: which models answer, and what is logged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SFT, SwitchKDObjective
 from lightning_switchkd.training.callbacks import AnswerPanel
-from lightning_switchkd.training.callbacks.answer_panel import markdown
+from lightning_switchkd.training.callbacks.answer_panel import answer_table
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
 from lightning_switchkd.training.module import SwitchKD
 
@@ -32,40 +32,40 @@ def validate(folder: Path, root: Path, panel: AnswerPanel, objective: Any) -> Sw
     return model
 
 
-def shown(root: Path) -> tuple[str, Any]:
+def logged_panel(root: Path) -> tuple[str, Any]:
     events = EventAccumulator(str(root)).Reload()
     text = events.Tensors("val/panel/text_summary")[-1].tensor_proto.string_val[0].decode()
     image = Image.open(io.BytesIO(events.Images("val/panel")[-1].encoded_image_string))
     return text, np.asarray(image.convert("RGB"))
 
 
-def test_shows_what_all_three_say(folder: Path, tmp_path: Path) -> None:
-    panel = AnswerPanel(samples=3, max_new_tokens=4)
+def test_shows_the_answers_of_all_three(folder: Path, tmp_path: Path) -> None:
+    panel = AnswerPanel(num_samples=3, max_new_tokens=4)
     model = validate(folder, tmp_path, panel, SwitchKDObjective())
-    text, picture = shown(tmp_path)
+    text, picture = logged_panel(tmp_path)
     lines = text.splitlines()
-    assert lines[0] == "| question | right answer | teacher | student | switched |"
+    assert lines[0] == "| question | correct answer | teacher | student | switched |"
     assert len(lines) == 2 + 3
     assert "<image>" not in text
     columns = (picture < 250).any(axis=(0, 2)).nonzero()[0]
-    assert columns.max() > 0.6 * picture.shape[1], "three of four places are filled"
+    assert columns.max() > 0.6 * picture.shape[1], "three of four columns are filled"
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100, "pictures, not a white page"
-    assert all(sample.images for sample in panel._shown), "text-only records have no image to show"
-    # the switched answers are those of the teacher with the student's tower put in
+    assert all(sample.images for sample in panel._samples), "text-only samples have no image to show"
+    # reference: the teacher with the student's vision encoder in place of its own
     questions = ValidationQuestions(tiny.data_module(folder), model.device, 4)
     swapped = copy.deepcopy(model.distiller.frozen_teacher)
     swapped.model.model.vision_tower = copy.deepcopy(model.distiller.student.model.model.vision_tower)
     alone = {"teacher": model.distiller.frozen_teacher, "student": model.distiller.student, "switched": swapped}
-    said = {name: questions.ask(Distiller(vlm, None, SFT(), 10), panel._shown) for name, vlm in alone.items()}
-    assert text == markdown(panel._shown, said)
+    answers = {name: questions.ask(Distiller(vlm, None, SFT(), 10), panel._samples) for name, vlm in alone.items()}
+    assert text == answer_table(panel._samples, answers)
 
 
 def test_without_a_teacher_shows_the_student(folder: Path, tmp_path: Path) -> None:
-    validate(folder, tmp_path, AnswerPanel(samples=2, max_new_tokens=2), SFT())
-    assert shown(tmp_path)[0].startswith("| question | right answer | student |\n")
+    validate(folder, tmp_path, AnswerPanel(num_samples=2, max_new_tokens=2), SFT())
+    assert logged_panel(tmp_path)[0].startswith("| question | correct answer | student |\n")
 
 
-def test_markdown_keeps_to_its_cells() -> None:
+def test_table_escapes_its_cells() -> None:
     from lightning_switchkd.data.formats import parse_sample
     from lightning_switchkd.data.samples import SampleLocation
 
@@ -74,10 +74,10 @@ def test_markdown_keeps_to_its_cells() -> None:
             {"from": "human", "value": "<image>\nleft | right?"}, {"from": "gpt", "value": "left"},
         ]}, SampleLocation("here.json", 0),
     )  # fmt: skip
-    table = markdown([sample], {"student": ["no\nidea"], "teacher": ["left"]})
+    table = answer_table([sample], {"student": ["no\nidea"], "teacher": ["left"]})
     assert table.splitlines()[2] == "| left \\| right? | left | ✗ no idea | left |"
 
 
-def test_none_is_asked_for(folder: Path, tmp_path: Path) -> None:
-    validate(folder, tmp_path, AnswerPanel(samples=0), SFT())
+def test_zero_samples_turn_the_panel_off(folder: Path, tmp_path: Path) -> None:
+    validate(folder, tmp_path, AnswerPanel(num_samples=0), SFT())
     assert "val/panel" not in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]

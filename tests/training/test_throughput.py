@@ -1,4 +1,4 @@
-"""Rates, shares and time left, against what is known of the batches and of a clock."""
+"""Rates, fractions and time left, against known batches and a fake clock."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def module(folder: Path) -> SwitchKD:
     return SwitchKD(student, teacher, SwitchKDObjective())
 
 
-class Frozen(Throughput):
-    """Takes a second a step, and four for the validation that does not count."""
+class FakeClock(Throughput):
+    """Each step takes one second. Validation takes four, which are not counted."""
 
     clock = 0.0
 
@@ -48,19 +48,19 @@ def fit(folder: Path, root: Path, callback: Throughput, batch_size: int = 4, **s
 
 
 def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
-    callback = Frozen(peak_tflops=1e-6)
-    found = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
-    assert found.keys() == KEYS
+    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: FakeClock.clock)
+    callback = FakeClock(peak_tflops=1e-6)
+    metrics = fit(folder, tmp_path, callback, limit_val_batches=1, val_check_interval=6)
+    assert metrics.keys() == KEYS
     data = tiny.data_module(folder, batch_size=4, seed=1, group_window=1)
     batches = list(data.train_dataloader())[4:8]
     lengths = [float(n) for batch in batches for n in batch.attention_mask.sum(1)]
     positions = sum(batch.input_ids.numel() for batch in batches)
     seconds = 2.0
-    assert found["samples_per_s"] == pytest.approx(16 / seconds)
-    assert found["tokens_per_s"] == pytest.approx(sum(lengths) / seconds)
-    assert found["supervised_tokens_per_s"] == pytest.approx(sum(b.counts.token for b in batches) / seconds)
-    assert found["padding_share"] == pytest.approx(1 - sum(lengths) / positions)
+    assert metrics["samples_per_s"] == pytest.approx(16 / seconds)
+    assert metrics["tokens_per_s"] == pytest.approx(sum(lengths) / seconds)
+    assert metrics["supervised_tokens_per_s"] == pytest.approx(sum(b.counts.token for b in batches) / seconds)
+    assert metrics["padding_share"] == pytest.approx(1 - sum(lengths) / positions)
     cost = step_cost(callback_distiller(folder, tmp_path))
     flops = cost.total(
         sum(lengths),
@@ -68,10 +68,10 @@ def test_rates_by_a_known_clock(folder: Path, tmp_path: Path, monkeypatch: pytes
         sum(b.counts.image for b in batches),
         sum(b.counts.token for b in batches),
     )
-    assert found["model_tflops_per_s"] == pytest.approx(flops / seconds / 1e12)
-    assert found["mfu"] == pytest.approx(flops / seconds / 1e6)
-    assert found["minutes_left"] == 0.0
-    assert 0.1 < found["peak_memory_gib"] < 100
+    assert metrics["model_tflops_per_s"] == pytest.approx(flops / seconds / 1e12)
+    assert metrics["mfu"] == pytest.approx(flops / seconds / 1e6)
+    assert metrics["minutes_left"] == 0.0
+    assert 0.1 < metrics["peak_memory_gib"] < 100
 
 
 def callback_distiller(folder: Path, root: Path) -> Any:
@@ -80,37 +80,37 @@ def callback_distiller(folder: Path, root: Path) -> Any:
     return model.distiller
 
 
-def test_waiting_for_data_is_seen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second for each batch of four to be read, half a second for it to be trained on."""
-    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: Frozen.clock)
+def test_waiting_for_data_is_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a batch of four takes one second, training on it half a second."""
+    monkeypatch.setattr("lightning_switchkd.training.callbacks.throughput.time.perf_counter", lambda: FakeClock.clock)
     read = VisionTextDataset.__getitem__
 
     def slowly(self: VisionTextDataset, index: int) -> Any:
-        Frozen.clock += 0.25
+        FakeClock.clock += 0.25
         return read(self, index)
 
     monkeypatch.setattr(VisionTextDataset, "__getitem__", slowly)
-    found = fit(folder, tmp_path, Frozen())
-    assert found["data_wait_share"] == pytest.approx(1 / 1.5)
-    assert found["samples_per_s"] == pytest.approx(4 / 1.5)
-    assert "mfu" not in found, "no peak is known for this CPU"
+    metrics = fit(folder, tmp_path, FakeClock())
+    assert metrics["data_wait_share"] == pytest.approx(1 / 1.5)
+    assert metrics["samples_per_s"] == pytest.approx(4 / 1.5)
+    assert "mfu" not in metrics, "the peak of this CPU is unknown"
 
 
 def rank(rank: int, folder: Path, root: Path) -> None:
-    found = fit(folder, root, Throughput(), batch_size=2, devices=2, strategy="ddp")
+    metrics = fit(folder, root, Throughput(), batch_size=2, devices=2, strategy="ddp")
     if rank == 0:
         import torch
 
-        torch.save(found, root / "two.pt")
+        torch.save(metrics, root / "two.pt")
 
 
 @pytest.mark.slow
 def test_two_processes_add_up(folder: Path, tmp_path: Path) -> None:
-    """The same records a step: as many tokens for each supervised one, and the same padding where lengths allow."""
+    """Two ranks count the same samples as one process."""
     import torch
 
     tiny.on_two_ranks(rank, folder, tmp_path)
     two, one = torch.load(tmp_path / "two.pt"), fit(folder, tmp_path, Throughput())
     for numerator in ("tokens_per_s", "supervised_tokens_per_s"):
-        ours, theirs = (found[numerator] / found["samples_per_s"] for found in (two, one))
+        ours, theirs = (rates[numerator] / rates["samples_per_s"] for rates in (two, one))
         assert ours == pytest.approx(theirs, rel=1e-6)
