@@ -39,11 +39,11 @@ named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$($(1)))
 $(foreach kind,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep \
   $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(kind))),$(notdir $(kind))))
 
-EMBEDDED := digits easy_vqa emoji emoji_quick
-EMBEDDED_DATA := $(filter $(DATA),$(EMBEDDED))
+DEMO := digits easy_vqa emoji emoji_quick
+DEMO_DATA := $(filter $(DATA),$(DEMO))
 
 # The demo models are tiny. A second thread gains little, and slows down other processes on the same core.
-ifneq ($(filter $(MODEL),$(EMBEDDED)),)
+ifneq ($(filter $(MODEL),$(DEMO)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
@@ -68,7 +68,7 @@ setup: .venv/ready ## create .venv and install the pinned packages
 # -- demo data and demo models: existing ones are kept -----------------------------------------------------------------
 
 student = runs/$(1)/$(2)/student/config.json
-PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(EMBEDDED))),$(foreach stage,teacher student_init,\
+PREPARED = $(foreach name,$(sort $(filter $(DATA) $(MODEL),$(DEMO))),$(foreach stage,teacher student_init,\
   $(call student,$(name),$(stage))))
 prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHERE) \
   $(patsubst %,--config conf/stage/%-$(2).yaml,$(sort $(1:_quick=) $(1))) \
@@ -76,19 +76,19 @@ prepare = $(CMD) fit --config conf/base.yaml --config conf/data/$(1).yaml $(WHER
 
 DRAWN_emoji_quick := --scenes 4000 --small-scenes 800 --val-scenes 40 --test-scenes 200
 
-data: $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## write a demo data set as LLaVA JSON and PNG: DATA=digits, easy_vqa or emoji
-$(EMBEDDED:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
+data: $(DEMO_DATA:%=datasets/%/manifest.json) ## write a demo data set as LLaVA JSON and PNG: DATA=digits, easy_vqa or emoji
+$(DEMO:%=datasets/%/manifest.json): datasets/%/manifest.json: | .venv/ready
 	$(PY) -m lightning_switchkd.demo.$(*:_quick=) --output datasets/$* $(DRAWN_$*)
 
-teacher: $(EMBEDDED_DATA:%=$(call student,%,teacher)) ## train the vision encoder and the teacher of the demo
-$(EMBEDDED:%=$(call student,%,vision_encoder)): $(call student,%,vision_encoder): | datasets/%/manifest.json
+teacher: $(DEMO_DATA:%=$(call student,%,teacher)) ## train the vision encoder and the teacher of the demo
+$(DEMO:%=$(call student,%,vision_encoder)): $(call student,%,vision_encoder): | datasets/%/manifest.json
 	$(call prepare,$*,vision_encoder)
 # $(call stage,data sets,stage,previous stage)
 define stage
 $(1:%=$(call student,%,$(2))): $(call student,%,$(2)): | $(call student,%,$(3))
 	$$(call prepare,$$*,$(2))
 endef
-$(eval $(call stage,$(EMBEDDED),teacher,vision_encoder))
+$(eval $(call stage,$(DEMO),teacher,vision_encoder))
 $(eval $(call stage,digits easy_vqa,student_init,vision_encoder))
 $(eval $(call stage,emoji emoji_quick,pretrained,vision_encoder))
 $(eval $(call stage,emoji emoji_quick,student_init,pretrained))
@@ -119,7 +119,7 @@ EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --no_imag
 
 train: .venv/ready | $(PREPARED) ## distill the student, then compare teacher, student (before) and student (after)
 	$(call DISTIL,$(METHOD)) --trainer.default_root_dir=$(RUN) $(RESUMING) $(ARGS)
-ifneq ($(EMBEDDED_DATA),)
+ifneq ($(DEMO_DATA),)
 	$(EVALUATE)
 endif
 
@@ -141,7 +141,7 @@ pipeline: .venv/ready ## run the stages of a full-size training: MODEL=qwen2.5-0
 dry-run: .venv/ready ## estimate time and memory of a full-size stage, without a download: MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGE=distil
 	$(CMD) dry-run $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/stage/$(STAGE).yaml $(ARGS)
 
-validate-data: .venv/ready | $(EMBEDDED_DATA:%=datasets/%/manifest.json) ## check every sample: reports/data/DATA/report.md and a list of samples to exclude
+validate-data: .venv/ready | $(DEMO_DATA:%=datasets/%/manifest.json) ## check every sample: reports/data/DATA/report.md and a list of samples to exclude
 	$(CMD) validate-data $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --config conf/method/$(METHOD).yaml \
 	  $(OVERLAYS:%=--config conf/overlay/%.yaml) --output reports/data/$(DATA) $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Runs the notebooks' code, without a kernel, and keeps their figures.
+"""Execute the notebooks, and save their figures.
 
 python notebooks/run.py [--run runs/digits/switch_kd] [--figures docs/gallery] [01_three_pathways ...]
 """
@@ -6,67 +6,56 @@ python notebooks/run.py [--run runs/digits/switch_kd] [--figures docs/gallery] [
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import os
 import sys
 import time
-import warnings
+from base64 import b64decode
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
+import nbformat
+from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-mpl.use("Agg")
+SETUP = '%config InlineBackend.print_figure_kwargs = {"dpi": 90, "bbox_inches": "tight"}'
 
 
-def run(notebook: Path, figures: Path | None = None) -> list[Any]:
-    """Runs a notebook's cells in order, in a namespace of their own.
+def run(notebook: Path, figures: Path | None = None) -> None:
+    """Execute a notebook. Its warnings go to standard error.
 
     Args:
-        notebook: file.
-        figures: folder for the figures that cells end with, ``NAME-1.png``, ``NAME-2.png``, …
+        notebook: The file. It is not changed.
+        figures: Folder for the figures that cells return: ``NAME-1.png``, ``NAME-2.png``, …
 
-    Returns:
-        what each code cell ends with.
+    Raises:
+        nbclient.exceptions.CellExecutionError: A cell failed.
     """
-    from matplotlib.figure import Figure
-
-    space: dict[str, Any] = {"__name__": "notebook"}
-    warnings.filterwarnings("always", module="notebook")
-    shown: list[Any] = []
-    drawn = 0
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        tree = ast.parse("".join(cell["source"]), notebook.name)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, notebook.name, "exec"), space)
-        if last is not None:
-            shown.append(eval(compile(ast.Expression(last.value), notebook.name, "eval"), space))
-            if isinstance(shown[-1], Figure):
-                drawn += 1
-                if figures is not None:
-                    figures.mkdir(parents=True, exist_ok=True)
-                    shown[-1].savefig(figures / f"{notebook.stem}-{drawn}.png", dpi=90, bbox_inches="tight")
-    return shown
+    document = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
+    document.cells.insert(0, nbformat.v4.new_code_cell(SETUP))  # type: ignore[no-untyped-call]
+    NotebookClient(document, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
+    outputs = [output for cell in document.cells if cell.cell_type == "code" for output in cell.outputs]
+    print(*(output.text for output in outputs if output.get("name") == "stderr"), sep="", end="", file=sys.stderr)
+    results = [output.data for output in outputs if "data" in output]
+    images = [data["image/png"] for data in results if data["text/plain"].startswith("<Figure") and "image/png" in data]
+    if figures is not None and images:
+        figures.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images, start=1):
+            (figures / f"{notebook.stem}-{number}.png").write_bytes(b64decode(image))
 
 
 def main() -> None:
-    """Runs those that are named, or all."""
+    """Execute the named notebooks, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="notebooks, without their ending")
-    parser.add_argument("--run", help="run folder that they look at")
-    parser.add_argument("--figures", type=Path, help="folder for their figures")
+    parser.add_argument("names", nargs="*", help="notebooks, without .ipynb; by default all")
+    parser.add_argument("--run", help="run folder that the notebooks open")
+    parser.add_argument("--figures", type=Path, help="folder for the figures")
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(HERE.parent)  # the kernels import the package from this checkout
     if options.run:
         os.environ["RUN"] = options.run
     for notebook in sorted(HERE.glob("*.ipynb")):
         if not options.names or notebook.stem in options.names:
             start = time.perf_counter()
-            run(notebook, options.figures and options.figures.resolve())
+            run(notebook, options.figures)
             print(f"{notebook.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -1,25 +1,28 @@
-"""Scenes of real drawings with truthful questions in five abilities, written to disk as ordinary LLaVA JSON and PNG.
+"""Emoji scenes with questions about five abilities, as LLaVA JSON and PNG, with a processor.
 
     python -m lightning_switchkd.demo.emoji --output datasets/emoji --scenes 12000 --seed 0
 
-A scene is three by three cells: two to five emojis, often three letters in a row, often one handwritten
-digit. Questions follow the axes of the paper's benchmarks:
+A scene has three by three cells: two to five emojis, often three letters in a row, often one handwritten digit. The
+questions follow the axes of the paper's benchmarks:
 
-    perception      what is shown, its colour, its group
-    reasoning       how many, where, what is more or higher
+    perception      what a cell shows, its color, its group
+    reasoning       how many, where, which is more, which is higher
     ocr             the word, letter by letter; the handwritten digit
-    hallucination   is it there? yes to no 1:1; what is absent is random, frequent, or of a present thing's kind (POPE)
-    domain          facts of the emoji metadata: what kind of thing it is, whether any of a kind is there
+    hallucination   is it there? yes and no are 1:1; absent things are random, frequent, or of a present kind (POPE)
+    domain          facts of the emoji metadata: the kind of a thing, whether a kind is present
 
-Nothing leaks: which side a scene belongs to is decided by a hash of the things it shows, whatever their places; words
-and scans of digits are split as well; some things, look-alikes together, are shown in ``test_glyphs.json`` alone; and
-where the font of another style is installed, ``test_style.json`` draws test scenes in that.
+Nothing leaks between splits:
+
+- A hash of a scene's things, regardless of their places, decides its split.
+- Words and scans of digits are split as well.
+- Some things, together with those that look alike, appear in ``test_glyphs.json`` only.
+- If the font of a second style is installed, ``test_style.json`` draws test scenes in this style.
 
     images/{train,val,test,glyphs,style}/000000.png
-    captions.json     what is where in a training scene: a vision tower is trained on it
-    train.json        several questions a training scene, as turns of one record
-    train_small.json  the first of these records: what the student is given
-    val.json, test.json, test_glyphs.json, test_style.json   one question a record, its ability under "source"
+    captions.json     what each cell of a training scene shows, to train the vision encoder
+    train.json        several questions per training scene, as turns of one sample
+    train_small.json  the first of these samples: the student's training data
+    val.json, test.json, test_glyphs.json, test_style.json   one question per sample, its ability as "source"
     processor/, manifest.json, ATTRIBUTION.txt
 """
 
@@ -32,53 +35,53 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from lightning_switchkd.demo.embedded import (
+from lightning_switchkd.demo.common import (
     check_limits,
     command_line,
     conversation,
     dump,
+    write_dataset,
     write_processor,
-    write_whole,
 )
 from lightning_switchkd.demo.emoji_questions import ABILITIES, Asker
 from lightning_switchkd.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene
 from lightning_switchkd.demo.emoji_things import Style, attribution, held_out, noto, openmoji
 
 Sample = dict[str, Any]
-VERSION = 3  # raised whenever equal settings would give other files
+VERSION = 3  # increased whenever equal settings give other files
 TURNS = 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files depend on; the notes are the command line's help."""
+    """Settings that the files depend on. The annotations are the help texts of the flags."""
 
     scenes: Annotated[int, "training scenes (train.json, captions.json)"] = 12000
     small_scenes: Annotated[int, "training scenes of train_small.json"] = 1500
-    val_scenes: Annotated[int, "scenes of val.json, five questions each"] = 200
-    test_scenes: Annotated[int, "scenes of each test file, five questions each"] = 500
-    seed: Annotated[int, "decides the split, the scenes and the questions"] = 0
+    val_scenes: Annotated[int, "scenes of val.json, with five questions each"] = 200
+    test_scenes: Annotated[int, "scenes of each test file, with five questions each"] = 500
+    seed: Annotated[int, "seed of the split, the scenes and the questions"] = 0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be drawn, before anything is written."""
+        """Check the limits, before anything is written."""
         limits = dict.fromkeys(("scenes", "val_scenes", "test_scenes"), (1, 999_999))
         limits |= {"small_scenes": (1, self.scenes), "seed": (0, 2**32 - 1)}
         check_limits("emoji", self, limits)
 
 
-def _scenes(settings: Settings, side: str, style: Style, folder: Path) -> Iterator[tuple[Sample, Scene, Asker]]:
-    """Draws and saves the scenes of one side; yields each one's keys and who asks about it."""
-    composer = Composer(side, settings.seed)
-    painter = Painter(style, composer.rng, jitter=side == "train")
-    names = composer.names + (list(held_out()) if side == "glyphs" else [])
-    asker = Asker(names, None if side == "style" else style.colours, composer.rng)
-    (folder / "images" / side).mkdir(parents=True)
-    number = settings.scenes if side == "train" else settings.val_scenes if side == "val" else settings.test_scenes
-    for i in tqdm(range(number), desc=f"emoji: {side}", unit=" scenes"):
+def _scenes(settings: Settings, split: str, style: Style, folder: Path) -> Iterator[tuple[Sample, Scene, Asker]]:
+    """Draw and save the scenes of one split. Yields each scene with its keys and the writer of its questions."""
+    composer = Composer(split, settings.seed)
+    painter = Painter(style, composer.rng, jitter=split == "train")
+    names = composer.names + (list(held_out()) if split == "glyphs" else [])
+    asker = Asker(names, None if split == "style" else style.colors, composer.rng)
+    (folder / "images" / split).mkdir(parents=True)
+    number = settings.scenes if split == "train" else settings.val_scenes if split == "val" else settings.test_scenes
+    for i in tqdm(range(number), desc=f"emoji: {split}", unit=" scenes"):
         scene = composer.compose()
-        image = f"{side}/{i:06d}.png"
+        image = f"{split}/{i:06d}.png"
         painter.draw(scene).save(folder / "images" / image)
-        yield {"id": f"{side}-{i:06d}", "image": image, "things": scene.cells}, scene, asker
+        yield {"id": f"{split}-{i:06d}", "image": image, "things": scene.cells}, scene, asker
 
 
 def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]:
@@ -86,8 +89,8 @@ def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]
     for keys, scene, asker in _scenes(settings, "train", style, folder):
         turns: dict[str, str] = {}
         for ability in asker.rng.permutation(ABILITIES * 2).tolist()[:TURNS]:
-            if (asked := asker.ask(ability, scene)) is not None:
-                turns.setdefault(*asked[1:])
+            if (question := asker.ask(ability, scene)) is not None:
+                turns.setdefault(*question[1:])
         caption = asker.describe(scene)
         samples.append(keys | {"conversations": conversation(list(turns.items()))})
         captions.append(keys | {"conversations": conversation([("", caption)])})
@@ -98,41 +101,41 @@ def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]
     return text
 
 
-def _write_questions(settings: Settings, side: str, style: Style, folder: Path) -> None:
+def _write_questions(settings: Settings, split: str, style: Style, folder: Path) -> None:
     samples = []
-    for keys, scene, asker in _scenes(settings, side, style, folder):
+    for keys, scene, asker in _scenes(settings, split, style, folder):
         for ability in ABILITIES:
-            if (asked := asker.ask(ability, scene)) is not None:
-                kind, *turn = asked
+            if (question := asker.ask(ability, scene)) is not None:
+                kind, *turn = question
                 extra = {"source": ability, "kind": kind, "conversations": conversation([(turn[0], turn[1])])}
                 samples.append(keys | {"id": f"{keys['id']}-{ability}"} | extra)
-    dump(samples, folder / f"{side if side in ('val', 'test') else f'test_{side}'}.json")
+    dump(samples, folder / f"{split if split in ('val', 'test') else f'test_{split}'}.json")
 
 
 def write(settings: Settings, output: Path) -> bool:
-    """Writes everything to ``output``, whole or not at all; False if it was there already, made with equal settings.
+    """Write the data set to ``output``. Returns False if it exists already with equal settings.
 
     Raises:
-        UserError: ``output`` holds something that this module did not write, or a package is missing.
+        UserError: ``output`` has files that do not belong to this data set, or a package is not installed.
     """
 
     def fill(folder: Path) -> None:
-        drawn, other = openmoji(), noto()
-        text = _write_training(settings, drawn, folder)
-        sides = {"val": drawn, "test": drawn, "glyphs": drawn} | ({"style": other} if other else {})
-        for side, style in sides.items():
-            _write_questions(settings, side, style, folder)
-        if other is None:
-            print("emoji: no test_style.json: that style's font is not installed (apt install fonts-noto-color-emoji)")
-        (folder / "ATTRIBUTION.txt").write_text(attribution(list(sides)), encoding="utf-8")
-        # a patch a cell
-        write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, tower="siglip")
+        style, other_style = openmoji(), noto()
+        text = _write_training(settings, style, folder)
+        styles = dict.fromkeys(("val", "test", "glyphs"), style) | ({"style": other_style} if other_style else {})
+        for split, split_style in styles.items():
+            _write_questions(settings, split, split_style, folder)
+        if other_style is None:
+            print("emoji: test_style.json is skipped: its font is not installed (apt install fonts-noto-color-emoji)")
+        (folder / "ATTRIBUTION.txt").write_text(attribution(list(styles)), encoding="utf-8")
+        # one patch per cell
+        write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, vision="siglip")
 
-    return write_whole("emoji", VERSION, settings, fill, output)
+    return write_dataset("emoji", VERSION, settings, fill, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     command_line("emoji", __doc__, Settings, write, arguments)
 
 

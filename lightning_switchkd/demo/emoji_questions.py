@@ -1,4 +1,4 @@
-"""Truthful questions about emoji scenes, in five abilities."""
+"""Questions about emoji scenes, for five abilities, with their answers."""
 
 from __future__ import annotations
 
@@ -16,46 +16,52 @@ ABILITIES = ("perception", "reasoning", "ocr", "hallucination", "domain")
 
 @dataclass
 class Asker:
-    """Asks truthful questions about scenes; of each yes-no question, yes and no alternate."""
+    """Writes questions about scenes. The answers of each kind of yes-no question alternate between yes and no.
+
+    Attributes:
+        names: Things of the split, most frequent first.
+        colors: Colors of things. None for a style with unknown colors.
+        rng: Random numbers of the split.
+    """
 
     names: Sequence[str]
-    colours: dict[str, str] | None
+    colors: dict[str, str] | None
     rng: np.random.Generator
     _turn: dict[str, int] = field(default_factory=dict)
 
     def ask(self, ability: str, scene: Scene) -> tuple[str, str, str] | None:
-        """Kind, question, answer; None where the scene allows none of the ability."""
+        """Write a question: kind, question, answer. None if the scene allows no question about the ability."""
         kinds: dict[str, tuple[Callable[[Scene], tuple[str, str] | None], ...]] = {
-            "perception": (self._name, self._colour, self._group),
+            "perception": (self._name, self._colour, self._group),  # method names are written to the data as "kind"
             "reasoning": (self._count, self._position, self._compare, self._higher),
             "ocr": (self._word, self._digit),
             "hallucination": (self._exists,),
             "domain": (self._kind, self._any_of_kind),
         }
         for i in self.rng.permutation(len(kinds[ability])).tolist():
-            if (found := kinds[ability][i](scene)) is not None:
-                return kinds[ability][i].__name__.removeprefix("_"), *found
+            if (turn := kinds[ability][i](scene)) is not None:
+                return kinds[ability][i].__name__.removeprefix("_"), *turn
         return None
 
     def describe(self, scene: Scene) -> str:
-        """A caption.
+        """Write a caption.
 
-        Half of them say what stands in each cell in reading order, which is learned fast, for a word's place in the
-        text is its place in the picture; half say what is where in any order, which teaches to find things by place
-        and places by thing.
+        Half of the captions list the cells in reading order. A model learns these fast, because a word's place in the
+        text is its place in the image. The other half name things with their places in random order, which teaches to
+        find things by place and places by thing.
         """
         turn = self._alternate("describe", of=4)
         if turn < 2:
             return " ".join(scene.seen)
         if turn == 2:
-            said = [f"{name} {PLACES[GRID][i]}" for i, name in enumerate(scene.cells) if name is not None]
+            phrases = [f"{name} {PLACES[GRID][i]}" for i, name in enumerate(scene.cells) if name is not None]
         else:
-            said = [f"{PLACES[GRID][i]} {seen}" for i, seen in enumerate(scene.seen)]
-        return ", ".join(self.rng.permutation(said).tolist())
+            phrases = [f"{PLACES[GRID][i]} {seen}" for i, seen in enumerate(scene.seen)]
+        return ", ".join(self.rng.permutation(phrases).tolist())
 
-    def _alternate(self, what: str, of: int = 2) -> int:
-        self._turn[what] = self._turn.get(what, -1) + 1
-        return self._turn[what] % of
+    def _alternate(self, key: str, of: int = 2) -> int:
+        self._turn[key] = self._turn.get(key, -1) + 1
+        return self._turn[key] % of
 
     def _choose(self, options: Sequence[str]) -> str:
         return str(self.rng.choice(list(options)))
@@ -70,16 +76,16 @@ class Asker:
 
     def _colour(self, scene: Scene) -> tuple[str, str] | None:
         name, place = self._somewhere(scene)
-        if self.colours is None or name not in self.colours:
+        if self.colors is None or name not in self.colors:
             return None
-        return self._choose([f"What colour is the thing {place}?", f"Which colour is {place}?"]), self.colours[name]
+        return self._choose([f"What colour is the thing {place}?", f"Which colour is {place}?"]), self.colors[name]
 
     def _group(self, scene: Scene) -> tuple[str, str]:
         name, place = self._somewhere(scene)
         return f"Is the thing {place} an animal, food, travel, an object or an activity?", things()[name].group
 
     def _count(self, scene: Scene) -> tuple[str, str]:
-        """Each number that the scene has is equally likely, none included."""
+        """Ask for a count. All counts of the scene, and zero, are equally likely."""
         shown = scene.shown
         number = int(self.rng.choice(sorted({0, *map(shown.count, shown)})))
         name = self._choose(self._absent(scene) if number == 0 else [n for n in shown if shown.count(n) == number])

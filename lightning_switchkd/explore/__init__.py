@@ -1,10 +1,11 @@
-"""What the notebooks call: a pair of models opened, records looked at, tables and figures of what they believe.
+"""What the notebooks call: open a pair of models, inspect samples, and return tables and figures.
 
     pair = open_run("runs/digits/switch_kd")
-    look = pair.look(pair.some(8))
-    look.top(5)
+    inspection = pair.inspect(pair.pick(8))
+    inspection.top(5)
 
-Tables are pandas', figures matplotlib's. Memory stays bounded at any vocabulary: logits exist for a few rows at a time.
+Tables are pandas DataFrames, figures are matplotlib's. Memory stays bounded at any vocabulary, because logits exist for
+a few tokens at a time.
 """
 
 from pathlib import Path

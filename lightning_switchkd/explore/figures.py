@@ -1,4 +1,4 @@
-"""Figures of what :mod:`lightning_switchkd.explore` finds; each returns a matplotlib figure."""
+"""Figures of the tables of :mod:`lightning_switchkd.explore`. Each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from PIL.Image import Image
 
-COLOURS = {"teacher": "#1f77b4", "student": "#ff7f0e", "switch": "#2ca02c"}
-"""Of the pathways, everywhere."""
+COLORS = {"teacher": "#1f77b4", "student": "#ff7f0e", "switch": "#2ca02c"}
+"""Colors of the pathways, the same in every figure."""
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    plt.close(figure)  # a notebook shows what a cell returns, and not once more what is open
+    plt.close(figure)  # a notebook shows the figure that a cell returns; an open one would be shown twice
     return figure, axes
 
 
-def tokens(looks: Mapping[str, Inspection], count: int = 5, most: int = 6) -> Figure:
-    """The likeliest tokens at the first positions of an answer: a row of panels a look and side, a column a position.
+def tokens(inspections: Mapping[str, Inspection], count: int = 5, max_positions: int = 6) -> Figure:
+    """Plot the likeliest tokens at the first positions of an answer.
+
+    Each inspection and pathway has a row of panels, each position a column.
 
     Args:
-        looks: of one record each, by name ("before", "after").
-        count: tokens a panel.
-        most: positions.
+        inspections: Inspections of one and the same sample, by name: "before", "after".
+        count: Tokens per panel.
+        max_positions: Number of positions, at most.
     """
-    first = next(iter(looks.values()))
+    first, last = next(iter(inspections.values())), list(inspections)[-1]
     lines = [
         (name, pathway)
-        for name in looks
-        for pathway in first.rows.hidden
-        if pathway != "teacher" or name == list(looks)[-1]
+        for name in inspections
+        for pathway in first.tokens.hidden
+        if pathway != "teacher" or name == last  # distillation does not change the teacher
     ]
-    columns = min(len(first), most)
+    columns = min(len(first), max_positions)
     figure, axes = _grid(len(lines), columns, 2.3, 1.5)
-    tables = {name: inspection.top(count) for name, inspection in looks.items()}
+    tables = {name: inspection.top(count) for name, inspection in inspections.items()}
     for y, (name, pathway) in enumerate(lines):
         for x in range(columns):
             axis, table = axes[y][x], tables[name]
-            shown = table[(table["row"] == x) & (table["side"] == pathway)]
-            colours = ["#2a9d3a" if right else "0.65" for right in shown["right"]]
-            axis.barh(range(len(shown)), shown["probability"], color=colours)
+            shown = table[(table["row"] == x) & (table["pathway"] == pathway)]
+            colors = ["#2a9d3a" if right else "0.65" for right in shown["right"]]
+            axis.barh(range(len(shown)), shown["probability"], color=colors)
             axis.set_yticks(range(len(shown)), [_plain(token) for token in shown["token"]], fontsize=8)
             axis.invert_yaxis()
             axis.set_xlim(0, 1)
@@ -60,37 +62,43 @@ def tokens(looks: Mapping[str, Inspection], count: int = 5, most: int = 6) -> Fi
             if y == 0:
                 axis.set_title(f"→ {_plain(first.about['token'][x])}", fontsize=10)
             if x == 0:
-                axis.set_ylabel(pathway if pathway == "teacher" else f"{pathway}\n{name}", fontsize=9)
+                axis.set_ylabel(pathway if pathway == "teacher" else f"{pathway}\n({name})", fontsize=9)
     figure.tight_layout()
     return figure
 
 
 def _plain(text: str) -> str:
-    """A token that no font and no formula stumbles over."""
+    """Return a token that every font and matplotlib's math parser can show."""
     shown = "".join(c if c.isprintable() else "·" for c in text)
     return shown.replace("$", r"\$")[:14]
 
 
 def knee(inspection: Inspection, row: int, select: Selection = Kneedle(), window: int = 256) -> Figure:  # noqa: B008 (frozen)
-    """A row's sorted logits by side, with their chord and the cut."""
-    figure, axes = _grid(1, len(inspection.rows.hidden), 4.2, 3.2)
-    for axis, pathway in zip(axes[0], inspection.rows.hidden, strict=True):
+    """Plot the sorted logits of a row by pathway, with their chord and the cut at k."""
+    figure, axes = _grid(1, len(inspection.tokens.hidden), 4.2, 3.2)
+    for axis, pathway in zip(axes[0], inspection.tokens.hidden, strict=True):
         curve = inspection.curve(row, pathway, window)
         k = int(select(inspection.logits(row, pathway)[None])[1].sum())
-        axis.plot(range(1, len(curve) + 1), curve["logit"], color=COLOURS[pathway], label="logits")
+        axis.plot(range(1, len(curve) + 1), curve["logit"], color=COLORS[pathway], label="logits")
         axis.plot(range(1, len(curve) + 1), curve["chord"], color="0.6", linewidth=0.8, label="chord")
         axis.axvline(k, color="black", linestyle="dashed", linewidth=0.9, label=f"k = {k}")
         axis.set_title(pathway)
-        axis.set_xlabel("place")
+        axis.set_xlabel("rank")
         axis.legend(fontsize=8)
     axes[0][0].set_ylabel("logit")
     figure.tight_layout()
     return figure
 
 
-def pair_weights(pairs: DataFrame, pathway: Pathway = "student", most: int = 12) -> Figure:
-    """The weight that both sides give each pair of the leading set, and what each adds to the divergence."""
-    order = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))[:most]
+def pair_weights(pairs: DataFrame, pathway: Pathway = "student", max_tokens: int = 12) -> Figure:
+    """Plot the weight of each pair by teacher and pathway, and the pair's share of the divergence.
+
+    Args:
+        pairs: Table of :meth:`Inspection.pairs`.
+        pathway: The pathway that is compared with the teacher.
+        max_tokens: Number of tokens, at most.
+    """
+    order = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))[:max_tokens]
     figure, axes = _grid(1, 3, 4.2, 3.8)
     for axis, column in zip(axes[0], ("teacher", pathway, "kl"), strict=True):
         grid = np.full((len(order), len(order)), np.nan)
@@ -104,14 +112,14 @@ def pair_weights(pairs: DataFrame, pathway: Pathway = "student", most: int = 12)
         drawn = axis.imshow(grid, **style)
         axis.set_xticks(range(len(order)), [_plain(t) for t in order], rotation=90, fontsize=7)
         axis.set_yticks(range(len(order)), [_plain(t) for t in order], fontsize=7)
-        axis.set_title("share of the divergence, nats" if column == "kl" else f"weight by {column}", fontsize=9)
+        axis.set_title("share of the divergence (nats)" if column == "kl" else f"pair weight ({column})", fontsize=9)
         figure.colorbar(drawn, ax=axis, shrink=0.75)
     figure.tight_layout()
     return figure
 
 
 def sizes(table: DataFrame) -> Figure:
-    """How k is spread, a box a selection."""
+    """Plot the distribution of k, one box per selection (:meth:`Inspection.sizes`)."""
     figure, axes = _grid(1, 1, 1.2 + 0.9 * len(table.columns), 3.4)
     axes[0][0].boxplot(
         [table[name] for name in table.columns], tick_labels=list(table.columns), whis=(5, 95), showfliers=False
@@ -123,9 +131,15 @@ def sizes(table: DataFrame) -> Figure:
     return figure
 
 
-def distributions(beliefs: DataFrame, columns: list[str], by: str = "source") -> Figure:
-    """Columns of :meth:`Inspection.beliefs` in boxes by kind of question, or by place in the answer."""
-    groups = list(beliefs.groupby(by))
+def distributions(statistics: DataFrame, columns: list[str], by: str = "source") -> Figure:
+    """Plot columns of :meth:`Inspection.statistics` as boxes.
+
+    Args:
+        statistics: The table.
+        columns: One panel each.
+        by: Column of the groups, one box each: ``source`` or ``position``.
+    """
+    groups = list(statistics.groupby(by))
     figure, axes = _grid(1, len(columns), 3.4, 3.2)
     for axis, column in zip(axes[0], columns, strict=True):
         values = [group[column].astype(float) for _, group in groups]
@@ -137,16 +151,21 @@ def distributions(beliefs: DataFrame, columns: list[str], by: str = "source") ->
 
 
 def attention(image: Image, maps: Mapping[str, Tensor]) -> Figure:
-    """Maps of :meth:`Pair.attention` over the image, on one scale of colours."""
+    """Plot attention maps over the image, on one color scale.
+
+    Args:
+        image: The image.
+        maps: Maps of :meth:`Pair.attention`, by title.
+    """
     figure, axes = _grid(1, 1 + len(maps), 2.6, 2.9)
     shown = np.asarray(image.convert("RGB"))
     axes[0][0].imshow(shown)
     axes[0][0].set_title("image", fontsize=9)
-    highest = max(float(of.max()) for of in maps.values())
-    for axis, (name, of) in zip(axes[0][1:], maps.items(), strict=True):
+    highest = max(float(focus.max()) for focus in maps.values())
+    for axis, (name, focus) in zip(axes[0][1:], maps.items(), strict=True):
         axis.imshow(shown, cmap="gray")
         extent = (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5)
-        axis.imshow(of.cpu(), cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=highest)
+        axis.imshow(focus.cpu(), cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=highest)
         axis.set_title(name, fontsize=9)
     for axis in axes[0]:
         axis.axis("off")
@@ -155,7 +174,7 @@ def attention(image: Image, maps: Mapping[str, Tensor]) -> Figure:
 
 
 def lines(table: DataFrame) -> Figure:
-    """Curves of :func:`lightning_switchkd.explore.curves`: a panel a metric, a line a run."""
+    """Plot the table of :func:`lightning_switchkd.explore.curves`: one panel per metric, one line per run."""
     metrics = list(dict.fromkeys(table["metric"]))
     figure, axes = _grid(1, len(metrics), 3.6, 3.0)
     for axis, metric in zip(axes[0], metrics, strict=True):
@@ -169,22 +188,23 @@ def lines(table: DataFrame) -> Figure:
 
 
 def bars(scores: DataFrame) -> Figure:
-    """Scores by category and system, blind ones hatched over them."""
-    kinds = list(dict.fromkeys(scores["category"]))
+    """Plot scores by category and system. Hatched bars are the scores with blank images."""
+    categories = list(dict.fromkeys(scores["category"]))
     systems = list(dict.fromkeys(scores["system"]))
-    figure, axes = _grid(1, 1, 1.5 + 1.2 * len(kinds), 3.4)
+    figure, axes = _grid(1, 1, 1.5 + 1.2 * len(categories), 3.4)
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
-        at = np.arange(len(kinds)) + (place - (len(systems) - 1) / 2) * width
-        for blind in (False, True):
-            of = scores[(scores["system"] == system) & (scores["blind"] == blind)].set_index("category")["score"]
-            values = [of.get(kind, np.nan) for kind in kinds]
+        x = np.arange(len(categories)) + (place - (len(systems) - 1) / 2) * width
+        for no_image in (False, True):
+            of_system = scores[(scores["system"] == system) & (scores["no_image"] == no_image)]
+            by_category = of_system.set_index("category")["score"]
+            values = [by_category.get(category, np.nan) for category in categories]
             style: dict[str, Any] = (
-                {"fill": False, "hatch": "///", "linewidth": 0.5} if blind else {"color": f"C{place}"}
+                {"fill": False, "hatch": "///", "linewidth": 0.5} if no_image else {"color": f"C{place}"}
             )
-            axes[0][0].bar(at, values, width * 0.9, label="_" if blind else system, **style)
-    axes[0][0].set_xticks(range(len(kinds)), kinds, rotation=20)
-    axes[0][0].set_ylabel("%")
+            axes[0][0].bar(x, values, width * 0.9, label="_" if no_image else system, **style)
+    axes[0][0].set_xticks(range(len(categories)), categories, rotation=20)
+    axes[0][0].set_ylabel("score (%)")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     return figure

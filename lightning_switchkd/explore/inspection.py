@@ -1,8 +1,8 @@
-"""Supervised rows of some records as three pathways see them, and tables of what each believes."""
+"""Supervised tokens of some samples in three pathways, and tables of their distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,128 +19,142 @@ from lightning_switchkd.objectives.switch_kd import DBiLDLoss
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PATHWAYS: tuple[Pathway, ...] = ("student", "teacher", "switch")
-GIB = 0.25
-"""Logits that exist at a time."""
+LOGITS_GIB = 0.25
+"""Memory limit for the logits of one chunk, in GiB."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Rows: one for each token that a record's answers supervise.
+    """The supervised tokens of some samples. A row is one token.
 
     Attributes:
-        rows: final hidden states ``[N, H]`` by side, targets ``[N]``.
-        heads: output heads by side.
-        about: a row each: ``sample`` (its number), ``id``, ``source``, ``place`` (token of the answer, from 0),
-            ``token`` (the right one, as text).
-        decode: a token id as text.
+        tokens: Final hidden states ``[N, H]`` of each pathway, targets ``[N]``.
+        heads: Output heads by pathway.
+        about: One row per token: ``sample`` (index in the data set), ``id``, ``source``, ``position`` (in the answer,
+            from 0), ``token`` (the target as text).
+        decode: Turns a token id into text.
     """
 
-    rows: SupervisedTokens
+    tokens: SupervisedTokens
     heads: Heads
     about: DataFrame
-    decode: Any
+    decode: Callable[[int], str]
 
     def __len__(self) -> int:
-        return len(self.rows.targets)
+        return len(self.tokens.targets)
 
     @torch.no_grad()
     def chunks(self) -> Iterator[tuple[slice, LogitsChunk]]:
-        """A few rows at a time, seen through their heads."""
-        size = chunk_size(self.rows, self.heads, GIB)
+        """Yield the logits of a few rows at a time, with the slice of these rows."""
+        size = chunk_size(self.tokens, self.heads, LOGITS_GIB)
         for start in range(0, len(self), size):
             part = slice(start, min(start + size, len(self)))
-            yield part, LogitsChunk(self.rows.part(part), self.heads)
+            yield part, LogitsChunk(self.tokens.part(part), self.heads)
 
     @torch.no_grad()
     def logits(self, row: int, pathway: Pathway) -> Tensor:
-        """``[vocabulary]`` of one row."""
-        hidden = self.rows.hidden[pathway][row : row + 1]
-        return self.heads[pathway].exactly(hidden)[0, : self.rows.vocabulary]
+        """Return the logits ``[vocabulary]`` of one row."""
+        hidden = self.tokens.hidden[pathway][row : row + 1]
+        return self.heads[pathway].exactly(hidden)[0, : self.tokens.vocabulary]
 
     def top(self, count: int = 5) -> DataFrame:
-        """The likeliest tokens: ``row``, ``pathway``, ``rank`` (from 1), ``token``, ``probability``, ``right``."""
+        """List the likeliest tokens.
+
+        Args:
+            count: Tokens per row and pathway.
+
+        Returns:
+            Columns ``row``, ``pathway``, ``rank`` (from 1), ``token``, ``probability``, ``right``.
+        """
         from pandas import DataFrame
 
-        found: list[tuple[Any, ...]] = []
+        table: list[tuple[Any, ...]] = []
         for part, chunk in self.chunks():
-            for pathway in self.rows.hidden:
-                logprobs = (
-                    chunk.raw_logits(pathway)[:, : self.rows.vocabulary] - chunk.log_z_and_entropy(pathway)[0][:, None]
-                )
-                best = logprobs.topk(min(count, self.rows.vocabulary), dim=-1)
+            for pathway in self.tokens.hidden:
+                log_z = chunk.log_z_and_entropy(pathway)[0][:, None]
+                logprobs = chunk.raw_logits(pathway)[:, : self.tokens.vocabulary] - log_z  # [n, vocabulary]
+                best = logprobs.topk(min(count, self.tokens.vocabulary), dim=-1)
                 for n, (values, ids) in enumerate(zip(best.values.exp().tolist(), best.indices.tolist(), strict=True)):
                     target = int(chunk.targets[n])
-                    found += [
+                    table += [
                         (part.start + n, pathway, rank, self.decode(i), p, i == target)
                         for rank, (p, i) in enumerate(zip(values, ids, strict=True), start=1)
                     ]
-        return DataFrame(found, columns=["row", "side", "rank", "token", "probability", "right"])
+        return DataFrame(table, columns=["row", "pathway", "rank", "token", "probability", "right"])
 
-    def beliefs(self, select: Selection = Kneedle(), temperature: float = 3.0) -> DataFrame:  # noqa: B008 (frozen)
-        """A row each, ``about`` beside: entropy (nats), probability of the right token, sets, overlap, mass, losses.
+    def statistics(self, select: Selection = Kneedle(), temperature: float = 3.0) -> DataFrame:  # noqa: B008 (frozen)
+        """Compute statistics of every row, next to the columns of ``about``.
 
-        Columns that compare with the teacher come once for the student and, with the prefix ``switch_``, for the
-        switch: ``k_teacher``, ``k_student``, ``overlap``, ``…_mass_in_…_set``, ``top1_agreement``, ``dbild`` (nats).
+        Columns of each pathway: ``entropy_…`` (nats), ``p_right_…`` (probability of the target), ``p_top_…`` (of the
+        likeliest token), ``right_…``. Columns that compare the student with the teacher: ``k_teacher``, ``k_student``,
+        ``overlap``, ``…_mass_in_…_set``, ``top1_agreement``, ``dbild`` (nats). The prefix ``switch_`` marks the same
+        columns of the switch pathway.
 
         Args:
-            select: finds a side's leading set.
-            temperature: of DBiLD.
+            select: Finds the leading set of a pathway.
+            temperature: Temperature of DBiLD.
         """
         from pandas import DataFrame, concat
 
-        pathways: dict[str, Pathway] = {"": "student", "switch_": "switch"}
+        compared: dict[str, Pathway] = {"": "student", "switch_": "switch"}
         terms = {
-            p: DBiLDLoss(temperature, select, pathway=pathway)
-            for p, pathway in pathways.items()
-            if pathway in self.rows.hidden
+            prefix: DBiLDLoss(temperature, select, pathway=pathway)
+            for prefix, pathway in compared.items()
+            if pathway in self.tokens.hidden
         }
         parts: list[dict[str, list[float]]] = []
         for _, chunk in self.chunks():
-            found: dict[str, Tensor] = {}
-            for pathway in self.rows.hidden:
-                logits, normaliser = (
-                    chunk.raw_logits(pathway)[:, : self.rows.vocabulary],
-                    chunk.log_z_and_entropy(pathway)[0],
-                )
+            columns: dict[str, Tensor] = {}
+            for pathway in self.tokens.hidden:
+                logits = chunk.raw_logits(pathway)[:, : self.tokens.vocabulary]  # [n, vocabulary]
+                log_z, entropy = chunk.log_z_and_entropy(pathway)  # [n], [n]
                 best = logits.max(-1)
-                found[f"p_right_{pathway}"] = (logits.gather(1, chunk.targets[:, None])[:, 0] - normaliser).exp()
-                found[f"p_top_{pathway}"] = (best.values - normaliser).exp()
-                found[f"right_{pathway}"] = best.indices == chunk.targets
-                found[f"entropy_{pathway}"] = chunk.log_z_and_entropy(pathway)[1]
+                columns[f"p_right_{pathway}"] = (logits.gather(1, chunk.targets[:, None])[:, 0] - log_z).exp()
+                columns[f"p_top_{pathway}"] = (best.values - log_z).exp()
+                columns[f"right_{pathway}"] = best.indices == chunk.targets
+                columns[f"entropy_{pathway}"] = entropy
             for prefix, term in terms.items():
-                seen = {**term.statistics(chunk), "dbild": term(chunk)}
-                found |= {f"{prefix}{name}": value for name, value in seen.items() if not name.startswith("entropy")}
-            parts.append({name: value.double().tolist() for name, value in found.items()})
+                values = {**term.statistics(chunk), "dbild": term(chunk)}
+                columns |= {f"{prefix}{name}": v for name, v in values.items() if not name.startswith("entropy")}
+            parts.append({name: value.double().tolist() for name, value in columns.items()})
         table = concat([DataFrame(part) for part in parts], ignore_index=True)
         return concat([self.about, table], axis=1)
 
     def sizes(self, selections: Mapping[str, Selection], pathway: Pathway = "teacher") -> DataFrame:
-        """How many entries each selection takes: a column a selection, a row each."""
+        """Count the entries that each selection takes: one column per selection, one row per token."""
         from pandas import DataFrame
 
-        found: dict[str, list[int]] = {name: [] for name in selections}
+        columns: dict[str, list[int]] = {name: [] for name in selections}
         for _, chunk in self.chunks():
             for name, select in selections.items():
-                found[name] += chunk.select(pathway, select)[1].sum(-1).tolist()
-        return DataFrame(found)
+                columns[name] += chunk.select(pathway, select)[1].sum(-1).tolist()
+        return DataFrame(columns)
 
     def curve(self, row: int, pathway: Pathway = "teacher", window: int | None = 256) -> DataFrame:
-        """A row's logits in falling order: ``token``, ``logit``, ``chord`` (from first to last), ``drop`` below it."""
+        """Sort the logits of a row in descending order.
+
+        Args:
+            row: The token.
+            pathway: Whose logits.
+            window: Number of largest logits. None takes all.
+
+        Returns:
+            Columns ``token``, ``logit``, ``chord`` (from the first to the last point), ``drop`` (below the chord).
+        """
         from pandas import DataFrame
 
         logits = self.logits(row, pathway)
         best = logits.topk(min(window or len(logits), len(logits)))
         values = best.values.double()
         chord = torch.linspace(float(values[0]), float(values[-1]), len(values), dtype=torch.float64)
-        tokens = [self.decode(i) for i in best.indices.tolist()]
-        columns = {
-            "token": tokens,
-            "logit": values.tolist(),
-            "chord": chord.tolist(),
-            "drop": (chord - values).tolist(),
-        }
-        return DataFrame(columns)
+        return DataFrame(
+            {
+                "token": [self.decode(i) for i in best.indices.tolist()],
+                "logit": values.tolist(),
+                "chord": chord.tolist(),
+                "drop": (chord - values).tolist(),
+            }
+        )
 
     def pairs(
         self,
@@ -150,9 +164,18 @@ class Inspection:
         select: Selection = Kneedle(),  # noqa: B008 (frozen)
         temperature: float = 3.0,
     ) -> DataFrame:
-        """The pairs that DBiLD compares at a row: ``first``, ``second`` and the weight that each side gives the pair.
+        """List the pairs of tokens that DBiLD compares at a row.
 
-        ``kl`` is a pair's share of KL(side ‖ teacher), in nats; they add up to the term.
+        Args:
+            row: The token.
+            leader: The pathway whose leading set is compared.
+            pathway: The pathway that is compared with the teacher.
+            select: Finds the leading set.
+            temperature: Temperature of DBiLD.
+
+        Returns:
+            Columns ``first``, ``second``, the weight of the pair by ``teacher`` and by the pathway, and ``kl``: the
+            pair's share of KL(pathway ‖ teacher) in nats. The shares add up to the term.
         """
         from pandas import DataFrame
 
@@ -178,12 +201,12 @@ class Inspection:
     def divergences(
         self, row: int, temperatures: tuple[float, ...] = (1.0, 3.0, 6.0), pathway: Pathway = "student"
     ) -> DataFrame:
-        """DBiLD of a row, reverse and forward, by temperature (nats)."""
+        """Compute the DBiLD of a row in nats: ``reverse`` and ``forward`` by ``temperature``."""
         from pandas import DataFrame
 
         teacher, student = self.logits(row, "teacher")[None], self.logits(row, pathway)[None]
-        found = [
+        table = [
             (tau, *(float(dbild(teacher=teacher, student=student, temperature=tau, reverse=r)) for r in (True, False)))
             for tau in temperatures
         ]
-        return DataFrame(found, columns=["temperature", "reverse", "forward"])
+        return DataFrame(table, columns=["temperature", "reverse", "forward"])

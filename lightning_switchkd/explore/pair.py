@@ -1,4 +1,4 @@
-"""A student and its teacher, opened to be looked at: from a run, or from two folders."""
+"""A student and its teacher, opened for inspection: from a run, or from two model folders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
-from lightning_switchkd.core.types import Batch, Pathway
+from lightning_switchkd.core.renamed import upgrade_config
+from lightning_switchkd.core.types import PATHWAYS, Batch, Pathway
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
 from lightning_switchkd.distillation.checks import check_data, check_pair
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
-from lightning_switchkd.explore.inspection import PATHWAYS, Inspection
+from lightning_switchkd.distillation.pathways import PathwayOutput, run_pathways
+from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.logits import SupervisedTokens
 from lightning_switchkd.models.adapter import VLMAdapter
-from lightning_switchkd.models.attention import noted_attention, watch_attention
+from lightning_switchkd.models.attention import watch_attention
 from lightning_switchkd.models.auto import build
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
@@ -36,17 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pair:
-    """Student and teacher in eval mode, with data to look at.
+    """Student and teacher in eval mode, with data.
 
     Attributes:
-        student: the small model.
-        teacher: the large one.
-        data: where records come from.
-        split: which of its data sets.
-        objective: what the run minimised; Switch-KD's where there is no run.
-        folders: what :func:`open_pair` takes to open it again: ``student``, ``teacher``, ``annotations``,
+        student: The small model.
+        teacher: The large model.
+        data: The data module.
+        split: The split that samples come from.
+        objective: The objective of the run. Switch-KD's if the pair was opened without a run.
+        folders: Arguments that reopen the pair with :func:`open_pair`: ``student``, ``teacher``, ``annotations``,
             ``image_root``.
-        start: model folder that the student came from; None where nobody knows.
+        student_init: Model folder that the student was initialized from. None if unknown.
     """
 
     student: VLMAdapter
@@ -55,194 +56,202 @@ class Pair:
     split: Split
     objective: Objective
     folders: dict[str, str | None]
-    start: str | None = None
+    student_init: str | None = None
 
     @property
     def pathways(self) -> tuple[Pathway, ...]:
-        """Pathways that can run: without one feature space for both there is no switch."""
+        """The pathways that can run. The switch needs one feature space for both models."""
         return PATHWAYS if self.student.feature_space == self.teacher.feature_space else PATHWAYS[:2]
 
     def before(self) -> Pair:
-        """The same with the student as it was before distillation.
+        """Return the pair with the student as it was before distillation.
 
         Raises:
-            UserError: it did not start from a folder.
+            UserError: The student was not initialized from a model folder.
         """
-        if self.start is None:
-            raise UserError("This pair's student did not start from a model folder: there is no `before`.")
-        student = build(VLMSpec(checkpoint=self.start), self.data.processor.tokenizer, "student").eval()
-        return replace(self, student=student, folders={**self.folders, "student": self.start})
+        if self.student_init is None:
+            raise UserError(
+                "before() needs the model folder that the student was initialized from, got none. "
+                "Give it to open_pair as student_init."
+            )
+        student = build(VLMSpec(checkpoint=self.student_init), self.data.processor.tokenizer, "student").eval()
+        return replace(self, student=student, folders={**self.folders, "student": self.student_init})
 
-    def some(self, count: int, source: str | None = None) -> list[int]:
-        """Numbers of some records, always the same ones; of one source if so asked.
+    def pick(self, count: int, source: str | None = None) -> list[int]:
+        """Return the indices of randomly chosen samples. Equal arguments give equal samples.
+
+        Args:
+            count: Number of samples, at most.
+            source: Choose from the samples of this source only.
 
         Raises:
-            UserError: there is none of that source.
+            UserError: The split has no sample of the source.
         """
         dataset = self.data.dataset(self.split)
-        numbers = [n for n in range(len(dataset)) if source is None or dataset.sample(n).source == source]
-        if not numbers:
-            raise UserError(f"no record of the {self.split} data is of the source '{source}'.")
-        return sorted(Random(0).sample(numbers, min(count, len(numbers))))
+        indices = [i for i in range(len(dataset)) if source is None or dataset.sample(i).source == source]
+        if not indices:
+            raise UserError(f"The {self.split} data has no sample of source '{source}'. Use another source, or None.")
+        return sorted(Random(0).sample(indices, min(count, len(indices))))
 
-    def question(self, number: int) -> str:
-        """The last question of a record, without places of images."""
-        return self.data.dataset(self.split).sample(number).turns[-2].text_only
+    def question(self, index: int) -> str:
+        """Return the last question of a sample, without image placeholders."""
+        return self.data.dataset(self.split).sample(index).turns[-2].text_only
 
-    def answer(self, number: int) -> str:
-        """What is right."""
-        return self.data.dataset(self.split).sample(number).answer
+    def answer(self, index: int) -> str:
+        """Return the reference answer of a sample."""
+        return self.data.dataset(self.split).sample(index).answer
 
-    def image(self, number: int) -> Image | None:
-        """A record's first image."""
-        pictures = self.data.dataset(self.split).sample(number).load_images(1)
-        return pictures[0] if pictures else None
+    def image(self, index: int) -> Image | None:
+        """Return the first image of a sample, or None."""
+        images = self.data.dataset(self.split).sample(index).load_images(1)
+        return images[0] if images else None
 
-    def batch(self, numbers: list[int]) -> Batch:
-        """Records as one batch, on the models' device."""
+    def batch(self, indices: list[int]) -> Batch:
+        """Collate samples into one batch, on the models' device."""
         dataset = self.data.dataset(self.split)
-        batch = self.data.collate([dataset[number] for number in numbers])
+        batch = self.data.collate([dataset[index] for index in indices])
         return batch.to(next(self.student.parameters()).device)
 
     @torch.no_grad()
-    def run(self, batch: Batch) -> dict[Pathway, PathwayOutput]:
-        """The pathways of a batch."""
-        features = self.student.encode_image(batch.pixel_values)
-        ran: dict[Pathway, PathwayOutput] = {"student": student_pathway(self.student, batch, features)}
-        ran["teacher"] = teacher_pathway(self.teacher, batch)
-        if "switch" in self.pathways:
-            ran["switch"] = switch_pathway(self.teacher, batch, features)
-        return ran
-
-    def inspection(self, numbers: list[int], batch_size: int = 8) -> Inspection:
-        """Runs the pathways over records, and keeps the rows that predict their answers.
+    def run(self, batch: Batch, every_layer: bool = False) -> dict[Pathway, PathwayOutput]:
+        """Run the pathways over a batch.
 
         Args:
-            numbers: of the records (:meth:`some`).
-            batch_size: records at a time.
+            batch: Samples on the models' device.
+            every_layer: Note the attention of every decoder layer, not only the first.
+        """
+        return run_pathways(self.student, self.teacher, batch, self.pathways, every_layer=every_layer)[0]
+
+    def inspect(self, indices: list[int], batch_size: int = 8) -> Inspection:
+        """Run the pathways over samples, and keep the positions that predict their answers.
+
+        Args:
+            indices: Of the samples (:meth:`pick`).
+            batch_size: Samples per batch.
         """
         from pandas import DataFrame
 
         hidden: dict[Pathway, list[Tensor]] = {pathway: [] for pathway in self.pathways}
         targets, visual, about = [], [], []
-        for start in range(0, len(numbers), batch_size):
-            part = numbers[start : start + batch_size]
+        dataset = self.data.dataset(self.split)
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
             batch = self.batch(part)
-            positions, wanted = supervised_positions(batch.labels)
+            positions, batch_targets = supervised_positions(batch.labels)  # [N], [N]
             for pathway, output in self.run(batch).items():
                 hidden[pathway].append(output.hidden.flatten(0, 1)[positions])
-            samples = batch.sample_of[positions].tolist()
-            has_image = torch.isin(torch.tensor(samples), batch.image_sample.cpu())
-            targets.append(wanted)
-            visual.append(has_image)
-            place, previous = 0, None
-            for sample, position, token in zip(samples, positions.tolist(), wanted.tolist(), strict=True):
-                place = place + 1 if previous == position - 1 else 0
+            sample_of = batch.sample_of[positions].tolist()
+            targets.append(batch_targets)
+            visual.append(torch.isin(torch.tensor(sample_of), batch.image_sample.cpu()))
+            in_answer, previous = 0, None
+            for row, position, token in zip(sample_of, positions.tolist(), batch_targets.tolist(), strict=True):
+                in_answer = in_answer + 1 if previous == position - 1 else 0
                 previous = position
-                found = self.data.dataset(self.split).sample(part[sample])
-                about.append((part[sample], found.id, found.source, place, self.token(token)))
-        rows = SupervisedTokens(
+                sample = dataset.sample(part[row])
+                about.append((part[row], sample.id, sample.source, in_answer, self.token(token)))
+        tokens = SupervisedTokens(
             {pathway: torch.cat(parts) for pathway, parts in hidden.items()},
             torch.cat(targets),
             torch.cat(visual),
             len(self.data.processor.tokenizer),
         )
         heads = {pathway: (self.student if pathway == "student" else self.teacher).head for pathway in hidden}
-        table = DataFrame(about, columns=["record", "id", "source", "place", "token"])
-        return Inspection(rows, heads, table, self.token)
+        table = DataFrame(about, columns=["sample", "id", "source", "position", "token"])
+        return Inspection(tokens, heads, table, self.token)
 
     def token(self, token_id: int) -> str:
-        """A token as text, its spaces visible."""
+        """Return a token as text, with visible spaces."""
         return str(self.data.processor.tokenizer.decode([token_id])).replace(" ", "␣").replace("\n", "⏎")
 
-    def gradients(self, numbers: list[int]) -> DataFrame:
-        """Norm of each loss term's gradient at each part of the student: ``term``, ``vision``, ``projector``, ``lm``.
+    def gradients(self, indices: list[int]) -> DataFrame:
+        """Compute the norm of each loss term's gradient in each part of the student.
 
-        Terms are weighed as in training; the batch is a whole optimizer step.
+        Terms have the weights of training. The batch counts as a whole optimizer step.
+
+        Args:
+            indices: Of the samples (:meth:`pick`).
+
+        Returns:
+            Columns ``term``, ``vision``, ``projector``, ``lm``.
         """
         from pandas import DataFrame
 
-        batch = self.batch(numbers)
+        batch = self.batch(indices)
         distiller = Distiller(self.student, self.teacher, self.objective, len(self.data.processor.tokenizer)).train()
         distiller.objective.split_terms = True
         parts = {
             name: [p for module in modules for p in module.parameters() if p.requires_grad]
             for name, modules in self.student.parts().items()
         }
-        shares = distiller(batch, batch.counts.tensor(batch.input_ids.device), 0).term_losses
-        every = [p for parameters in parts.values() for p in parameters]
-        owner = [name for name, parameters in parts.items() for _ in parameters]
-        found = []
-        for term, share in shares.items():
-            row: dict[str, Any] = {"term": term, **dict.fromkeys(parts, 0.0)}
-            gradients = torch.autograd.grad(share, every, retain_graph=True, allow_unused=True)
-            for name, gradient in zip(owner, gradients, strict=True):
-                row[name] += 0.0 if gradient is None else float(gradient.double().square().sum())
-            found.append({name: value if name == "term" else value**0.5 for name, value in row.items()})
+        losses = distiller(batch, batch.counts.tensor(batch.input_ids.device), 0).term_losses
+        parameters = [p for of_part in parts.values() for p in of_part]
+        part_of = [name for name, of_part in parts.items() for _ in of_part]
+        table = []
+        for term, loss in losses.items():
+            squares = dict.fromkeys(parts, 0.0)
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            for name, gradient in zip(part_of, gradients, strict=True):
+                squares[name] += 0.0 if gradient is None else float(gradient.double().square().sum())
+            table.append({"term": term, **{name: value**0.5 for name, value in squares.items()}})
         distiller.objective.split_terms = False
         self.student.eval()
-        return DataFrame(found)
+        return DataFrame(table)
 
-    @torch.no_grad()
-    def attention(self, number: int) -> dict[Pathway, Tensor]:
-        """Where each side looks while it predicts a record's answers: attention to its image, by patch.
+    def attention(self, index: int) -> dict[Pathway, Tensor]:
+        """Compute each pathway's attention to the image while it predicts a sample's answers.
 
-        Mean over layers, heads and the tokens of the answer, of what a token gives to the image at all.
+        A map is the mean over layers, heads and answer tokens, relative to all attention to the image.
+
+        Args:
+            index: Of the sample.
 
         Returns:
-            by side a map ``[rows, columns]`` that sums to 1.
+            By pathway a map ``[rows, columns]`` of patches that sums to 1.
 
         Raises:
-            UserError: the record has no image or several, or patches make no square.
+            UserError: The sample does not have exactly one image, or its patches do not form a square.
         """
-        batch = self.batch([number])
+        batch = self.batch([index])
         if batch.counts.image != 1:
-            raise UserError(f"record {number} has {batch.counts.image} images: a map is drawn of one.")
-        features = self.student.encode_image(batch.pixel_values)
-        seen = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
-        inputs = {"student": (self.student, features), "teacher": (self.teacher, self.teacher.encode_image(seen))}
-        if "switch" in self.pathways:
-            inputs["switch"] = self.teacher, features
-        answers = supervised_positions(batch.labels)[0]
-        found: dict[Pathway, Tensor] = {}
-        for pathway in self.pathways:
-            vlm, encoded = inputs[pathway]
-            watch_attention(vlm.language_model, "student" if pathway == "student" else "teacher")
-            with noted_attention(every_layer=True) as layers:
-                vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(encoded), batch.position_ids)
-            maps = [layer.text_to_image(batch, vlm.image_token_id)[0] for layer in layers]  # [heads, Q, P] each
-            asking = (
-                int((batch.input_ids[0] == vlm.image_token_id).nonzero()[maps[0].shape[-1] - 1]) + 1
-            )  # where text behind the image begins
-            focus = torch.stack([layer[:, answers - asking].mean((0, 1)) for layer in maps]).mean(0)
-            side_length = round(len(focus) ** 0.5)
-            if side_length**2 != len(focus):
-                raise UserError(f"an image makes {len(focus)} tokens, which is no square: there is no map to draw.")
-            found[pathway] = (focus / focus.sum()).view(side_length, side_length)
-        return found
+            raise UserError(f"A map needs exactly 1 image, but sample {index} has {batch.counts.image} images.")
+        watch_attention(self.student.language_model, "student")
+        watch_attention(self.teacher.language_model, "teacher")
+        positions = supervised_positions(batch.labels)[0]  # [N]
+        maps: dict[Pathway, Tensor] = {}
+        for pathway, output in self.run(batch, every_layer=True).items():
+            vlm = self.student if pathway == "student" else self.teacher
+            layers = [layer.text_to_image(batch, vlm.image_token_id)[0] for layer in output.attention]  # [heads, Q, P]
+            is_image = batch.input_ids[0] == vlm.image_token_id
+            first_query = int(is_image.nonzero()[-1]) + 1  # Q counts from the first token behind the image
+            focus = torch.stack([layer[:, positions - first_query].mean((0, 1)) for layer in layers]).mean(0)  # [P]
+            side = round(len(focus) ** 0.5)
+            if side**2 != len(focus):
+                raise UserError(f"A map needs a square of patches, but an image has {len(focus)} tokens.")
+            maps[pathway] = (focus / focus.sum()).view(side, side)
+        return maps
 
 
 def open_run(run: str | Path, split: Split = "val", student: str | None = None) -> Pair:
-    """The pair of a finished run: teacher, data and objective of its config.yaml, and the student it wrote.
+    """Open a finished run: teacher, data and objective of its config.yaml, and the exported student.
 
     Args:
-        run: the run's folder.
-        split: which of its data sets is looked at.
-        student: another student folder in its place.
+        run: The run folder. Folders of version 0.1.0 work as well.
+        split: The split that samples come from.
+        student: Another student folder, instead of the exported one.
 
     Raises:
-        UserError: it is no run, has no teacher, or has not written its student.
+        UserError: The folder is not a run, or the run has no teacher or no exported student.
     """
     file = Path(run, "config.yaml")
     if not file.is_file():
-        raise UserError(f"{run} is no run: it has no config.yaml. `make train` leaves one in runs/digits/switch_kd.")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raise UserError(f"{run} is not a run folder: it has no config.yaml. `make train` writes runs/digits/switch_kd.")
+    config: dict[str, Any] = upgrade_config(yaml.safe_load(file.read_text(encoding="utf-8")))
     model = config["model"]
     if not model.get("teacher"):
-        raise UserError(f"{run} trained without a teacher. Open it as a pair: open_pair(student, teacher, …).")
+        raise UserError(f"{run} has no teacher. Use open_pair(student, teacher, ...) instead.")
     folder = str(student or Path(run, "student"))
     if not Path(folder, "config.json").is_file():
-        raise UserError(f"{run} has no student folder yet: it is written at the end, or by `export --ckpt`.")
+        raise UserError(f"{folder} is not a model folder. Finish the run, or write the student by `export --ckpt`.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objective", type=Objective)
     parsed = parser.parse_object({"objective": model["objective"]})
@@ -258,21 +267,23 @@ def open_pair(
     annotations: str,
     image_root: str | None = None,
     prompt_style: str = "qwen_chatml",
-    start: str | None = None,
+    student_init: str | None = None,
 ) -> Pair:
-    """Any two model folders (or hub ids) on any LLaVA records.
+    """Open any two model folders (or hub ids) with any LLaVA data.
 
     Args:
-        student: model folder, with its processor.
-        teacher: model folder.
-        annotations: LLaVA records.
-        image_root: folder of their images.
-        prompt_style: how conversations are written as tokens.
-        start: the student's folder before distillation, for :meth:`Pair.before`.
+        student: Model folder, with its processor.
+        teacher: Model folder.
+        annotations: File of LLaVA samples.
+        image_root: Folder of their images.
+        prompt_style: Prompt style of the conversations.
+        student_init: The student's folder before distillation, for :meth:`Pair.before`.
     """
     paths = DataPaths(annotations, image_root)
     data = LLaVADataModule(student, val=paths, prompt_style=prompt_style)
-    return _pair(VLMSpec(checkpoint=student), VLMSpec(checkpoint=teacher), data, "val", SwitchKDObjective(), start)
+    return _pair(
+        VLMSpec(checkpoint=student), VLMSpec(checkpoint=teacher), data, "val", SwitchKDObjective(), student_init
+    )
 
 
 def _pair(
@@ -281,7 +292,7 @@ def _pair(
     data: LLaVADataModule,
     split: Split,
     objective: Objective,
-    start: str | None,
+    student_init: str | None,
 ) -> Pair:
     transformers_logging.disable_progress_bar()
     tokenizer = data.processor.tokenizer
@@ -292,4 +303,4 @@ def _pair(
     paths = data.paths(split)
     folders = {"student": student_spec.checkpoint, "teacher": teacher_spec.checkpoint}
     folders |= {"annotations": paths[0].annotations, "image_root": paths[0].image_root}
-    return Pair(student, teacher, data, split, objective, folders, start)
+    return Pair(student, teacher, data, split, objective, folders, student_init)

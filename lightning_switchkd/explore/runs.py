@@ -1,4 +1,4 @@
-"""Runs beside each other: their curves, and what their reports say."""
+"""Comparison of runs: their training curves and their evaluation reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.report.charts import read_metrics
-from lightning_switchkd.evaluation.report.report import BLIND
+from lightning_switchkd.evaluation.report.report import BLIND as NO_IMAGE
 from lightning_switchkd.evaluation.score import Result, read_results
 
 if TYPE_CHECKING:
@@ -16,56 +16,71 @@ if TYPE_CHECKING:
 
 
 def curves(runs: Sequence[str | Path], metrics: Sequence[str]) -> DataFrame:
-    """Logged values by step: ``run``, ``metric``, ``step``, ``value``.
+    """Read logged metrics by step.
 
     Args:
-        runs: folders.
-        metrics: names, or their ends: ``train/loss/ce``, ``k_teacher``.
+        runs: Run folders.
+        metrics: Metric names, or ends of names: ``train/loss/ce``, ``k_teacher``.
+
+    Returns:
+        Columns ``run``, ``metric``, ``step``, ``value``.
 
     Raises:
-        UserError: a folder has no metrics.csv.
+        UserError: A folder has no metrics.csv.
     """
     from pandas import DataFrame
 
     rows = []
     for run in map(Path, runs):
-        if not (found := read_metrics(run)):
-            raise UserError(f"{run} has no metrics.csv: it is no run, or has not logged yet.")
-        for name, points in found.items():
+        if not (logged := read_metrics(run)):
+            raise UserError(f"{run} has no metrics.csv. Use the folder of a run that has logged metrics.")
+        for name, points in logged.items():
             if any(name.endswith(metric) for metric in metrics):
                 rows += [(run.name, name, step, value) for step, value in points]
     return DataFrame(rows, columns=["run", "metric", "step", "value"])
 
 
-def _results(report: str | Path) -> Mapping[str, Mapping[str, Result]]:
-    found = {folder.name: read_results(folder) for folder in sorted(Path(report).glob("*")) if folder.is_dir()}
-    if not any(found.values()):
-        raise UserError(f"{report} is no report of `evaluate`: it holds no results. `make train` leaves RUN/report.")
-    return found
-
-
 def scores(report: str | Path) -> DataFrame:
-    """A report's scores in per cent: ``system``, ``benchmark``, ``blind``, ``category``, ``score``."""
+    """Read the scores of a report in percent: ``system``, ``benchmark``, ``no_image``, ``category``, ``score``.
+
+    Args:
+        report: Output folder of `evaluate`.
+    """
     from pandas import DataFrame
 
     rows = []
-    for system, of in _results(report).items():
-        for name, result in of.items():
-            blind = name.endswith(f".{BLIND}")
+    for system, results in _results(report).items():
+        for name, result in results.items():
+            benchmark, no_image = _benchmark(name)
             for category, score in {**result.categories, "score": result.score}.items():
-                rows.append((system, name.removesuffix(f".{BLIND}"), blind, category, score))
-    return DataFrame(rows, columns=["system", "benchmark", "blind", "category", "score"])
+                rows.append((system, benchmark, no_image, category, score))
+    return DataFrame(rows, columns=["system", "benchmark", "no_image", "category", "score"])
 
 
 def answers_of(report: str | Path) -> DataFrame:
-    """Every answer of a report: ``system``, ``benchmark``, ``blind``, ``id``, ``answer``, ``score``."""
+    """Read every answer of a report: ``system``, ``benchmark``, ``no_image``, ``id``, ``answer``, ``score``.
+
+    Args:
+        report: Output folder of `evaluate`.
+    """
     from pandas import DataFrame, concat
 
-    parts = [
-        DataFrame({"id": result.ids, "answer": result.texts, "score": result.scores}).assign(
-            system=system, benchmark=name.removesuffix(f".{BLIND}"), blind=name.endswith(f".{BLIND}")
-        )
-        for system, of in _results(report).items()
-        for name, result in of.items()
-    ]
-    return concat(parts, ignore_index=True)[["system", "benchmark", "blind", "id", "answer", "score"]]
+    parts = []
+    for system, results in _results(report).items():
+        for name, result in results.items():
+            benchmark, no_image = _benchmark(name)
+            answers = {"id": result.ids, "answer": result.texts, "score": result.scores}
+            parts.append(DataFrame(answers).assign(system=system, benchmark=benchmark, no_image=no_image))
+    return concat(parts, ignore_index=True)[["system", "benchmark", "no_image", "id", "answer", "score"]]
+
+
+def _benchmark(name: str) -> tuple[str, bool]:
+    """Split the name of a result into the benchmark, and whether its images were blank."""
+    return name.removesuffix(f".{NO_IMAGE}"), name.endswith(f".{NO_IMAGE}")
+
+
+def _results(report: str | Path) -> Mapping[str, Mapping[str, Result]]:
+    results = {folder.name: read_results(folder) for folder in sorted(Path(report).glob("*")) if folder.is_dir()}
+    if not any(results.values()):
+        raise UserError(f"{report} has no results of `evaluate`. `make train` writes a report to RUN/report.")
+    return results

@@ -1,4 +1,4 @@
-"""What the notebooks read: tables against the losses themselves, and memory at a real vocabulary."""
+"""Tests of the notebooks' tables against the losses, and of memory at a real vocabulary."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from command import ROOT
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import PATHWAYS
 from lightning_switchkd.explore import Pair, open_pair, open_run
-from lightning_switchkd.explore.inspection import PATHWAYS, Inspection
+from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses import Kneedle, dbild
 from lightning_switchkd.losses.select import FixedTopK
 
@@ -26,33 +27,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> Pair:
-    # the processor's folder stands for the student's here: its weights are beside
+    # a student folder includes its processor
     for file in (folder / "processor").iterdir():
         (folder / "student" / file.name).write_bytes(file.read_bytes())
-    samples, images = folder / "records.json", folder / "images"
-    return open_pair(f"{folder}/student", f"{folder}/teacher", str(samples), str(images), start=f"{folder}/student")
+    annotations, images = folder / "records.json", folder / "images"
+    return open_pair(
+        f"{folder}/student", f"{folder}/teacher", str(annotations), str(images), student_init=f"{folder}/student"
+    )
 
 
 @pytest.fixture(scope="module")
 def inspection(pair: Pair) -> Inspection:
-    return pair.inspect(pair.some(12), batch_size=5)
+    return pair.inspect(pair.pick(12), batch_size=5)
 
 
-def test_rows_are_those_of_the_records(pair: Pair, inspection: Inspection) -> None:
-    numbers = pair.some(12)
-    assert inspection.about["record"].drop_duplicates().tolist() == numbers
-    alone = pair.inspect(numbers[3:4])
-    mine = inspection.about.index[inspection.about["record"] == numbers[3]]
-    assert alone.about.reset_index(drop=True).equals(inspection.about.loc[mine].reset_index(drop=True))
+def test_rows_belong_to_the_samples(pair: Pair, inspection: Inspection) -> None:
+    indices = pair.pick(12)
+    assert inspection.about["sample"].drop_duplicates().tolist() == indices
+    alone = pair.inspect(indices[3:4])
+    rows = inspection.about.index[inspection.about["sample"] == indices[3]]
+    assert alone.about.reset_index(drop=True).equals(inspection.about.loc[rows].reset_index(drop=True))
     for pathway in PATHWAYS:
         torch.testing.assert_close(
-            alone.rows.hidden[pathway], inspection.rows.hidden[pathway][mine.to_numpy()], atol=1e-5, rtol=1e-4
+            alone.tokens.hidden[pathway], inspection.tokens.hidden[pathway][rows.tolist()], atol=1e-5, rtol=1e-4
         )
-    assert (inspection.about.groupby("record")["place"].min() == 0).all()
+    assert (inspection.about.groupby("sample")["position"].min() == 0).all()
 
 
-def test_beliefs_are_the_losses_own(inspection: Inspection) -> None:
-    table = inspection.beliefs()
+def test_statistics_equal_the_losses(inspection: Inspection) -> None:
+    table = inspection.statistics()
     for row in (0, 7):
         logits = {pathway: inspection.logits(row, pathway)[None] for pathway in PATHWAYS}
         for prefix, pathway in (("", "student"), ("switch_", "switch")):
@@ -60,7 +63,7 @@ def test_beliefs_are_the_losses_own(inspection: Inspection) -> None:
             assert table.loc[row, f"{prefix}dbild"] == pytest.approx(float(loss), rel=1e-4)
         for pathway in PATHWAYS:
             probabilities = logits[pathway].softmax(-1)[0]
-            target = int(inspection.rows.targets[row])
+            target = int(inspection.tokens.targets[row])
             assert table.loc[row, f"p_right_{pathway}"] == pytest.approx(float(probabilities[target]), rel=1e-4)
             assert table.loc[row, f"p_top_{pathway}"] == pytest.approx(float(probabilities.max()), rel=1e-4)
             entropy = -float((probabilities * probabilities.log()).sum())
@@ -70,7 +73,7 @@ def test_beliefs_are_the_losses_own(inspection: Inspection) -> None:
 def test_top_tokens_are_in_order(inspection: Inspection) -> None:
     top = inspection.top(4)
     assert len(top) == len(inspection) * 3 * 4
-    one = top[(top["row"] == 5) & (top["side"] == "switch")]
+    one = top[(top["row"] == 5) & (top["pathway"] == "switch")]
     best = inspection.logits(5, "switch").softmax(-1).topk(4)
     assert one["probability"].tolist() == pytest.approx(best.values.tolist(), rel=1e-4)
     assert one["rank"].tolist() == [1, 2, 3, 4]
@@ -79,87 +82,89 @@ def test_top_tokens_are_in_order(inspection: Inspection) -> None:
 def test_pairs_add_up_to_the_term(inspection: Inspection) -> None:
     for row in (0, 9):
         led = [inspection.pairs(row, leader)["kl"].sum() for leader in ("teacher", "student")]  # type: ignore[arg-type]
-        whole = inspection.divergences(row, (3.0,))["reverse"][0]
-        assert sum(led) == pytest.approx(whole, rel=1e-5)
+        total = inspection.divergences(row, (3.0,))["reverse"][0]
+        assert sum(led) == pytest.approx(total, rel=1e-5)
         assert inspection.pairs(row)["teacher"].sum() == pytest.approx(1)
 
 
 def test_selections_and_curve(inspection: Inspection) -> None:
     sizes = inspection.sizes({"knee": Kneedle(), "eight": FixedTopK(8)})
     assert (sizes["eight"] == 8).all()
-    assert sizes["knee"].tolist() == inspection.beliefs()["k_teacher"].tolist()
+    assert sizes["knee"].tolist() == inspection.statistics()["k_teacher"].tolist()
     curve = inspection.curve(0, window=64)
     assert curve["logit"].is_monotonic_decreasing
     assert (curve["drop"].iloc[0], curve["drop"].iloc[-1]) == (0, pytest.approx(0, abs=1e-9))
 
 
 def test_gradients_by_term_reach_their_parts(pair: Pair) -> None:
-    found = pair.gradients(pair.some(6)).set_index("term")
-    assert found.loc["vsd", "vision"] > 0
-    assert found.loc["vsd", ["projector", "lm"]].tolist() == [0, 0]
-    assert (found.loc[["ce", "align"]] > 0).all().all()
+    norms = pair.gradients(pair.pick(6)).set_index("term")
+    assert norms.loc["vsd", "vision"] > 0
+    assert norms.loc["vsd", ["projector", "lm"]].tolist() == [0, 0]
+    assert (norms.loc[["ce", "align"]] > 0).all().all()
 
 
-def test_attention_is_a_map_for_each_side(pair: Pair) -> None:
-    number = next(n for n in pair.some(20) if pair.image(n) is not None)
-    maps = pair.attention(number)
+def test_attention_gives_one_map_per_pathway(pair: Pair) -> None:
+    index = next(i for i in pair.pick(20) if pair.image(i) is not None)
+    maps = pair.attention(index)
     assert maps.keys() == set(PATHWAYS)
     for focus in maps.values():
         assert focus.shape == (2, 2)
         assert float(focus.sum()) == pytest.approx(1, abs=1e-5)
     assert not torch.allclose(maps["student"], maps["teacher"])
-    again = pair.attention(number)
+    again = pair.attention(index)
     assert all(torch.equal(maps[pathway], again[pathway]) for pathway in maps)
-    without = next(n for n in range(48) if pair.image(n) is None)
+    without = next(i for i in range(48) if pair.image(i) is None)
     with pytest.raises(UserError, match="has 0 images"):
         pair.attention(without)
 
 
 def test_attention_equals_the_models_own(pair: Pair) -> None:
-    """Against Hugging Face's eager attention weights."""
-    number = next(n for n in pair.some(20) if pair.image(n) is not None)
-    focus = pair.attention(number)["student"].flatten()
-    batch, vlm = pair.batch([number]), pair.student
+    """The reference is Hugging Face's eager attention weights."""
+    index = next(i for i in pair.pick(20) if pair.image(i) is not None)
+    focus = pair.attention(index)["student"].flatten()
+    batch, vlm = pair.batch([index]), pair.student
     inputs = vlm._embed(batch.input_ids, vlm.project(vlm.encode_image(batch.pixel_values)))  # type: ignore[attr-defined]
     vlm.language_model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = vlm.language_model(inputs_embeds=inputs, output_attentions=True).attentions
     vlm.language_model.set_attn_implementation("sdpa")
     image = (batch.input_ids[0] == vlm.image_token_id).nonzero()[:, 0]
-    rows = (batch.labels[0, 1:] != -100).nonzero()[:, 0]
-    expected = torch.stack([w[0][:, rows][..., image].mean((0, 1)) for w in weights]).mean(0)
+    queries = (batch.labels[0, 1:] != -100).nonzero()[:, 0]
+    expected = torch.stack([w[0][:, queries][..., image].mean((0, 1)) for w in weights]).mean(0)
     torch.testing.assert_close(focus, expected / expected.sum(), atol=1e-5, rtol=1e-4)
 
 
 def test_before_and_mistakes(pair: Pair, tmp_path: Path) -> None:
     assert torch.equal(pair.before().student.head.weight, pair.student.head.weight)
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         open_run(tmp_path)
-    with pytest.raises(UserError, match="of the source 'kind7'"):
-        pair.some(3, "kind7")
-    assert all(pair.data.dataset("val").sample(n).source == "kind1" for n in pair.some(3, "kind1"))
+    with pytest.raises(UserError, match="no sample of source 'kind7'"):
+        pair.pick(3, "kind7")
+    assert all(pair.data.dataset("val").sample(i).source == "kind1" for i in pair.pick(3, "kind1"))
 
 
 MEMORY = """
 import resource, torch
 from pandas import DataFrame
-from lightning_switchkd.explore.inspection import Look
-from lightning_switchkd.losses.logits import Head, Rows
+from lightning_switchkd.explore.inspection import Inspection
+from lightning_switchkd.losses.logits import SupervisedTokens
+from lightning_switchkd.models.head import Head
 n, v, h = 1000, 151_936, 64
 torch.manual_seed(0)
-sides = ("student", "teacher", "switch")
-rows = Rows({s: torch.randn(n, h) for s in sides}, torch.randint(0, v, (n,)), torch.ones(n, dtype=torch.bool), v)
+pathways = ("student", "teacher", "switch")
+hidden = {p: torch.randn(n, h) for p in pathways}
+tokens = SupervisedTokens(hidden, torch.randint(0, v, (n,)), torch.ones(n, dtype=torch.bool), v)
 student, teacher = Head(torch.randn(v, h)), Head(torch.randn(v, h))
-about = DataFrame({"record": range(n)})
-look = Look(rows, {"student": student, "teacher": teacher, "switch": teacher}, about, str)
-assert len(look.beliefs()) == n and len(look.top(3)) == 9 * n
+about = DataFrame({"sample": range(n)})
+inspection = Inspection(tokens, {"student": student, "teacher": teacher, "switch": teacher}, about, str)
+assert len(inspection.statistics()) == n and len(inspection.top(3)) == 9 * n
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
-def test_a_thousand_rows_at_a_real_vocabulary_stay_below_two_gigabytes() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    peak = float(done.stdout)
+def test_a_thousand_tokens_at_a_real_vocabulary_stay_below_two_gigabytes() -> None:
+    process = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    peak = float(process.stdout)
     assert math.isfinite(peak)
     assert peak < 2, f"{peak:.2f} GiB"

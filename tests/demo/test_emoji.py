@@ -1,4 +1,4 @@
-"""Emoji scenes as LLaVA data: sides share nothing they must not, and answers are true of what is drawn."""
+"""Tests of emoji scenes as LLaVA data: disjoint splits, and answers that are true of the drawn scene."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_switchkd.demo import emoji
 from lightning_switchkd.demo.digits import PLACES
 from lightning_switchkd.demo.emoji import Settings, write
 from lightning_switchkd.demo.emoji_questions import ABILITIES
-from lightning_switchkd.demo.emoji_scenes import side_of
+from lightning_switchkd.demo.emoji_scenes import split_of
 from lightning_switchkd.demo.emoji_things import FAMILIES, HELD_OUT, held_out, openmoji, things
 
 SETTINGS = Settings(scenes=600, small_scenes=150, val_scenes=60, test_scenes=80)
@@ -40,11 +40,11 @@ def shown(sample: dict[str, Any]) -> list[str]:
 
 
 def turns(sample: dict[str, Any]) -> list[tuple[str, str]]:
-    said = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
-    return list(zip(said[::2], said[1::2], strict=True))
+    texts = [turn["value"].replace("<image>", "").strip() for turn in sample["conversations"]]
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def test_every_record_is_llava(folder: Path) -> None:
+def test_every_sample_is_llava(folder: Path) -> None:
     for name in FILES:
         for i, raw in enumerate(samples(folder, name)):
             sample = parse_sample(raw, SampleLocation(name, i))
@@ -54,23 +54,23 @@ def test_every_record_is_llava(folder: Path) -> None:
     assert "CC BY-SA 4.0" in (folder / "ATTRIBUTION.txt").read_text(encoding="utf-8")
 
 
-def test_sides_share_no_set_of_things(folder: Path) -> None:
-    sides = {
+def test_splits_share_no_set_of_things(folder: Path) -> None:
+    splits = {
         name: {tuple(sorted(shown(r))) for r in samples(folder, f"{name}.json")} for name in ("train", "val", "test")
     }
-    assert not sides["train"] & sides["val"]
-    assert not (sides["train"] | sides["val"]) & sides["test"]
-    assert all(side_of(things) == side for side, sets in sides.items() for things in sets)
+    assert not splits["train"] & splits["val"]
+    assert not (splits["train"] | splits["val"]) & splits["test"]
+    assert all(split_of(things) == split for split, sets in splits.items() for things in sets)
 
 
-def test_held_out_things_are_seen_in_their_test_alone(folder: Path) -> None:
+def test_held_out_things_appear_in_test_glyphs_only(folder: Path) -> None:
     assert set(HELD_OUT) < set(FAMILIES), "look-alikes are held out together"
     for name in FILES:
         seen = {thing for sample in samples(folder, name) for thing in shown(sample)}
-        said = " ".join(text for sample in samples(folder, name) for turn in turns(sample) for text in turn)
+        text = " ".join(part for sample in samples(folder, name) for turn in turns(sample) for part in turn)
         for thing in held_out():
             assert (thing in seen) == (name == "test_glyphs.json"), (name, thing)
-            assert name == "test_glyphs.json" or f" {thing}?" not in said
+            assert name == "test_glyphs.json" or f" {thing}?" not in text
     assert all(set(shown(sample)) & set(held_out()) for sample in samples(folder, "test_glyphs.json"))
 
 
@@ -84,15 +84,15 @@ def test_words_and_scans_are_split(folder: Path) -> None:
         }
         for name in ("train", "val", "test")
     }
-    assert all(len(found) > 3 for found in words.values())
+    assert all(len(spelled) > 3 for spelled in words.values())
     assert not words["train"] & words["val"]
     assert not (words["train"] | words["val"]) & words["test"]
 
 
 @pytest.mark.parametrize("name", ["train.json", "val.json", "test.json", "test_glyphs.json"])
 def test_answers_are_true(folder: Path, name: str) -> None:
-    """Read back from the cells, independently of who asked."""
-    colours, places = openmoji().colours, PLACES[3]
+    """Compute each answer from the cells, independently of the code that wrote it."""
+    colors, places = openmoji().colors, PLACES[3]
     checked: Counter[str] = Counter()
     for sample in samples(folder, name):
         cells, present = sample["things"], shown(sample)
@@ -118,7 +118,7 @@ def test_answers_are_true(folder: Path, name: str) -> None:
             elif place is None:
                 continue  # words and digits are not among the cells' things
             elif "colour" in question:
-                wanted, kind = colours[cells[place]], "colour"
+                wanted, kind = colors[cells[place]], "colour"
             elif "animal" in question:
                 wanted, kind = things()[cells[place]].group, "group"
             elif "kind" in question:
@@ -133,8 +133,8 @@ def test_answers_are_true(folder: Path, name: str) -> None:
 def test_abilities_are_asked_equally_and_yes_as_often_as_no(folder: Path) -> None:
     test = samples(folder, "test.json")
     assert Counter(sample["source"] for sample in test) == dict.fromkeys(ABILITIES, SETTINGS.test_scenes)
-    said = Counter(turns(r)[0][1] for r in test if r["source"] == "hallucination")
-    assert said["yes"] == said["no"] == SETTINGS.test_scenes / 2
+    answers = Counter(turns(sample)[0][1] for sample in test if sample["source"] == "hallucination")
+    assert answers["yes"] == answers["no"] == SETTINGS.test_scenes / 2
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -143,29 +143,29 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
-    assert not write(SETTINGS, again), "it is there already"
+    assert not write(SETTINGS, again), "the data set exists already"
 
 
-def test_colours_are_what_one_sees() -> None:
-    colours = openmoji().colours
+def test_colors_match_the_drawings() -> None:
+    colors = openmoji().colors
     wanted = {"apple": "red", "banana": "yellow", "frog": "green", "carrot": "orange", "pig": "pink", "cloud": "grey"}
     wanted |= {"eggplant": "purple", "bear": "brown", "butterfly": "blue"}
-    assert {name: colours[name] for name in wanted} == wanted
-    assert "panda" not in colours or colours["panda"] in ("white", "grey"), "black outlines are no colour"
+    assert {name: colors[name] for name in wanted} == wanted
+    assert "panda" not in colors or colors["panda"] in ("white", "grey"), "black outlines do not count as a color"
 
 
 def test_another_style(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its font is installed; here the same font stands for it."""
+    """The second style uses the same font here, because its own may not be installed."""
     monkeypatch.setattr(emoji, "noto", openmoji)
     assert write(SETTINGS, tmp_path / "both")
     style = samples(tmp_path / "both", "test_style.json")
     assert len(style) == len(ABILITIES) * SETTINGS.test_scenes
-    assert not any("colour" in turns(sample)[0][0] for sample in style), "another style has other colours"
-    assert {side_of(shown(sample)) for sample in style} == {"test"}
+    assert not any("colour" in turns(sample)[0][0] for sample in style), "the colors of another style are unknown"
+    assert {split_of(shown(sample)) for sample in style} == {"test"}
     assert "Noto" in (tmp_path / "both" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
     assert samples(tmp_path / "both", "test.json") == samples(folder, "test.json")
 
 
 def test_settings_out_of_bounds() -> None:
-    with pytest.raises(UserError, match="--small-scenes must lie between 1 and 10"):
+    with pytest.raises(UserError, match="--small-scenes must be between 1 and 10, got 11"):
         Settings(scenes=10, small_scenes=11)

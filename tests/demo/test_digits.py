@@ -1,4 +1,4 @@
-"""The embedded data set: honest splits, balanced questions, true answers, a real processor."""
+"""Tests of the digits data: splits, balanced questions, true answers, the processor."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def turns(sample: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def understand(question: str) -> tuple[str, str, str, int]:
-    """Kind, template, place and digit of a question, found without the code that wrote it."""
+    """Parse a question into kind, template, place and digit, independently of the code that wrote it."""
     for kind, templates in TEMPLATES.items():
         for template in templates:
             pattern = (
                 re.escape(template).replace(r"\{where\}", "(?P<where>at .+)").replace(r"\{digit\}", r"(?P<digit>\d)")
             )
-            if found := re.fullmatch(pattern, question):
-                named = found.groupdict()
-                return kind, template, named.get("where", ""), int(named.get("digit", -1))
+            if match := re.fullmatch(pattern, question):
+                groups = match.groupdict()
+                return kind, template, groups.get("where", ""), int(groups.get("digit", -1))
     raise AssertionError(question)
 
 
@@ -61,15 +61,15 @@ def place(where: str, grid: int) -> int:
     return row * grid + column
 
 
-def test_no_scan_is_on_two_sides(folder: Path) -> None:
+def test_no_scan_is_in_two_splits(folder: Path) -> None:
     seen = {name: {scan for sample in samples(folder, name) for scan in sample["scans"]} for name in FILES}
     train = seen["train.json"] | seen["captions.json"] | seen["train_small.json"]
     assert not train & (seen["val.json"] | seen["test.json"])
     assert not seen["val.json"] & seen["test.json"]
-    sides = split_scans(SMALL.seed, SMALL.small_scans)
-    assert {*sides["train"], *sides["val"], *sides["test"]} == set(range(1797))
-    assert seen["train_small.json"] <= set(sides["small"]) <= set(sides["train"])
-    assert len(sides["small"]) == 300
+    splits = split_scans(SMALL.seed, SMALL.small_scans)
+    assert {*splits["train"], *splits["val"], *splits["test"]} == set(range(1797))
+    assert seen["train_small.json"] <= set(splits["small"]) <= set(splits["train"])
+    assert len(splits["small"]) == 300
 
 
 def test_digits_are_what_the_scans_show(folder: Path) -> None:
@@ -102,20 +102,20 @@ def test_answers_are_true(folder: Path) -> None:
 
 def test_yes_and_no_are_equally_frequent_in_each_template(folder: Path) -> None:
     for name in FILES[1:]:
-        asked = Counter(
+        counts = Counter(
             (understand(question)[1], reply)
             for sample in samples(folder, name)
             for question, reply in turns(sample)
             if understand(question)[0] == "exists"
         )
         for template in TEMPLATES["exists"]:
-            assert abs(asked[template, "yes"] - asked[template, "no"]) <= 1
+            assert abs(counts[template, "yes"] - counts[template, "no"]) <= 1
 
 
 def test_held_out_boards_have_one_question_of_each_kind(folder: Path) -> None:
     for name, boards in (("val.json", SMALL.val_boards), ("test.json", SMALL.test_boards)):
-        asked = Counter(sample["source"] for sample in samples(folder, name))
-        assert asked == dict.fromkeys(TEMPLATES, boards)
+        counts = Counter(sample["source"] for sample in samples(folder, name))
+        assert counts == dict.fromkeys(TEMPLATES, boards)
         assert len({sample["id"] for sample in samples(folder, name)}) == boards * len(TEMPLATES)
 
 
@@ -131,9 +131,9 @@ def test_held_out_images_show_the_scans_unchanged(folder: Path) -> None:
     source = load_digits().images
     for sample in samples(folder, "test.json")[:6]:
         board = Image.open(folder / "images" / sample["image"])
-        side = int(len(sample["digits"]) ** 0.5) * CELL
-        assert (board.size, board.mode) == ((side, side), "L")
-        halved = np.asarray(board.resize((side // 2, side // 2), Image.Resampling.BOX), dtype=float)
+        size = int(len(sample["digits"]) ** 0.5) * CELL
+        assert (board.size, board.mode) == ((size, size), "L")
+        halved = np.asarray(board.resize((size // 2, size // 2), Image.Resampling.BOX), dtype=float)
         corner = source[sample["scans"][0]] * 255 / 16
         assert np.corrcoef(halved[:8, :8].ravel(), corner.ravel())[0, 1] > 0.97
 
@@ -149,11 +149,11 @@ def test_equal_settings_give_equal_bytes_and_are_not_written_again(tmp_path: Pat
     stamp = (first / "train.json").stat().st_mtime_ns
     assert not write(SMALL, first)
     assert (first / "train.json").stat().st_mtime_ns == stamp
-    assert write(replace(SMALL, turns=2), first)  # other settings replace it whole
+    assert write(replace(SMALL, turns=2), first)  # other settings replace the folder
     assert {len(turns(sample)) for sample in samples(first, "train.json")} == {2}
 
 
-def test_a_broken_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("disk full")
 
@@ -163,14 +163,14 @@ def test_a_broken_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="has other files"):
         write(SMALL, tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-def test_processor_is_a_real_one(folder: Path) -> None:
+def test_processor_loads_with_hugging_face(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder / "processor")
     sample = samples(folder, "val.json")[0]
     image = Image.open(folder / "images" / sample["image"])
@@ -178,13 +178,13 @@ def test_processor_is_a_real_one(folder: Path) -> None:
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>\nRead all digits.<|im_end|>\n<|im_start|>assistant\n"
     batch = processor(images=image, text=text, return_tensors="pt")
-    side = image.size[0]
-    assert batch["pixel_values"].shape == (1, 3, side, side)
+    size = image.size[0]
+    assert batch["pixel_values"].shape == (1, 3, size, size)
     assert (float(batch["pixel_values"].min()), float(batch["pixel_values"].max())) == (-1, 1)
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert int((batch["input_ids"] == image_id).sum()) == (side // (CELL // 2)) ** 2
+    assert int((batch["input_ids"] == image_id).sum()) == (size // (CELL // 2)) ** 2
     large = processor(images=Image.new("RGB", (640, 480)), text=text, return_tensors="pt")
-    assert large["pixel_values"].shape == (1, 3, side, side)
+    assert large["pixel_values"].shape == (1, 3, size, size)
 
 
 @pytest.mark.parametrize("text", ["73 19", "Is there a 7?", "  two  spaces\n\ttab", "Füße 数字 🙂 ​", "\x00\x7f~", ""])
@@ -211,10 +211,10 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--boards=8", "--small-boards=2", "--val-boards=2", "--test-boards=2"]
-    for word in ("written", "already there"):
+    for word in ("written to", "already written"):
         main([f"--output={tmp_path / 'data'}", *sizes])
         assert word in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main([f"--output={tmp_path / 'other'}", "--grid=5"])
     assert stop.value.code == 2
-    assert "--grid must lie between 2 and 3" in capsys.readouterr().err
+    assert "--grid must be between 2 and 3, got 5" in capsys.readouterr().err

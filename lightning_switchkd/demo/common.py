@@ -1,4 +1,4 @@
-"""What the embedded data sets share: LLaVA turns, a processor of their own, a folder written whole, a command line."""
+"""Shared parts of the demo data sets: LLaVA turns, the processor, the output folder, the command line."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.samples import IMAGE_TOKEN
 
-ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # a prompt's text beside the turns
+ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # prompt text around the turns
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """LLaVA turns, the image before the first question."""
-    said: list[dict[str, str]] = []
+    """Build LLaVA turns from questions and answers. The image comes before the first question."""
+    conversation_turns: list[dict[str, str]] = []
     for question, reply in turns:
-        text = question if said else f"{IMAGE_TOKEN}\n{question}".rstrip()
-        said += [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
-    return said
+        text = question if conversation_turns else f"{IMAGE_TOKEN}\n{question}".rstrip()
+        conversation_turns += [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
+    return conversation_turns
 
 
 def dump(value: object, path: Path) -> None:
-    """Writes JSON."""
+    """Write a value as JSON."""
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def train_tokenizer(text: Sequence[str], vocab_size: int = 384) -> Any:
-    """A byte-level BPE tokenizer of at most this size: encodes any text, each decimal digit a token of its own."""
+    """Train a byte-level BPE tokenizer. It encodes any text, and each decimal digit is a separate token.
+
+    Args:
+        text: Training text.
+        vocab_size: Number of tokens, at most.
+    """
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
@@ -53,9 +58,18 @@ def write_processor(
     image_size: int,
     patch_size: int,
     vocab_size: int = 384,
-    tower: Literal["clip", "siglip"] = "clip",
+    vision: Literal["clip", "siglip"] = "clip",
 ) -> None:
-    """Writes a LlavaProcessor: tokenizer of this training text, images resized to ``image_size``² for such a tower."""
+    """Write a LlavaProcessor.
+
+    Args:
+        text: Training text of the tokenizer.
+        folder: Output folder.
+        image_size: Height and width that images are resized to.
+        patch_size: Height and width of a patch.
+        vocab_size: Number of tokens, at most.
+        vision: Family of the vision encoder.
+    """
     from transformers import CLIPImageProcessorPil
 
     from lightning_switchkd.data.processor import make_processor
@@ -63,45 +77,51 @@ def write_processor(
 
     half, size = [0.5, 0.5, 0.5], {"height": image_size, "width": image_size}
     pixels = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half)
-    features = ("default", 1) if tower == "clip" else ("full", 0)  # a class token that is dropped, or none
+    features = ("default", 1) if vision == "clip" else ("full", 0)  # CLIP has a class token to drop
     parts = train_tokenizer(text, vocab_size), pixels, patch_size, *features
     make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
 
 
 def check_limits(data: str, settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Refuses settings out of bounds, before anything is written.
+    """Refuse settings out of bounds, before anything is written.
+
+    Args:
+        data: Name of the data set.
+        settings: The settings.
+        limits: Lowest and highest value of each field, both allowed.
 
     Raises:
-        UserError: a field of ``settings`` lies outside its limits (both ends allowed); the message names the flag.
+        UserError: A field is outside its limits. The message names the flag.
     """
     for name, (low, high) in limits.items():
         if not low <= getattr(settings, name) <= high:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{data}: {flag} must lie between {low} and {high}, not {getattr(settings, name)}.")
+            raise UserError(f"{data}: {flag} must be between {low} and {high}, got {getattr(settings, name)}.")
 
 
-def write_whole(data: str, version: int, settings: Any, fill: Callable[[Path], None], output: Path) -> bool:
-    """Writes a data set to ``output``; False if it was there already, made with equal settings.
-
-    The folder appears whole or not at all: all is written beside it first, then moved into place.
+def write_dataset(data: str, version: int, settings: Any, fill: Callable[[Path], None], output: Path) -> bool:
+    """Write a data set. The folder is written under a temporary name and then moved, so it is never incomplete.
 
     Args:
-        data: name of the data set.
-        version: raised whenever equal settings would give other files.
-        settings: the dataclass that the files depend on.
-        fill: writes everything but the manifest into an empty folder.
-        output: where the folder shall be.
+        data: Name of the data set.
+        version: Version of the files. Increased whenever equal settings give other files.
+        settings: The dataclass that the files depend on.
+        fill: Writes everything but the manifest into an empty folder.
+        output: The folder. A folder of this data set with other settings is replaced.
+
+    Returns:
+        False if the folder exists already and was written with equal settings.
 
     Raises:
-        UserError: ``output`` holds something that this function did not write for this data set.
+        UserError: ``output`` has files that do not belong to this data set.
     """
     manifest = {"data": data, "version": version, "settings": asdict(settings)}
-    there = output / "manifest.json"
-    found = there.read_text(encoding="utf-8") if there.is_file() else ""
-    if found == json.dumps(manifest):
+    file = output / "manifest.json"
+    previous = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if previous == json.dumps(manifest):
         return False
-    if output.exists() and any(output.iterdir()) and not found.startswith(f'{{"data": "{data}"'):
-        raise UserError(f"{data}: {output} holds something else: choose another --output, or move that folder away.")
+    if output.exists() and any(output.iterdir()) and not previous.startswith(f'{{"data": "{data}"'):
+        raise UserError(f"{data}: {output} has other files. Use another --output, or move this folder.")
     with atomic_path(output, unique=True) as partial:
         partial.mkdir()
         fill(partial)
@@ -112,11 +132,19 @@ def write_whole(data: str, version: int, settings: Any, fill: Callable[[Path], N
 def command_line(
     data: str, doc: str, settings: type, write: Callable[[Any, Path], bool], arguments: Sequence[str] | None
 ) -> None:
-    """Writes a data set as the command line asks: a flag a field of ``settings``, its note the help."""
+    """Write a data set from the command line. Each field of the settings is a flag, its annotation the help text.
+
+    Args:
+        data: Name of the data set.
+        doc: Description; the first line is shown.
+        settings: The dataclass of the settings.
+        write: Writes the data set.
+        arguments: The flags. None reads ``sys.argv``.
+    """
     parser = argparse.ArgumentParser(
         description=doc.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("datasets", data), help="folder to write")
+    parser.add_argument("--output", type=Path, default=Path("datasets", data), help="output folder")
     for name, hint in get_type_hints(settings, include_extras=True).items():
         flag, default = "--" + name.replace("_", "-"), getattr(settings, name)
         parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
@@ -125,4 +153,4 @@ def command_line(
         written = write(settings(**given), output)
     except UserError as error:
         parser.error(str(error))
-    print(f"{data}: {'written to' if written else 'already there, with the same settings:'} {output}")
+    print(f"{data}: {'written to' if written else 'already written with these settings to'} {output}")

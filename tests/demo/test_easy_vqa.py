@@ -1,4 +1,4 @@
-"""easy-VQA as LLaVA data: the official test split whole, validation carved by picture, answers as published."""
+"""Tests of easy-VQA as LLaVA data: the complete test split, validation split by image, the published answers."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def samples(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def asked(folder: Path, name: str) -> Counter[tuple[int, str, str]]:
-    """Picture, question and answer of every turn."""
-    found: Counter[tuple[int, str, str]] = Counter()
+def questions_in(folder: Path, name: str) -> Counter[tuple[int, str, str]]:
+    """Count the image, question and answer of every turn."""
+    turns: Counter[tuple[int, str, str]] = Counter()
     for i, raw in enumerate(samples(folder, name)):
         sample = parse_sample(raw, SampleLocation(name, i))
         texts = [turn.text.replace("<image>", "").strip() for turn in sample.turns]
-        found.update(
+        turns.update(
             (int(Path(sample.images[0].path).stem), *pair) for pair in zip(texts[::2], texts[1::2], strict=True)
         )
-    return found
+    return turns
 
 
 def published(split: str) -> Counter[tuple[int, str, str]]:
@@ -56,13 +56,13 @@ def published(split: str) -> Counter[tuple[int, str, str]]:
     return Counter(zip(images, questions, answers, strict=True))
 
 
-def test_official_test_split_is_whole(folder: Path) -> None:
-    assert asked(folder, "test.json") == published("test")
+def test_official_test_split_is_complete(folder: Path) -> None:
+    assert questions_in(folder, "test.json") == published("test")
     assert len(samples(folder, "test.json")) == 9673
     assert len(list((folder / "images" / "test").iterdir())) == 1000
 
 
-def test_training_and_validation_share_no_picture(folder: Path) -> None:
+def test_training_and_validation_share_no_image(folder: Path) -> None:
     images = {name: {sample["image"] for sample in samples(folder, name)} for name in FILES}
     assert not images["val.json"] & images["train.json"]
     assert all(images[name] <= images["train.json"] for name in TRAINING)
@@ -70,19 +70,19 @@ def test_training_and_validation_share_no_picture(folder: Path) -> None:
     assert len(images["val.json"]) == SETTINGS.val_images
     assert len(samples(folder, "train_small.json")) == SETTINGS.small_images
     assert len(images["train.json"]) == 4000 - SETTINGS.val_images
-    assert asked(folder, "train.json") + asked(folder, "val.json") == published("train")
+    assert questions_in(folder, "train.json") + questions_in(folder, "val.json") == published("train")
 
 
 def test_balanced_training_asks_as_much_about_what_is_not_shown(folder: Path) -> None:
-    kept, all_of = asked(folder, "train_balanced.json"), asked(folder, "train.json")
-    assert asked(folder, "train_small.json") < kept < all_of
+    kept, all_of = questions_in(folder, "train_balanced.json"), questions_in(folder, "train.json")
+    assert questions_in(folder, "train_small.json") < kept < all_of
     about_shown = {turn for turn in all_of if shown(turn[1:])}
     assert {turn for turn in kept if shown(turn[1:])} == about_shown
     yes_no = [turn for turn in kept.elements() if turn[2] in ("yes", "no")]
     assert sum(turn in about_shown for turn in yes_no) == pytest.approx(len(yes_no) / 2, rel=0.02)
 
 
-def test_pictures_are_the_package_s(folder: Path) -> None:
+def test_images_are_those_of_the_package(folder: Path) -> None:
     paths = {"train": package.get_train_image_paths(), "test": package.get_test_image_paths()}
     for name in FILES:
         for image in [sample["image"] for sample in samples(folder, name)][:20]:
@@ -121,21 +121,21 @@ def test_answers_fit_their_kinds(folder: Path) -> None:
 
 def test_captions_contradict_no_answer(folder: Path) -> None:
     captions = {sample["image"]: sample["conversations"][1]["value"] for sample in samples(folder, "captions.json")}
-    told = {image: said.removeprefix("a ").split() for image, said in captions.items()}
-    assert all(color in COLORS and shape in SHAPES for color, shape in told.values())
+    words = {image: caption.removeprefix("a ").split() for image, caption in captions.items()}
+    assert all(color in COLORS and shape in SHAPES for color, shape in words.values())
     for image, question, reply in published("train"):
-        said = told.get(f"train/{image}.png", [])
-        if said and reply in (*COLORS, *SHAPES):
-            assert reply in said
-        elif said:
+        caption = words.get(f"train/{image}.png", [])
+        if caption and reply in (*COLORS, *SHAPES):
+            assert reply in caption
+        elif caption:
             named = set(question.rstrip("?").split()) & {*COLORS, *SHAPES}
-            assert (reply == "yes") == (named <= set(said)) ^ kind_of(question).endswith("_absent")
+            assert (reply == "yes") == (named <= set(caption)) ^ kind_of(question).endswith("_absent")
 
 
-def test_majority_of_the_training_answers_scores_what_the_text_gives_away(folder: Path) -> None:
+def test_text_only_baseline(folder: Path) -> None:
     items = Benchmark.read("easy_vqa").items(folder)
-    said = majority_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
-    scores = rate(Benchmark.read("easy_vqa"), folder, items, Matched(list(said)), "llava", "")
+    answers = majority_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
+    scores = rate(Benchmark.read("easy_vqa"), folder, items, Matched(list(answers)), "llava", "")
     assert scores.score == pytest.approx(67.0, abs=0.3)
     assert scores.categories["shape"] < 40
 
@@ -163,9 +163,9 @@ def test_seed_decides_and_equal_settings_are_not_written_again(folder: Path, tmp
     assert (again / "train.json").stat().st_mtime_ns == stamp
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"data": "digits"}', encoding="utf-8")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="has other files"):
         write(SETTINGS, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
@@ -177,8 +177,8 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line_refuses_what_cannot_be_carved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_refuses_sizes_out_of_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([f"--output={tmp_path / 'data'}", "--val-images=3500", "--small-images=501"])
     assert stop.value.code == 2
-    assert "--small-images must lie between 1 and 500, not 501" in capsys.readouterr().err
+    assert "--small-images must be between 1 and 500, got 501" in capsys.readouterr().err
