@@ -1,7 +1,8 @@
-"""One vision-language model as three parts and a head: vision encoder, projector, language model.
+"""The interface between a vision-language model and the rest of the package.
 
-A model family joins by one subclass of :class:`VLMAdapter` and one line in ``FAMILIES``; nothing else in the package knows
-which family it is dealing with.
+A model has three parts and a head: vision encoder, projector, language model, output head. To support another model
+family, write a subclass of :class:`VLMAdapter` and add it to ``FAMILIES`` (``models/families.py``). No other module
+depends on the family. Axis letters of shapes are explained in ``core/types.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from lightning_switchkd.models.head import Head
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """What a projector expects of a vision encoder; two models can switch encoders only if all of it is equal.
+    """The image features that a projector expects. Two models can switch vision encoders only if all fields agree.
 
     Attributes:
-        width: Channels of one image feature.
-        tokens: Image features (hence ``<image>`` ids) per image.
-        layer: Hidden state of the vision tower that is used; -2 is the output of the last layer but one.
+        width: Channels of one image feature (H_v).
+        tokens: Image features, and so ``<image>`` ids, for each image (P).
+        layer: Hidden state of the vision encoder that is used. -2 is the output of the second to last layer.
         strategy: ``default`` drops the class token, ``full`` keeps every position.
     """
 
@@ -38,12 +39,12 @@ class FeatureSpace:
 
 
 class VLMAdapter(nn.Module, ABC):
-    """Interface to one vision-language model.
+    """One vision-language model behind a common interface.
 
     Attributes:
-        model_types: the ``model_type`` of the configurations this family adapts.
-        hf_class: the Hugging Face class that loads them.
-        model: the Hugging Face model, whole and exportable.
+        model_types: The ``model_type`` of the configurations that this family adapts.
+        hf_class: The Hugging Face class that loads them.
+        model: The complete Hugging Face model, ready to be exported.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -54,26 +55,15 @@ class VLMAdapter(nn.Module, ABC):
         super().__init__()
         self.model = model
 
-    @property
-    @abstractmethod
-    def feature_space(self) -> FeatureSpace:
-        """The space that :meth:`encode_image` writes and :meth:`project` reads."""
-
-    @abstractmethod
-    def parts(self) -> dict[Part, list[nn.Module]]:
-        """The modules of each part; together they hold every parameter that a training step can reach."""
-
-    @abstractmethod
-    def blocks(self, part: Part) -> list[nn.Module]:
-        """The repeated layers of a part that run in a training step, or its one module: the units of ``vlm.speed``."""
+    # -- forward -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """``[M, 3, H, W]`` -> vision features ``[M, P, H_v]``."""
+        """Encode images ``[M, 3, height, width]`` into vision features ``[M, P, H_v]``."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Vision features ``[M, P, H_v]`` -> image embeddings of the language model's width ``[M, P, H]``."""
+        """Project vision features ``[M, P, H_v]`` into image embeddings ``[M, P, H]`` for the language model."""
 
     @abstractmethod
     def decode(
@@ -83,45 +73,79 @@ class VLMAdapter(nn.Module, ABC):
         image_embeds: Tensor,
         position_ids: Tensor | None = None,
     ) -> Tensor:
-        """Token ids ``[B, T]`` with image embeddings in their places -> final hidden states ``[B, T, H]``.
+        """Run the language model, with image embeddings in place of the image tokens.
 
-        Where records are packed (no mask), `position_ids` restart at each: no token sees another record's.
+        Args:
+            input_ids: ``[B, T]``, packed ``[1, T]``.
+            attention_mask: ``[B, T]``. None where samples are packed.
+            image_embeds: ``[M, P, H]`` in the order of the image tokens. May end with an unused blank image.
+            position_ids: ``[1, T]`` where samples are packed. They restart at every sample, and no token attends to
+                another sample.
+
+        Returns:
+            Final hidden states ``[B, T, H]``, before the output head.
         """
-
-    @property
-    @abstractmethod
-    def head(self) -> Head:
-        """Hidden states ``[..., H]`` -> logits ``[..., V]`` over the whole head, padding columns included."""
 
     @abstractmethod
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
     ) -> Tensor:
-        """Greedy continuation ``[B, <= max_new_tokens]`` of left-padded prompts; after a stop id come only stop ids."""
+        """Continue left-padded prompts greedily.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``.
+            image_embeds: ``[M, P, H]`` in the order of the image tokens.
+            max_new_tokens: Longest continuation.
+            stop_ids: Ids that end a continuation. The first one pads finished continuations.
+
+        Returns:
+            The new tokens ``[B, <= max_new_tokens]``.
+        """
 
     @property
     @abstractmethod
-    def head_size(self) -> int:
-        """Columns V of the head. Tokenizers are smaller: the columns beyond their ids are padding."""
+    def head(self) -> Head:
+        """The output head: hidden states ``[..., H]`` to logits ``[..., V]``, padding columns included."""
+
+    # -- structure -----------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
-    def image_token_id(self) -> int:
-        """The id that stands in ``input_ids`` for one image feature."""
+    def feature_space(self) -> FeatureSpace:
+        """The space that :meth:`encode_image` writes and :meth:`project` reads."""
+
+    @abstractmethod
+    def parts(self) -> dict[Part, list[nn.Module]]:
+        """Return the modules of each part. Together they hold every parameter that a training step can reach."""
+
+    @abstractmethod
+    def blocks(self, part: Part) -> list[nn.Module]:
+        """Return the units of ``models/compile.py``: the repeated layers of a part, or its only module."""
 
     @property
     @abstractmethod
     def language_model(self) -> PreTrainedModel:
-        """The decoder, without embeddings of images and without head."""
+        """The decoder, without the output head."""
+
+    @property
+    @abstractmethod
+    def head_size(self) -> int:
+        """Columns V of the head. Tokenizers have fewer ids; the remaining columns are padding."""
+
+    @property
+    @abstractmethod
+    def image_token_id(self) -> int:
+        """The id that stands for one image feature in ``input_ids``."""
 
     @property
     def width(self) -> int:
-        """H of the language model's hidden states."""
+        """Width H of the language model's hidden states."""
         return int(self.language_model.config.hidden_size)
 
     @property
     def attention_heads(self) -> int:
-        """Query heads of a layer of the language model."""
+        """Number of query heads in a layer of the language model."""
         return int(self.language_model.config.num_attention_heads)
 
     @property
@@ -129,19 +153,21 @@ class VLMAdapter(nn.Module, ABC):
         """The attention kernel of the language model, by its name in transformers."""
         return str(self.language_model.config._attn_implementation)
 
+    # -- parameters ----------------------------------------------------------------------------------------------------
+
     def part_parameters(self, part: Part) -> list[nn.Parameter]:
-        """Parameters of one part, in a fixed order."""
+        """Return the parameters of one part, in a fixed order."""
         return [p for module in self.parts()[part] for p in module.parameters()]
 
     def freeze(self, parts: Iterable[Part]) -> None:
-        """Leaves some parts as they are."""
+        """Exclude parts from training."""
         for part in parts:
             for parameter in self.part_parameters(part):
                 parameter.requires_grad_(False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # Buffers keep their dtype, as in Hugging Face's loading: rotary frequencies rounded to bfloat16 turn a token
-        # 4,000 places on by up to 3.9 radians too far.
+        # Buffers keep their dtype, as in Hugging Face's loading. In bfloat16, rounded rotary frequencies would rotate a
+        # token at position 4,000 by up to 3.9 radians too far.
         buffers = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, moved in self.named_buffers():
@@ -152,19 +178,19 @@ class VLMAdapter(nn.Module, ABC):
 
 
 def fingerprint(vlm: VLMAdapter, samples: int = 256) -> str:
-    """A short hash of a model's weights: every tensor's name, shape and up to ``samples`` evenly spaced values."""
+    """Hash the weights: the name, the shape and up to ``samples`` evenly spaced values of every tensor."""
     digest = hashlib.sha256()
     for name, tensor in vlm.model.state_dict().items():
         flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+        values = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 class FrozenTeacher(nn.Module):
-    """Keeps a teacher as it is: always in eval mode, without gradients, in the dtype it was loaded in.
+    """A teacher that never changes: always in eval mode, without gradients, in the dtype it was loaded in.
 
-    Device moves go through; a change of dtype (Lightning's ``bf16-true`` casts whole modules) does not.
+    The teacher moves between devices, but ignores changes of dtype. Lightning's ``bf16-true`` casts whole modules.
     """
 
     def __init__(self, vlm: VLMAdapter) -> None:
@@ -174,6 +200,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stay in eval mode."""
         return super().train(False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -181,7 +208,7 @@ class FrozenTeacher(nn.Module):
 
 
 def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What ``nn.Module._apply`` is given, without its changes of dtype: moves go through, casts do not."""
+    """Wrap a function for ``nn.Module._apply`` so that it moves tensors but does not cast them."""
 
     def move(tensor: Tensor) -> Tensor:
         moved = fn(tensor)

@@ -1,4 +1,4 @@
-"""A model from its settings: a checkpoint, parts and a fresh projector, or random weights."""
+"""Build a model from its settings: from a checkpoint, or from parts with a fresh projector."""
 
 from __future__ import annotations
 
@@ -23,38 +23,40 @@ from lightning_switchkd.models.spec import VLMSpec, load_config, load_pretrained
 
 
 def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLMAdapter:
-    """Loads or makes the model.
+    """Load a model, or compose it from parts, and apply its options.
 
     Args:
-        spec: Where it comes from.
-        tokenizer: The tokenizer whose ids it will read; it has ``<image>`` as one token.
-        name: ``student`` or ``teacher``, for messages: the setting is ``model.<name>``.
+        spec: The model's settings.
+        tokenizer: The tokenizer whose ids the model reads. It has ``<image>`` as one token.
+        name: ``student`` or ``teacher``. Error messages call the setting ``model.<name>``.
 
     Raises:
-        UserError: The settings contradict each other, the files are missing, or the family has no adapter.
+        UserError: The settings contradict each other, files are missing, or the family is not supported.
     """
     if spec.checkpoint is not None and (spec.vision is not None or spec.lm is not None):
         raise UserError(
-            f"model.{name} has both a checkpoint and parts (vision, lm). Give checkpoint for a whole model, or "
-            "vision and lm for a new one with a fresh projector; set the other to null."
+            f"model.{name} has both a checkpoint and parts (vision, lm). Set checkpoint for a whole model, or vision and "
+            "lm for a new model with a fresh projector. Set the other to null."
         )
     if spec.checkpoint is None and (spec.vision is None or spec.lm is None):
         raise UserError(
-            f"model.{name} needs a checkpoint, or both vision and lm (each a folder, a hub id or a configuration)."
+            f"model.{name} needs a checkpoint, or both vision and lm. Give each a folder, a hub id or a configuration."
         )
     _check_attention(spec.attn_implementation, f"model.{name}.attn_implementation")
     if spec.checkpoint is not None:
-        vlm = _from_checkpoint(spec, f"model.{name}.checkpoint")
+        where = f"model.{name}.checkpoint"
+        family = family_of(load_config(spec.checkpoint, spec, where), f"{where} = '{spec.checkpoint}'")
+        vlm = family(load_pretrained(family.hf_class, spec.checkpoint, spec, where))
     else:
         vlm = compose(spec, tokenizer, f"model.{name}")
     return apply_options(vlm, spec, name)
 
 
 def apply_options(vlm: VLMAdapter, spec: VLMSpec, name: str) -> VLMAdapter:
-    """The same model with what its specification switches on: adapters, compiled and recomputed blocks."""
+    """Apply the options of a model's settings in place: LoRA, compilation and activation checkpointing."""
     if spec.lora is not None:
         if name == "teacher":
-            raise UserError("model.teacher.lora: a teacher does not learn, so it takes no adapters. Set it to null.")
+            raise UserError("model.teacher.lora must be null: a teacher does not train. Set it to null.")
         add_lora(vlm, spec.lora, f"model.{name}.lora")
     for part in set(spec.compile):
         compile_blocks(vlm.blocks(part), f"model.{name}.compile")
@@ -64,14 +66,14 @@ def apply_options(vlm: VLMAdapter, spec: VLMSpec, name: str) -> VLMAdapter:
 
 
 def empty_model(config: dict[str, Any]) -> VLMAdapter:
-    """A model of the stored Hugging Face configuration, for weights to be loaded into."""
+    """Create a model from a stored Hugging Face configuration, with random weights to be replaced."""
     hf_config = AutoConfig.for_model(**config)
     family = family_of(hf_config, "The checkpoint's student")
     return family(family.hf_class(hf_config))
 
 
 def tokenizer_of(spec: VLMSpec) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside the model, or None where there is none to compare with."""
+    """Load the tokenizer stored with a model. Return None if there is no tokenizer to compare with."""
     source = spec.checkpoint if spec.checkpoint is not None else spec.lm
     if not isinstance(source, str):
         return None
@@ -82,20 +84,13 @@ def tokenizer_of(spec: VLMSpec) -> PreTrainedTokenizerBase | None:
 
 
 def _check_attention(implementation: str, where: str) -> None:
-    """Refuses what this machine lacks. A model class that cannot do it says so itself when it is made."""
-    hub = is_kernels_available()  # with the package `kernels`, Hugging Face fetches them from the hub
+    """Check that this machine has an attention kernel. The model class itself checks whether it supports the kernel."""
+    hub = is_kernels_available()  # Hugging Face downloads kernels if the package `kernels` is installed
     flash = {2: is_flash_attn_2_available(), 3: is_flash_attn_3_available(), 4: is_flash_attn_4_available()}
-    lacking = {f"flash_attention_{version}" for version, there in flash.items() if not (there or hub)}
-    usable = ["eager", *(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if n not in lacking and "paged" not in n)]
+    missing = {f"flash_attention_{version}" for version, available in flash.items() if not (available or hub)}
+    usable = ["eager", *(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if n not in missing and "paged" not in n)]
     if implementation not in usable and not ("/" in implementation and hub):
         raise UserError(
-            f"{where} is '{implementation}', which is unknown or not installed here. What works here: "
-            f"{', '.join(usable)}. flash_attention_2 and its successors need the package flash-attn (or kernels) and a "
-            "GPU."
+            f"{where} is '{implementation}', which is unknown or not installed. Available here: {', '.join(usable)}. "
+            "flash_attention_2 and later need a GPU and the package flash-attn (or kernels)."
         )
-
-
-def _from_checkpoint(spec: VLMSpec, where: str) -> VLMAdapter:
-    assert spec.checkpoint is not None
-    family = family_of(load_config(spec.checkpoint, spec, where), f"{where} = '{spec.checkpoint}'")
-    return family(load_pretrained(family.hf_class, spec.checkpoint, spec, where))

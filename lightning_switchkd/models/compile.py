@@ -1,7 +1,8 @@
-"""Compiled blocks for less time, recomputed blocks for less memory; the numbers stay the same but for rounding.
+"""Compilation (less time) and activation checkpointing (less memory) of a model's blocks.
 
-Both replace the ``forward`` of a block and nothing else: parameter names, hooks and export stay as they are.
-Hugging Face's ``gradient_checkpointing_enable`` is not used: it does nothing in eval mode, where a teacher always is.
+Results stay equal up to rounding. Both replace only the ``forward`` of a block: parameter names, hooks and export do not
+change. Hugging Face's ``gradient_checkpointing_enable`` does not work here, because it does nothing in eval mode, and a
+teacher is always in eval mode.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from transformers import Cache
 from lightning_switchkd.core.errors import UserError
 
 Forward = Callable[..., Any]
-"""A forward that is not bound yet: its first argument is the block."""
+"""An unbound forward: its first argument is the block."""
 
 
 def compile_blocks(blocks: Iterable[nn.Module], where: str) -> None:
-    """Has ``torch.compile`` compile each block's forward; blocks of one class share what is compiled.
+    """Compile each block's forward with ``torch.compile``. Blocks of one class share the compiled code.
 
-    It happens at the first batch. Calls with a key-value cache, whose shape changes with every token, are not compiled.
+    Compilation happens at the first batch. Calls with a key-value cache run uncompiled, because the cache changes its
+    shape with every token.
 
     Args:
-        blocks: modules of one part.
-        where: the setting that asked for it, for the error: a block that cannot be compiled raises a UserError.
+        blocks: Modules of one part.
+        where: Name of the setting, for the UserError that a failed compilation raises.
     """
     compiled = cache(lambda forward: _compiled(forward, where))
     for block in blocks:
@@ -37,18 +39,18 @@ def compile_blocks(blocks: Iterable[nn.Module], where: str) -> None:
 
 
 def recompute_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Keeps only the inputs of each block for the backward pass, which computes the rest again.
+    """Keep only the inputs of each block for the backward pass, which recomputes the activations.
 
     Args:
-        blocks: modules of one part; those to be compiled are compiled before.
+        blocks: Modules of one part. Compile them first, if at all.
     """
     for block in blocks:
         _replace_forward(block, _recomputed)
 
 
-def _replace_forward(block: nn.Module, change: Callable[[Forward], Forward]) -> None:
+def _replace_forward(block: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
     assert isinstance(block.forward, MethodType)
-    block.forward = MethodType(change(block.forward.__func__), block)  # as a method, it is rebound in a deep copy
+    block.forward = MethodType(wrap(block.forward.__func__), block)  # deepcopy rebinds a method to the copy
 
 
 def _with_cache(arguments: Iterable[Any]) -> bool:
@@ -56,11 +58,11 @@ def _with_cache(arguments: Iterable[Any]) -> bool:
 
 
 def _compiled(forward: Forward, where: str) -> Forward:
-    # Isolated: else the blocks of both models together would share one limit of 8 graphs, and run eager beyond it.
+    # Without isolation, the blocks of both models share one limit of 8 graphs and run uncompiled beyond it.
     fast = torch.compile(forward, isolate_recompiles=True)  # type: ignore[call-overload]
 
     def compiled(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        from torch._inductor.exc import InductorError  # a slow import, made by torch.compile anyway
+        from torch._inductor.exc import InductorError  # a slow import that torch.compile needs anyway
 
         if _with_cache((*args, *kwargs.values())):
             return forward(block, *args, **kwargs)
@@ -69,9 +71,9 @@ def _compiled(forward: Forward, where: str) -> Forward:
         except InductorError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{where}: torch.compile could not compile a {type(block).__name__} ({reason}). On a CPU it needs a "
-                "C++ compiler (g++, or what the variable CXX names), on a GPU Triton and a C compiler. Install what is "
-                f"missing, or leave compiling out: --{where}=[]."
+                f"{where}: torch.compile could not compile a {type(block).__name__} ({reason}). On a CPU it needs a C++ "
+                "compiler (g++, or the one in the variable CXX), on a GPU Triton and a C compiler. Install the compiler, "
+                f"or disable compilation with --{where}=[]."
             ) from error
 
     return compiled

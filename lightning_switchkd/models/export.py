@@ -1,4 +1,4 @@
-"""A student folder in Hugging Face format: loads with ``LlavaForConditionalGeneration`` and ``AutoProcessor`` alone."""
+"""Export of a student as a Hugging Face folder for ``LlavaForConditionalGeneration`` and ``AutoProcessor``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ model = LlavaForConditionalGeneration.from_pretrained("path/to/this/folder")
 processor = AutoProcessor.from_pretrained("path/to/this/folder")
 ```
 
-**Licences to mind.** A distilled student inherits obligations from its vision tower, its language model, its teacher
-and its training data: check each of them before you share or sell it. LLaVA's instruction data was made with GPT-4
-and is CC BY-NC 4.0; the scans of the `digits` data set are scikit-learn's (UCI ML hand-written digits, CC BY 4.0).
+**Licenses.** A distilled student inherits obligations from its vision encoder, its language model, its teacher and its
+training data. Check each of them before you share or sell the student. LLaVA's instruction data was created with GPT-4
+and is CC BY-NC 4.0. The scans of the `digits` data set come from scikit-learn (UCI ML hand-written digits, CC BY 4.0).
 Method: Sun et al., Switch-KD, arXiv 2604.14629.
 """
 
@@ -48,22 +48,22 @@ Method: Sun et al., Switch-KD, arXiv 2604.14629.
 def write_student(
     weights: Mapping[str, Tensor], processor: LlavaProcessor, folder: Path, facts: dict[str, Any]
 ) -> None:
-    """Writes model, processor and model card; the folder appears whole or not at all.
+    """Write model, processor and model card. The folder appears complete or not at all.
 
     Args:
-        weights: the student's own, by their Hugging Face names, adapters merged.
-        processor: what makes its ids and images; its chat template is set to the training's prompt style.
-        folder: where to; replaced if it is there.
-        facts: what the model card says (the checkpoint's record).
+        weights: The student's weights by their Hugging Face names, with LoRA adapters merged.
+        processor: The student's tokenizer and image processor. Its chat template becomes the training's prompt style.
+        folder: The folder to write. An existing folder is replaced.
+        facts: The checkpoint's metadata, for the model card.
     """
     style = prompt_style(facts["prompt_style"], facts["system"])
     processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
-    with torch.device("meta"):  # only the frame
+    with torch.device("meta"):  # no weights: `weights` are saved in their place
         model = empty_model(facts["student_config"]).model
     model.to(next(iter(weights.values())).dtype)
     model.generation_config.eos_token_id = Prompter(processor.tokenizer, style, 1, 1).stop_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    tied = model.all_tied_weights_keys  # gathered from shards, they are twice the same
+    tied = model.all_tied_weights_keys  # shards gather a tied weight twice
     with atomic_path(folder) as partial:
         model.save_pretrained(partial, state_dict={name: w for name, w in weights.items() if name not in tied})
         processor.save_pretrained(partial)

@@ -1,4 +1,4 @@
-"""The settings of one model, and how Hugging Face files are read with errors a user can act on."""
+"""The settings of one model, and loading of Hugging Face files with clear errors."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 @dataclass
 class VLMSpec:
-    """How to obtain one VLM: either ``checkpoint``, or ``vision`` and ``lm`` with a fresh projector.
+    """Settings of one model: either ``checkpoint``, or ``vision`` and ``lm`` with a fresh projector.
 
     Attributes:
-        checkpoint: Folder or hub id of a whole VLM.
-        vision: Vision tower: folder or hub id (of a tower, a CLIP/SigLIP pair or a LLaVA model whose tower is taken),
-            or a configuration (a mapping with ``model_type``) for random weights.
-        lm: Language model: folder or hub id, or a configuration for random weights.
-        projector: ``mlp2x_gelu`` (LLaVA-1.5) or ``linear``. Only for models built from parts.
-        feature_layer: Hidden state of the tower that is projected. Only for models built from parts.
-        feature_strategy: ``default`` drops the class token, ``full`` keeps all positions (SigLIP has none to drop).
-        dtype: Data type of the weights; a frozen teacher keeps it whatever the trainer's precision.
-        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ... for the tower and the language model.
+        checkpoint: Folder or hub id of a whole vision-language model.
+        vision: Vision encoder: a folder or hub id (of a vision encoder, a CLIP/SigLIP pair or a LLaVA model), or a
+            configuration (a mapping with ``model_type``) for random weights.
+        lm: Language model: a folder or hub id, or a configuration for random weights.
+        projector: ``mlp2x_gelu`` (LLaVA-1.5) or ``linear``. Only for models composed from parts.
+        feature_layer: Hidden state of the vision encoder that is projected. Only for models composed from parts.
+        feature_strategy: ``default`` drops the class token, ``full`` keeps all positions (SigLIP has no class token).
+        dtype: Data type of the weights. A frozen teacher keeps it whatever the trainer's precision.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ... for vision encoder and language model.
         compile: Parts (``vision``, ``projector``, ``lm``) whose blocks ``torch.compile`` compiles.
-        activation_checkpointing: Parts whose blocks are computed again in the backward pass instead of being kept.
-        lora: Low-rank adapters in the language model, whose own weights then stay as they are. For the student.
-        trust_remote_code: Let a hub model run its own Python. Off unless you trust its author.
+        activation_checkpointing: Parts whose activations are recomputed in the backward pass instead of stored.
+        lora: Low-rank adapters in the language model, whose own weights are frozen. For the student only.
+        trust_remote_code: Let a hub model run its own Python code. Enable only if you trust its author.
     """
 
     checkpoint: str | None = None
@@ -55,17 +55,17 @@ class VLMSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as PyTorch's object."""
+        """The dtype as a ``torch.dtype``."""
         return cast(torch.dtype, getattr(torch, self.dtype))
 
 
 @contextmanager
 def _loading_errors(where: str, source: str) -> Iterator[None]:
-    """Turns what Hugging Face raises on missing or foreign files into one paragraph."""
+    """Turn Hugging Face's errors on missing or invalid files into one paragraph."""
     if not Path(source).expanduser().is_dir() and not may_be_hub_id(source):
         raise UserError(
-            f"{where}: there is no folder '{source}'. Give a folder with config.json and weights, or a hub id "
-            "(owner/name). A model that an earlier stage makes must be made first (`make teacher`, `make help`)."
+            f"{where}: folder '{source}' does not exist. Give a folder with config.json and weights, or a hub id "
+            "(owner/name). If an earlier stage creates the model, run that stage first (`make teacher`, `make help`)."
         )
     try:
         yield
@@ -74,17 +74,27 @@ def _loading_errors(where: str, source: str) -> Iterator[None]:
             raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{where}: '{source}' could not be loaded as a model ({first_line}). Check the folder or hub id, the "
-            "network if it is a hub id, and that it holds config.json and safetensors weights."
+            f"{where}: '{source}' could not be loaded as a model ({first_line}). Check the folder or hub id and the "
+            "network. The source must contain config.json and safetensors weights."
         ) from error
 
 
 def load_config(source: str, spec: VLMSpec, where: str) -> PretrainedConfig:
+    """Load the configuration of a folder or hub id.
+
+    Raises:
+        UserError: The source is missing or invalid. ``where`` names the setting.
+    """
     with _loading_errors(where, source):
         return cast(PretrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=spec.trust_remote_code))
 
 
 def load_pretrained(auto: Any, source: str, spec: VLMSpec, where: str) -> PreTrainedModel:
+    """Load the weights of a folder or hub id by a Hugging Face class.
+
+    Raises:
+        UserError: The source is missing or invalid. ``where`` names the setting.
+    """
     with _loading_errors(where, source):
         return cast(
             PreTrainedModel,
