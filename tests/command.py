@@ -1,4 +1,4 @@
-"""The command line as the Makefile calls it, on tiny models: for every test that needs a whole run."""
+"""The command line as the Makefile calls it, on tiny models, for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def configs(data: str, model: str, trainer: str, method: str | None, *more: str) -> list[str]:
-    """What the Makefile passes."""
+    """Return the --config arguments that the Makefile passes."""
     files = ["base", f"data/{data}", f"model/{model}", f"trainer/{trainer}"]
     files += [f"method/{method}"] if method else []
     return [argument for file in (*files, *more) for argument in ("--config", str(ROOT / "conf" / f"{file}.yaml"))]
@@ -28,13 +28,13 @@ def configs(data: str, model: str, trainer: str, method: str | None, *more: str)
 def fit_arguments(
     folder: Path, run: Path, *more: str, method: str = "switch_kd", extra: tuple[str, ...] = ()
 ) -> list[str]:
-    """A run of four steps, validated and logged often; ``extra`` files come after the method."""
-    records, images = folder / "records.json", folder / "images"
+    """Return arguments of a run of four steps with frequent logs. ``extra`` files follow the method."""
+    annotations, images = folder / "records.json", folder / "images"
     return [
         "fit",
         *configs("digits", "digits", "cpu", method, *extra),
         f"--data.processor={folder / 'processor'}",
-        *(f"--data.{split}.annotations={records}" for split in ("train", "val", "test")),
+        *(f"--data.{split}.annotations={annotations}" for split in ("train", "val", "test")),
         *(f"--data.{split}.image_root={images}" for split in ("train", "val", "test")),
         f"--model.student.checkpoint={folder / 'student'}",
         f"--model.teacher.checkpoint={folder / 'teacher'}",
@@ -48,12 +48,12 @@ def fit_arguments(
 
 
 class Signal(L.Callback):
-    """Sends this process a signal at a moment of the training.
+    """Send this process a signal at a given moment of the training.
 
     Args:
-        hook: ``on_train_batch_start``, ``on_train_batch_end``, ``on_validation_batch_end`` or ``on_train_epoch_end``.
-        step: the optimizer step it waits for.
-        signum: which signal.
+        hook: A hook of training or validation, such as ``on_train_batch_start``.
+        step: The optimizer step.
+        signum: The signal.
     """
 
     def __init__(self, hook: str, step: int, signum: int = signal.SIGINT) -> None:
@@ -62,7 +62,7 @@ class Signal(L.Callback):
         def send(trainer: Any, *_: Any, **__: Any) -> None:
             if trainer.global_step == step and not self.sent:
                 self.sent = True
-                # as a terminal or a scheduler does it: from without, and to the loader's workers as well
+                # like a terminal or a scheduler: from outside, and to the data loader's workers as well
                 pids = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
                 subprocess.run(["kill", f"-{signum}", *map(str, pids)], check=True)
 
@@ -70,16 +70,16 @@ class Signal(L.Callback):
 
 
 class Die(L.Callback):
-    """Raises in the sixth step, as nobody expects."""
+    """Raise an unexpected error in the sixth step."""
 
     def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
-        """Ends the run without a word to anybody."""
+        """Raise the error."""
         if trainer.global_step == 6:
             raise RuntimeError("killed")
 
 
 def signalled(hook: str, step: int, signum: int = signal.SIGINT) -> list[str]:
-    """Flags that add a :class:`Signal`."""
+    """Return flags that add a :class:`Signal`."""
     path = "--trainer.callbacks.init_args"
     return [
         "--trainer.callbacks+=command.Signal",
@@ -89,11 +89,11 @@ def signalled(hook: str, step: int, signum: int = signal.SIGINT) -> list[str]:
     ]
 
 
-class LetsGoLate(L.Callback):
-    """Makes sure of what happens now and then: gloo still holds tensors of a collective as Python ends."""
+class LateCollective(L.Callback):
+    """Force a rare condition: gloo still holds tensors of a collective while Python exits."""
 
     def setup(self, *_: Any, **__: Any) -> None:
-        """Comes after all that the run does."""
+        """Register a collective at exit."""
         atexit.register(self._last_collective)
 
     def _last_collective(self) -> None:
@@ -104,18 +104,18 @@ class LetsGoLate(L.Callback):
 
 
 class Killer(L.Callback):
-    """Writes down which records each step saw, and kills this process at the n-th moment from its start.
+    """Log the samples of each step, and kill this process at the n-th moment after its start.
 
-    Moments are hooks of training and validation, and the middle of writing a checkpoint.
+    Moments are hooks of training and validation, and the middle of a checkpoint write.
 
     Args:
-        moments: how many it lives to see; 0 lets it live.
-        rank: the process that dies.
-        seen: file that the records of each step are added to.
+        moments: Number of moments before the kill. 0 never kills.
+        rank: The rank that is killed.
+        seen: File to which the samples of each step are appended.
     """
 
     def __init__(self, moments: int, rank: int, seen: str) -> None:
-        self.left, self.rank, self.seen = moments, rank, seen
+        self.moments_left, self.rank, self.seen = moments, rank, seen
 
         def moment(*_: Any, **__: Any) -> None:
             self._moment()
@@ -127,28 +127,28 @@ class Killer(L.Callback):
             setattr(self, hook, moment)
 
     def _moment(self) -> None:
-        self.left -= 1
-        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if self.left == 0 and first_life and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
+        self.moments_left -= 1
+        first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.moments_left == 0 and first_start and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Stands in for the writing of checkpoints: in two halves, with a moment between them."""
+        """Replace the writer of checkpoints: two halves with a moment between them."""
         from lightning_switchkd.training.checkpoints import io
 
-        def in_halves(checkpoint: Any, file: Any) -> None:
-            whole = BytesIO()
-            torch.save(checkpoint, whole)
-            content = whole.getvalue()
+        def save_in_halves(checkpoint: Any, file: Any) -> None:
+            buffer = BytesIO()
+            torch.save(checkpoint, buffer)
+            content = buffer.getvalue()
             file.write(content[: len(content) // 2])
             file.flush()
             self._moment()
             file.write(content[len(content) // 2 :])
 
-        io.torch = SimpleNamespace(save=in_halves)  # type: ignore[attr-defined]
+        io.torch = SimpleNamespace(save=save_in_halves)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The records of a step."""
+        """Log the samples of a step."""
         with Path(f"{self.seen}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
             file.write(f"{trainer.global_step}{'+' if batch.window_end else ''} {' '.join(batch.sample_ids)}\n")
         self._moment()

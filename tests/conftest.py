@@ -1,4 +1,4 @@
-"""What most tests start from."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import tiny
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, processor, student and teacher of :func:`tiny.write_pair`; nobody writes into it."""
+    """Data, processor, student and teacher of :func:`tiny.write_pair`. Tests do not write to this folder."""
     return tiny.write_pair(tmp_path_factory.mktemp("pair") / "data")

@@ -1,4 +1,4 @@
-"""Heads whose weights are sharded over processes: gathered once a step, with the gradients of one process."""
+"""Heads with sharded weights: gathered once a step, with the gradients of a single process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_switchkd.objectives import SwitchKDObjective
 
 
 def distiller(tied: bool) -> Distiller:
-    """A pair in float64; heads in chunks of a row."""
+    """Return a pair in float64, with one token per chunk of the heads."""
     student = tiny.vlm(tied=tied).double()
     teacher = tiny.vlm(seed=1, width=24, lm="llama", tied=False).double()
     return Distiller(student, teacher, SwitchKDObjective(), len(tiny.tokenizer()), logits_gib=1e-9)
@@ -29,34 +29,35 @@ def _rank(rank: int, folder: Path) -> None:
         batch = tiny.batch(images=(1, 0, 2, 1), answer=(3, 5, 2, 4))
         totals = batch.counts.tensor()
         for tied in (True, False):
-            alone, shared = distiller(tied), distiller(tied)
-            alone(batch, totals, 0).loss.backward()
-            fully_shard(shared, mesh=init_device_mesh("cpu", (2,)))
-            mine = batch.only([0, 1] if rank == 0 else [2, 3])
-            (2 * shared(mine, totals, 0).loss).backward()  # gradients are averaged over processes
-            for (name, ours), theirs in zip(shared.student.named_parameters(), alone.student.parameters(), strict=True):
-                assert (ours.grad is None) == (theirs.grad is None), name
-                if theirs.grad is not None:
-                    gathered = ours.grad.full_tensor()
-                    torch.testing.assert_close(gathered, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
-        _gather_in_the_graph(rank)
+            single, sharded = distiller(tied), distiller(tied)
+            single(batch, totals, 0).loss.backward()
+            fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+            part = batch.only([0, 1] if rank == 0 else [2, 3])
+            (2 * sharded(part, totals, 0).loss).backward()  # gradients are averaged over processes
+            pairs = zip(sharded.student.named_parameters(), single.student.parameters(), strict=True)
+            for (name, actual), expected in pairs:
+                assert (actual.grad is None) == (expected.grad is None), name
+                if expected.grad is not None:
+                    gathered = actual.grad.full_tensor()
+                    torch.testing.assert_close(gathered, expected.grad, rtol=1e-9, atol=1e-12, msg=name)
+        _full_tensor_in_the_graph(rank)
         (folder / f"{rank}").touch()
     finally:
         dist.destroy_process_group()
 
 
-def _gather_in_the_graph(rank: int) -> None:
-    """What the heads must not do: ``full_tensor()`` of a sharded weight hands each process its own gradient alone."""
+def _full_tensor_in_the_graph(rank: int) -> None:
+    """Show what heads must not do: by default ``full_tensor()`` gives each process only its own gradient."""
     linear = torch.nn.Linear(3, 2, bias=False).double()
     fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
-    x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)  # the mean of both processes' gradients is 1.5
-    for settings, right in (({}, False), ({"grad_placements": [Partial("avg")]}, True)):
+    x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)  # the mean of both gradients is 1.5
+    for settings, correct in (({}, False), ({"grad_placements": [Partial("avg")]}, True)):
         linear.zero_grad()
         (x @ linear.weight.full_tensor(**settings).t()).sum().backward()
-        assert torch.equal(linear.weight.grad.full_tensor(), torch.full((2, 3), 1.5, dtype=torch.float64)) == right
+        assert torch.equal(linear.weight.grad.full_tensor(), torch.full((2, 3), 1.5, dtype=torch.float64)) == correct
 
 
 @pytest.mark.slow
-def test_sharded_heads_have_the_gradients_of_whole_ones(tmp_path: Path) -> None:
+def test_sharded_heads_have_the_gradients_of_full_ones(tmp_path: Path) -> None:
     tiny.on_two_ranks(_rank, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1"]

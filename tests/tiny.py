@@ -1,4 +1,4 @@
-"""Tiny random models and batches in real Hugging Face classes, for every test that needs a pair."""
+"""Tiny random models, batches and data in real Hugging Face classes, for all tests that need a pair."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TOKENS_PER_IMAGE = (IMAGE_SIZE // PATCH) ** 2
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with the control tokens of Qwen2.5 and ``<image>``."""
+    """Train a byte-level BPE with the control tokens of Qwen2.5 and ``<image>``."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = token_decoders.ByteLevel()
@@ -68,7 +68,7 @@ def spec(
     heads: int = 2,
     **changes: Any,
 ) -> VLMSpec:
-    """A tiny model from parts with random weights."""
+    """Describe a tiny model from parts with random weights."""
     vision = {
         "model_type": f"{tower}_vision_model",
         "hidden_size": 16,
@@ -92,13 +92,13 @@ def spec(
 
 
 def vlm(seed: int = 0, **changes: Any) -> VLMAdapter:
-    """A tiny random model."""
+    """Build a tiny random model."""
     torch.manual_seed(seed)
     return build(spec(**changes), tokenizer(), "student")
 
 
 def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int, ...] = (3, 5, 2)) -> Batch:
-    """Records with the given numbers of images and supervised tokens, at random ids."""
+    """Create samples with the given numbers of images and supervised tokens, and random ids."""
     generator = torch.Generator().manual_seed(seed)
     rows, labels = [], []
     for n_images, n_answer in zip(images, answer, strict=True):
@@ -108,10 +108,10 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
         labels.append(torch.tensor([IGNORE_INDEX] * (len(ids) - n_answer) + ids[len(ids) - n_answer :]))
     pad = torch.nn.utils.rnn.pad_sequence
     padded = pad(labels, batch_first=True, padding_value=IGNORE_INDEX)
-    per_record = count_supervised(padded)
+    per_sample = count_supervised(padded)
     counts = Counts(
-        token=int(per_record.sum()),
-        visual_token=int(per_record[torch.tensor(images) > 0].sum()),
+        token=int(per_sample.sum()),
+        visual_token=int(per_sample[torch.tensor(images) > 0].sum()),
         image_token=TOKENS_PER_IMAGE * sum(images),
         image=sum(images),
     )
@@ -130,7 +130,7 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
 
 
 def write_data(folder: Path, samples: int = 48, tower: str = "clip") -> Path:
-    """A LLaVA data set of random pictures in ``folder``: multi-turn, text-only and uneven answers; and a processor."""
+    """Write a LLaVA data set of random images and a processor: multi-turn and text-only samples, uneven answers."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     raw: list[dict[str, Any]] = []
@@ -158,7 +158,7 @@ def write_data(folder: Path, samples: int = 48, tower: str = "clip") -> Path:
 
 
 def write_pair(folder: Path) -> Path:
-    """Data, processor, student and a wider teacher in ``folder``; the teacher's folder holds its processor as well."""
+    """Write data, processor, student and a wider teacher. The teacher's folder has a processor as well."""
     write_data(folder)
     save_vlm(folder / "student", seed=0)
     save_vlm(folder / "teacher", seed=1, width=24, lm="llama", tied=False)
@@ -174,28 +174,28 @@ def switch_kd(
     dtype: Any = "float64",
     **changes: Any,
 ) -> SwitchKD:
-    """The pair in ``folder``, to be trained."""
+    """Create a module that trains the pair in ``folder``."""
     spec = VLMSpec(checkpoint=str(folder / student), dtype=dtype)
     teacher = VLMSpec(checkpoint=str(folder / "teacher"), dtype=dtype)
     return cls(spec, teacher, objective or SwitchKDObjective(), **{"lr": 1e-2, **changes})
 
 
 class PlainSGD(SwitchKD):
-    """Shows errors of scale that AdamW would hide."""
+    """Train with SGD, which shows errors of scale that AdamW hides."""
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([p for p in self.distiller.student.parameters() if p.requires_grad], lr=0.05)
 
 
 def data_module(folder: Path, **changes: Any) -> LLaVADataModule:
-    """Training and validation on the written records."""
+    """Create a data module with the samples of ``folder`` for training and validation."""
     paths = DataPaths(str(folder / "records.json"), str(folder / "images"))
     settings = {"train": paths, "val": paths, "batch_size": 8, "max_length": 128, **changes}
     return LLaVADataModule(str(folder / "processor"), **settings)
 
 
 def trainer(folder: Path, **changes: Any) -> L.Trainer:
-    """A silent trainer on the CPU."""
+    """Create a trainer on the CPU without output."""
     settings = {
         "accelerator": "cpu",
         "devices": 1,
@@ -214,7 +214,7 @@ def trainer(folder: Path, **changes: Any) -> L.Trainer:
 
 
 def save_vlm(folder: Path, seed: int, **changes: Any) -> str:
-    """Writes a tiny model as a checkpoint folder."""
+    """Write a tiny model as a checkpoint folder."""
     vlm(seed=seed, **changes).model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
@@ -222,7 +222,7 @@ def save_vlm(folder: Path, seed: int, **changes: Any) -> str:
 
 @contextmanager
 def small_disk(size: int) -> Iterator[str]:
-    """A folder that holds so many bytes; skips the test where none may be mounted."""
+    """Mount a folder of limited size. Skip the test where mounting is not allowed."""
     with TemporaryDirectory() as folder:
         if subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
@@ -235,41 +235,43 @@ def small_disk(size: int) -> Iterator[str]:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """What a model folder holds."""
+    """Load the weights of a model folder."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What Lightning takes for a rank of this machine."""
+    """Return the environment variables that make a process a rank of this machine."""
     run = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "NODE_RANK": 0}
     return {name: str(value) for name, value in (run | {"LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}).items()}
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    faulthandler.dump_traceback_later(seconds - 5, exit=True)  # a rank that hangs says where
+    faulthandler.dump_traceback_later(seconds - 5, exit=True)  # a rank that hangs reports where
     os.environ.update(rank_environment(rank, 2, port))
     torch.set_num_threads(1)
     target(rank, *arguments)
 
 
 def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 180) -> None:
-    """Runs ``target(rank, *arguments)`` in two processes that Lightning takes for the ranks of one machine."""
+    """Run ``target(rank, *arguments)`` in two processes, as the ranks of one machine."""
     port = free_port()
-    context = multiprocessing.get_context("forkserver")  # of `spawn`, gloo aborts some as they end (`__main__.leave`)
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # with `spawn`, gloo aborts some processes at exit (`__main__.exit_rank`)
     ranks = [context.Process(target=_as_rank, args=(rank, port, seconds, target, arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(seconds)
-    ended = [process.exitcode for process in ranks]
-    assert ended == [0, 0], f"ranks ended with {ended}"
+    exit_codes = [process.exitcode for process in ranks]
+    assert exit_codes == [0, 0], f"exit codes of the ranks: {exit_codes}"
 
 
 def inputs_of(model: Distiller, batch: Batch) -> ObjectiveInputs:

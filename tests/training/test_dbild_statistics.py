@@ -1,4 +1,4 @@
-"""Statistics of DBiLD's leading sets against a computation from full logits, on one process and on two."""
+"""Statistics of DBiLD's selected sets second_runst a reference from full logits, on one and two processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def module(folder: Path, objective: Any = None) -> SwitchKD:
 
 
 class FullLogits(DBiLDStatistics):
-    """Remembers, before each step, the logits of every supervised row as Hugging Face's own forward gives them."""
+    """Keep, before each step, the logits of every supervised token from Hugging Face's own forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,27 +42,29 @@ class FullLogits(DBiLDStatistics):
 
     def remember(self, distiller: Any, batch: Any) -> None:
         teacher = distiller.teacher.vlm.model
-        apply_options = copy.deepcopy(teacher)
-        apply_options.model.vision_tower = copy.deepcopy(distiller.student.model.model.vision_tower)
-        models = {"student": distiller.student.model, "teacher": teacher, "switch": apply_options}
-        seeing = set(batch.image_sample.tolist())
+        switched = copy.deepcopy(teacher)
+        switched.model.vision_tower = copy.deepcopy(distiller.student.model.model.vision_tower)
+        models = {"student": distiller.student.model, "teacher": teacher, "switch": switched}
+        with_image = set(batch.image_sample.tolist())
         for b in range(len(batch)):
             pixels = batch.pixel_values.double()[batch.image_sample == b]
             with torch.no_grad():
                 logits = {
-                    side: model(
+                    pathway: model(
                         input_ids=batch.input_ids[b : b + 1, : int(batch.attention_mask[b].sum())],
                         pixel_values=pixels if len(pixels) else None,
                     ).logits[0]
-                    for side, model in models.items()
+                    for pathway, model in models.items()
                 }
             for t in range(len(logits["student"]) - 1):
                 if batch.labels[b, t + 1] != -100:
-                    self.rows.append(({s: z[t, :VOCABULARY].tolist() for s, z in logits.items()}, b in seeing))
+                    self.num_tokens.append(
+                        ({s: z[t, :VOCABULARY].tolist() for s, z in logits.items()}, b in with_image)
+                    )
 
 
-def leading_set(row: list[float]) -> list[int]:
-    """METHOD section 3, word by word."""
+def selected_set(row: list[float]) -> list[int]:
+    """Follow docs/explanation/method.md, section 3, step by step."""
     ids = sorted(range(len(row)), key=lambda i: (-row[i], i))[: KNEEDLE.window]
     z, w = [row[i] for i in ids], len(ids)
     depth = [(w - i) * (z[0] - z[-1]) - (w - 1) * (z[i - 1] - z[-1]) for i in range(1, w + 1)]
@@ -70,22 +72,22 @@ def leading_set(row: list[float]) -> list[int]:
     return ids[: min(w, max(KNEEDLE.min_k, knee))]
 
 
-def expected(rows: list[dict[str, list[float]]], side: str) -> dict[str, float]:
-    """Means over rows, from whole distributions and sets of ids."""
+def expected(rows: list[dict[str, list[float]]], pathway: str) -> dict[str, float]:
+    """Return means over tokens, from full distributions and sets of ids."""
     sums: dict[str, float] = {}
-    ks: dict[str, list[int]] = {"teacher": [], side: []}
+    ks: dict[str, list[int]] = {"teacher": [], pathway: []}
     for row in rows:
-        p = {s: torch.tensor(row[s], dtype=torch.float64).softmax(0).tolist() for s in ("teacher", side)}
-        sets = {s: set(leading_set(row[s])) for s in ("teacher", side)}
-        found = {"overlap": len(sets["teacher"] & sets[side]) / len(sets["teacher"] | sets[side])}
-        found["top1_agreement"] = float(max(p["teacher"]) == p["teacher"][p[side].index(max(p[side]))])
-        for s in ("teacher", side):
+        p = {s: torch.tensor(row[s], dtype=torch.float64).softmax(0).tolist() for s in ("teacher", pathway)}
+        sets = {s: set(selected_set(row[s])) for s in ("teacher", pathway)}
+        values = {"overlap": len(sets["teacher"] & sets[pathway]) / len(sets["teacher"] | sets[pathway])}
+        values["top1_agreement"] = float(max(p["teacher"]) == p["teacher"][p[pathway].index(max(p[pathway]))])
+        for s in ("teacher", pathway):
             ks[s].append(len(sets[s]))
-            found[f"k_{s}"] = len(sets[s])
-            found[f"entropy_{s}"] = -sum(q * math.log(q) for q in p[s])
-            for other in ("teacher", side):
-                found[f"{s}_mass_in_{other}_set"] = sum(p[s][i] for i in sets[other])
-        for name, value in found.items():
+            values[f"k_{s}"] = len(sets[s])
+            values[f"entropy_{s}"] = -sum(q * math.log(q) for q in p[s])
+            for other in ("teacher", pathway):
+                values[f"{s}_mass_in_{other}_set"] = sum(p[s][i] for i in sets[other])
+        for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: value / len(rows) for name, value in sums.items()}
     for s, sizes in ks.items():
@@ -101,14 +103,14 @@ def fit(folder: Path, root: Path, callbacks: list[Any], batch_size: int, steps: 
     return trainer
 
 
-def logged(trainer: Any, beginning: str) -> dict[str, float]:
-    """The last value of every metric that begins so: of those Lightning knows and of those the logger alone has."""
-    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+def logged(trainer: Any, prefix: str) -> dict[str, float]:
+    """Return the last value of every metric with the prefix, from Lightning and from the logger's file."""
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.logger is not None:
         with open(f"{trainer.logger.log_dir}/metrics.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                found |= {name: float(value) for name, value in row.items() if value}
-    return {name.removeprefix(beginning): value for name, value in found.items() if name.startswith(beginning)}
+                values |= {name: float(value) for name, value in row.items() if value}
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def rank(rank: int, folder: Path, root: Path) -> None:
@@ -117,21 +119,21 @@ def rank(rank: int, folder: Path, root: Path) -> None:
         torch.save(logged(trainer, ""), root / "two.pt")
 
 
-def test_equals_full_logits_on_one_and_two_processes(folder: Path, tmp_path: Path) -> None:
+def test_statistics_equal_full_logits_on_one_and_two_processes(folder: Path, tmp_path: Path) -> None:
     reference = FullLogits()
     one = fit(folder, tmp_path / "one", [reference, VisionGradients(1)], 8)
     tiny.on_two_ranks(rank, folder, tmp_path)
     two = torch.load(tmp_path / "two.pt")
-    assert any(not seeing for _, seeing in reference.rows), "text-only rows: counted by Align, not by VSD"
+    assert any(not has_image for _, has_image in reference.rows), "text-only tokens count in Align, not in VSD"
     half = len(reference.rows) - sum(int(count) for count in counts_of_last_steps(folder))
-    last = reference.rows[half:]  # the rows of the last two steps: those of the last log line
-    for term, side in (("align", "student"), ("vsd", "switch")):
-        rows = [row for row, seeing in last if seeing or term == "align"]
-        found = logged(one, f"train/dbild/{term}/")
-        wanted = expected(rows, side)
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7), (term, name)
+    last = reference.rows[half:]  # tokens of the last two steps, which the last log line covers
+    for term, pathway in (("align", "student"), ("vsd", "switch")):
+        rows = [row for row, has_image in last if has_image or term == "align"]
+        values = logged(one, f"train/dbild/{term}/")
+        reference_values = expected(rows, pathway)
+        assert values.keys() == reference_values.keys()
+        for name, value in reference_values.items():
+            assert values[name] == pytest.approx(value, rel=1e-5, abs=1e-7), (term, name)
             assert two[f"train/dbild/{term}/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), (term, name)
     gradients = logged(one, "train/vision_gradient/")
     assert gradients.keys() == {"student", "switch", "cosine", "by_term/ce", "by_term/align", "by_term/vsd"}
@@ -145,21 +147,21 @@ def counts_of_last_steps(folder: Path) -> list[int]:
 
 
 def test_validation_statistics(folder: Path, tmp_path: Path) -> None:
-    """Over a whole validation set, in batches that do not divide it."""
+    """Covers a validation set that is not a multiple of the batch size."""
     model, reference = module(folder), FullLogits()
     data = tiny.data_module(folder, val_batch_size=7)
     trainer = tiny.trainer(tmp_path, callbacks=[DBiLDStatistics()], limit_val_batches=1.0)
     metrics = trainer.validate(model, datamodule=data, verbose=False)[0]
     reference.remember(model.distiller, next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader())))
-    wanted = expected([row for row, seeing in reference.rows if seeing], "switch")
-    for name, value in wanted.items():
+    reference_values = expected([row for row, has_image in reference.rows if has_image], "switch")
+    for name, value in reference_values.items():
         assert metrics[f"val/dbild/vsd/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
 def test_gradients_by_pathway_and_term(folder: Path, tmp_path: Path) -> None:
-    """Against the gradient of the step's loss at the features, taken alone; accumulated as at once."""
-    whole = fit(folder, tmp_path / "whole", [VisionGradients(1)], 8, steps=2)
-    split = fit(folder, tmp_path / "split", [VisionGradients(1)], 4, steps=2, accumulate_grad_batches=2)
+    """Compare with a separate gradient of the step's loss at the features, with and without accumulation."""
+    single = fit(folder, tmp_path / "single", [VisionGradients(1)], 8, steps=2)
+    accumulated = fit(folder, tmp_path / "accumulated", [VisionGradients(1)], 4, steps=2, accumulate_grad_batches=2)
     fresh = module(folder)
     batches = list(tiny.data_module(folder, batch_size=8, seed=1).train_dataloader())[:2]
     tiny.trainer(tmp_path, max_steps=0).fit(fresh, datamodule=tiny.data_module(folder, batch_size=8, seed=1))
@@ -168,33 +170,33 @@ def test_gradients_by_pathway_and_term(folder: Path, tmp_path: Path) -> None:
     by_term: dict[str, float] = {}
     for batch in batches:
         fresh.objective.split_terms = True
-        terms = fresh.distiller(batch, batch.counts.tensor(), 0)
-        features = list(terms.features.values())
-        for name, share in terms.shares.items():
-            by_term[name] = sum(float(g.square().sum()) for g in gradient(share, features) if g is not None)
-        of = dict(zip(terms.features, gradient(terms.loss, features), strict=True))
-        squares["dot"] += float((of["student"] * of["switch"]).sum())
-        for side, found in of.items():
-            squares[side] += float(found.square().sum())
+        output = fresh.distiller(batch, batch.counts.tensor(), 0)
+        features = list(output.features.values())
+        for name, loss in output.term_losses.items():
+            by_term[name] = sum(float(g.square().sum()) for g in gradient(loss, features) if g is not None)
+        gradients = dict(zip(output.features, gradient(output.loss, features), strict=True))
+        squares["dot"] += float((gradients["student"] * gradients["switch"]).sum())
+        for pathway, value in gradients.items():
+            squares[pathway] += float(value.square().sum())
         optimizer.zero_grad()
         fresh.distiller(batch, batch.counts.tensor(), 0).loss.backward()
         optimizer.step()
-    wanted = {side: math.sqrt(squares[side] / 2) for side in ("student", "switch")}
-    wanted["cosine"] = squares["dot"] / 2 / (wanted["student"] * wanted["switch"])
-    wanted |= {f"by_term/{name}": math.sqrt(square) for name, square in by_term.items()}  # of the last step
-    for trainer in (whole, split):
-        found = logged(trainer, "train/vision_gradient/")
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            assert found[name] == pytest.approx(value, rel=1e-5), name
+    reference_values = {pathway: math.sqrt(squares[pathway] / 2) for pathway in ("student", "switch")}
+    reference_values["cosine"] = squares["dot"] / 2 / (reference_values["student"] * reference_values["switch"])
+    reference_values |= {f"by_term/{name}": math.sqrt(square) for name, square in by_term.items()}  # of the last step
+    for trainer in (single, accumulated):
+        values = logged(trainer, "train/vision_gradient/")
+        assert values.keys() == reference_values.keys()
+        for name, value in reference_values.items():
+            assert values[name] == pytest.approx(value, rel=1e-5), name
 
 
 def gradient(loss: Tensor, inputs: list[Tensor]) -> tuple[Any, ...]:
     return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
 
 
-def test_looking_changes_nothing_and_survives_a_checkpoint(folder: Path, tmp_path: Path) -> None:
-    """Weights with and without the callbacks are bitwise equal; a restart between two log lines logs the same."""
+def test_callbacks_do_not_change_training_and_resume_exactly(folder: Path, tmp_path: Path) -> None:
+    """Weights are bitwise equal with and without the callbacks. A restart between log lines logs the same values."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     def callbacks() -> list[Any]:
@@ -205,16 +207,16 @@ def test_looking_changes_nothing_and_survives_a_checkpoint(folder: Path, tmp_pat
         ]
 
     data = {"datamodule": tiny.data_module(folder, seed=1)}
-    plain, seen, resumed = module(folder), module(folder), module(folder)
+    plain, observed, resumed = module(folder), module(folder), module(folder)
     settings: dict[str, Any] = {"max_steps": 4, "log_every_n_steps": 4}
     tiny.trainer(tmp_path, **settings).fit(plain, **data)
-    straight = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
-    straight.fit(seen, **data)
+    uninterrupted = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
+    uninterrupted.fit(observed, **data)
     for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, seen.state_dict()[name]), name
-    again = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
-    again.fit(resumed, **data, ckpt_path=str(tmp_path / "step=3.ckpt"))
-    first, second = (logged(trainer, "train/") for trainer in (straight, again))
+        assert torch.equal(tensor, observed.state_dict()[name]), name
+    second_run = tiny.trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, **settings)
+    second_run.fit(resumed, **data, ckpt_path=str(tmp_path / "step=3.ckpt"))
+    first, second = (logged(trainer, "train/") for trainer in (uninterrupted, second_run))
     assert first.keys() == second.keys()
     assert {"dbild/align/overlap", "loss/ce", "vision_gradient/switch"} <= first.keys()
     for name, value in first.items():
@@ -233,13 +235,13 @@ def test_objectives_without_dbild_log_nothing(folder: Path, tmp_path: Path) -> N
     assert not logged(trainer, "train/vision_gradient")
 
 
-def test_every_other_step(folder: Path, tmp_path: Path) -> None:
-    """Looking at every second step counts half of the rows; at none logs nothing."""
-    rows: list[int] = []
+def test_every_n_steps(folder: Path, tmp_path: Path) -> None:
+    """Every second step counts half of the tokens. 0 turns the callback off."""
+    num_tokens: list[int] = []
 
     class Counting(DBiLDStatistics):
         def _log(self, trainer: Any, pl_module: Any, batch_size: int) -> None:
-            rows.append(int(self._seen["train"]["align"].rows) if self._seen["train"] else 0)
+            num_tokens.append(int(self._metrics["train"]["align"].rows) if self._metrics["train"] else 0)
             super()._log(trainer, pl_module, batch_size)
 
     for every in (1, 2, 0):
@@ -247,4 +249,4 @@ def test_every_other_step(folder: Path, tmp_path: Path) -> None:
         trainer.fit(module(folder), datamodule=tiny.data_module(folder, seed=1))
     batches = list(tiny.data_module(folder, batch_size=8, seed=1).train_dataloader())[:4]
     tokens = [batch.counts.token for batch in batches]
-    assert rows == [sum(tokens), tokens[0] + tokens[2], 0]
+    assert num_tokens == [sum(tokens), tokens[0] + tokens[2], 0]

@@ -95,7 +95,7 @@ def draw(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]) -> Any
     for axis in axes:
         axis.axis("off")
     for i, (sample, axis) in enumerate(zip(samples, axes, strict=False)):
-        axis.imshow(sample.pictures(1)[0], interpolation="nearest")
+        axis.imshow(sample.load_images(1)[0], interpolation="nearest")
         axis.set_title(fill(sample.turns[-2].text_only, LINE_LENGTH)[: 4 * LINE_LENGTH], fontsize=9)
         correct = sample.answer.strip()
         lines = [("correct", correct, "black")]

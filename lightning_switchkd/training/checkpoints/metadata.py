@@ -78,6 +78,6 @@ def check_resumable(
         raise UserError(
             f"The checkpoint (--ckpt_path) was trained with another teacher: {metadata['teacher']} (weights "
             f"{metadata['teacher_fingerprint']}), but model.teacher has weights {teacher_fingerprint}. Resume with "
-            "that teacher and objective. To continue with another teacher, export the student and start a new run from its "
-            "folder."
+            "that teacher and objective. To continue with another teacher, export the student and start a new run from "
+            "its folder."
         )
