@@ -30,9 +30,9 @@ os.environ.update(SINGLE_THREAD | OFFLINE)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import inputs
-import runs
-import torch
+import inputs  # noqa: E402
+import runs  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -300,7 +300,7 @@ def broken_equalities(found: dict[str, Any]) -> list[str]:
 
 
 def write_artifacts(folder: Path) -> None:
-    """Write the artifacts of a run that was stopped in the middle; its config.yaml names files relative to the folder."""
+    """Write the artifacts of a run stopped in the middle. Its config.yaml names files relative to the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     inputs.write_inputs(folder / "inputs", samples=16)
     enter_folder, before = folder.resolve(), Path.cwd()
