@@ -1,4 +1,4 @@
-"""Models of the recipes by their sizes alone: made at full size from random weights, without a download."""
+"""Sizes of the recipes' models, to create them at full size with random weights and without a download."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "qwen1.5-0.5b": _qwen(1024, 2816, 24, 16, 16, tied=True, vocabulary=152000),
     "qwen1.5-7b": _qwen(4096, 11008, 32, 32, 32, tied=False, vocabulary=152000),
 }
-TOWERS: dict[str, dict[str, Any]] = {
+VISION_ENCODERS: dict[str, dict[str, Any]] = {
     "siglip-so400m-patch14-384": {
         "model_type": "siglip_vision_model",
         "hidden_size": 1152,
@@ -58,28 +58,28 @@ TOWERS: dict[str, dict[str, Any]] = {
         "projection_dim": 768,
     },
 }
-WHOLE = {
+VLMS = {
     "tinyllava-qwen2.5-3b-siglip": ("siglip-so400m-patch14-384", "qwen2.5-3b", "full"),
     "tinyllava-qwen2.5-3b-clip": ("clip-vit-large-patch14-336", "qwen2.5-3b", "default"),
     "llava-interleave-qwen-0.5b-hf": ("siglip-so400m-patch14-384", "qwen1.5-0.5b", "full"),
     "llava-interleave-qwen-7b-hf": ("siglip-so400m-patch14-384", "qwen1.5-7b", "full"),
 }
-"""Tower, language model and feature strategy of whole models."""
+"""Vision encoder, language model and feature strategy of whole models."""
 
 IMAGE_TOKEN_ID = 151646
 
 
 def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> VLMAdapter:
-    """The model of a recipe at its size: no weight is read, each is a cheap random number of a plausible size.
+    """Create a recipe's model at full size. Each weight is a cheap random number of a plausible magnitude.
 
     Args:
-        spec: as in ``model.student``; ids and folders are known by their last part.
+        spec: As in ``model.student``. Ids and folders are recognized by their last part.
         name: ``student`` or ``teacher``.
-        dtype: of the weights.
-        device: where it is made.
+        dtype: Dtype of the weights.
+        device: Device of the weights.
 
     Raises:
-        UserError: its sizes are not known, and neither its folder nor the hub's cache tells them.
+        UserError: The sizes are unknown, and neither the folder nor the hub's cache contains a configuration.
     """
     config = _config(spec, f"model.{name}")
     family = family_of(config, f"model.{name}")
@@ -96,7 +96,7 @@ def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.dev
         if parameter.dim() == 1:
             flat.fill_(1.0)
             continue
-        for start in range(0, flat.numel(), noise.numel()):  # drawing billions of numbers would take minutes
+        for start in range(0, flat.numel(), noise.numel()):  # repeats the noise: billions of draws take minutes
             part = flat[start : start + noise.numel()]
             part.copy_(noise[: part.numel()])
     model.tie_weights()
@@ -106,39 +106,39 @@ def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.dev
 def _config(spec: VLMSpec, where: str) -> PretrainedConfig:
     if spec.checkpoint is not None:
         name = Path(spec.checkpoint).name.lower()
-        if name not in WHOLE:
-            return _found(spec.checkpoint, f"{where}.checkpoint", WHOLE)
-        vision, lm, strategy = WHOLE[name]
-        return _whole(TOWERS[vision], LANGUAGE_MODELS[lm], -2, strategy)
-    vision_part = _part(spec.vision, TOWERS, f"{where}.vision")
-    lm_part = _part(spec.lm, LANGUAGE_MODELS, f"{where}.lm")
-    return _whole(vision_part, lm_part, spec.feature_layer, spec.feature_strategy)
+        if name not in VLMS:
+            return _cached_config(spec.checkpoint, f"{where}.checkpoint", VLMS)
+        vision, lm, strategy = VLMS[name]
+        return _llava_config(VISION_ENCODERS[vision], LANGUAGE_MODELS[lm], -2, strategy)
+    vision_config = _part(spec.vision, VISION_ENCODERS, f"{where}.vision")
+    lm_config = _part(spec.lm, LANGUAGE_MODELS, f"{where}.lm")
+    return _llava_config(vision_config, lm_config, spec.feature_layer, spec.feature_strategy)
 
 
-def _part(given: str | dict[str, Any] | None, known: dict[str, dict[str, Any]], where: str) -> dict[str, Any]:
-    if isinstance(given, dict):
-        return given
-    name = Path(given or "").name.lower().removesuffix("-instruct")
+def _part(source: str | dict[str, Any] | None, known: dict[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    if isinstance(source, dict):
+        return source
+    name = Path(source or "").name.lower().removesuffix("-instruct")
     if name in known:
         return known[name]
-    config = _found(str(given), where, known)
+    config = _cached_config(str(source), where, known)
     return dict(getattr(config, "vision_config", config).to_dict())
 
 
-def _found(source: str, where: str, known: Any) -> PretrainedConfig:
+def _cached_config(source: str, where: str, known: Any) -> PretrainedConfig:
     try:
         return cast(PretrainedConfig, AutoConfig.from_pretrained(source, local_files_only=True))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{where}: the sizes of '{source}' are not known here. Give a folder that holds its config.json, or one of "
+            f"{where}: the sizes of '{source}' are unknown. Give a folder that contains config.json, or one of "
             f"{', '.join(known)}."
         ) from error
 
 
-def _whole(vision: dict[str, Any], lm: dict[str, Any], layer: int, strategy: Any) -> LlavaConfig:
-    text, tower = AutoConfig.for_model(**lm), AutoConfig.for_model(**vision)
+def _llava_config(vision: dict[str, Any], lm: dict[str, Any], layer: int, strategy: Any) -> LlavaConfig:
+    text = AutoConfig.for_model(**lm)
     return LlavaConfig(
-        vision_config=tower,
+        vision_config=AutoConfig.for_model(**vision),
         text_config=text,
         image_token_index=min(IMAGE_TOKEN_ID, text.vocab_size - 1),
         vision_feature_layer=layer,

@@ -1,4 +1,4 @@
-"""A recipe at its full size without a download: a few steps on made-up records, and what the whole of it would take."""
+"""Dry run: a few steps of a recipe at full size on random data, and an estimate of the whole run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.profiling import memory_in_use, peak_memory, synchronized_time
-from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts, Part, Pathway
+from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts, Part
 from lightning_switchkd.distillation.checks import check_pair
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.flops import step_cost
-from lightning_switchkd.distillation.pathways import PathwayOutput, student_pathway, switch_pathway, teacher_pathway
 from lightning_switchkd.estimation.architectures import random_model
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
 from lightning_switchkd.models.adapter import VLMAdapter
@@ -32,69 +31,138 @@ HARDWARE = {
     "h100-80g": (80, 989.0),
     "h200": (141, 989.0),
 }
-"""GiB, and TFLOP/s of bf16 with dense matrices, by the makers' data sheets."""
+"""Memory in GiB and dense bf16 TFLOP/s, from the vendors' data sheets."""
 
-SHARE_OF_PEAK = 0.35
-"""Of those TFLOP/s that training usually reaches."""
-
+UTILIZATION = 0.35
+"""Fraction of the peak TFLOP/s that training usually reaches."""
 
 GIB = 2**30
-ROOM = 0.92
-"""Of a GPU's memory that PyTorch can use."""
+USABLE_MEMORY = 0.92
+"""Fraction of a GPU's memory that PyTorch can use."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to run, and what to estimate.
+    """The steps to run and the run to estimate.
 
     Attributes:
-        steps: steps to take; the last is reported.
-        text: tokens of a record beside its image.
-        answer: those of them that are supervised.
-        records: of the whole recipe.
-        hardware: to estimate for, a key of ``HARDWARE``.
-        devices: how many of it.
+        steps: Number of steps. The last step is reported.
+        text: Number of text tokens in a sample, in addition to its image tokens.
+        answer: Number of supervised tokens in a sample, out of ``text``.
+        num_samples: Number of samples in the whole run.
+        hardware: GPU to estimate for, a key of ``HARDWARE``.
+        devices: Number of GPUs.
     """
 
     steps: int = 2
     text: int = 160
     answer: int = 96
-    samples: int = 665_298
+    num_samples: int = 665_298
     hardware: str = "a100-80g"
     devices: int = 8
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be run."""
+        """Check the values."""
         if self.hardware not in HARDWARE:
-            raise UserError(f"--hardware: '{self.hardware}' is not known. Known are: {', '.join(HARDWARE)}.")
-        if not 0 < self.answer < self.text or min(self.steps, self.devices, self.samples) < 1:
-            raise UserError("dry-run: --answer must lie between 0 and --text; the others must be at least 1.")
+            raise UserError(f"Unknown --hardware '{self.hardware}'. Choose one of {', '.join(HARDWARE)}.")
+        if not 0 < self.answer < self.text:
+            raise UserError(f"--answer must be between 0 and --text ({self.text}), got {self.answer}. Set it to less.")
+        for name in ("steps", "devices", "num_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}. Set it to 1 or more.")
 
 
 @dataclass
-class Clock:
-    """Seconds spent in each phase of the steps, and memory held after it.
+class PhaseClock:
+    """Time and memory of each phase of a step.
 
     Attributes:
-        seconds: by phase, of the last step.
-        held: GiB by phase.
+        device: The device that the steps run on.
+        seconds: Time by phase, of the last step.
+        memory: Memory in use after each phase, in GiB.
     """
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
-    held: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures what is within."""
-        begun = synchronized_time(self.device.type)
+        """Measure the phase that runs inside this context."""
+        start = synchronized_time(self.device.type)
         yield
-        self.seconds[name] = synchronized_time(self.device.type) - begun
-        self.held[name] = memory_in_use(self.device.type) / GIB
+        self.seconds[name] = synchronized_time(self.device.type) - start
+        self.memory[name] = memory_in_use(self.device.type) / GIB
 
 
-def made_up(student: VLMAdapter, shape: Geometry, device: torch.device) -> Batch:
-    """Records of this geometry: images first, then a question, then an answer."""
+def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, batch_size: int, shards: Shards) -> str:
+    """Run a few steps, and report their cost and an estimate of the whole run.
+
+    Args:
+        module: The recipe's module. Its models are not loaded.
+        plan: The steps to run and the run to estimate.
+        precision: The trainer's precision.
+        device: The device that the steps run on.
+        batch_size: Samples in a micro-batch.
+        shards: The sharding of the whole run.
+
+    Raises:
+        UserError: A model's sizes are unknown, or student and teacher do not match.
+    """
+    start = time.perf_counter()
+    clock = PhaseClock(device)
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision)
+    distiller = random_pair(module, dtype, device)
+    optimizer = torch.optim.AdamW(parameter_groups(distiller, module.lr, module.weight_decay), betas=module.betas)
+    shape = Geometry(batch_size, distiller.student.feature_space.tokens + plan.text, 1, plan.answer)
+    setup_seconds = time.perf_counter() - start
+    batch = random_batch(distiller.student, shape, device)
+    for _ in tqdm(range(plan.steps), desc="dry run", unit="step"):
+        run_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
+
+    step_seconds, peak = sum(clock.seconds.values()), peak_memory(device.type) / GIB
+    tokens, pairs, rows = batch_size * shape.tokens, batch_size * shape.tokens**2, batch_size * plan.answer
+    flops = step_cost(distiller).total(tokens, pairs, batch_size, rows)
+    recomputed: dict[str, set[Part]] = {
+        name: set(spec.activation_checkpointing) if spec else set()
+        for name, spec in (("student", module.student_spec), ("teacher", module.teacher_spec))
+    }
+    size = 2 if precision.startswith("bf16") else 4
+    here = step_memory(distiller, shape, size, recomputed, device=device.type)
+    there = step_memory(distiller, shape, size, recomputed, shards, "cuda")
+    width = max(map(len, [*clock.seconds, *here]))
+    phases = [f"  {n:{width}}  {s:8.2f} s  {clock.memory[n]:7.2f} GiB" for n, s in clock.seconds.items()]
+    lines = [
+        f"\n{_sizes(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
+        f"Models created in {setup_seconds:.0f} s. Last of {plan.steps} steps, with the memory in use after each phase:",
+        *phases,
+        f"  {'total':{width}}  {step_seconds:8.2f} s  {peak:7.2f} GiB peak of the process",
+        f"  {flops / 1e12:.1f} TFLOP per step, {flops / step_seconds / 1e12:.2f} TFLOP/s",
+        *_estimate(plan, here, there, shards, flops / batch_size, width),
+    ]
+    return "\n".join(lines)
+
+
+def random_pair(module: SwitchKD, dtype: torch.dtype | None, device: torch.device) -> Distiller:
+    """Create the module's models with random weights, and its objective.
+
+    Args:
+        module: The recipe's module.
+        dtype: Dtype of the student. None takes the dtype of its settings.
+        device: The device of the models.
+    """
+    student = random_model(module.student_spec, "student", dtype or module.student_spec.torch_dtype, device)
+    student.freeze(module.freeze_parts)
+    teacher = None
+    if module.teacher_spec is not None and Need.TEACHER in module.objective.needs:
+        teacher = random_model(module.teacher_spec, "teacher", module.teacher_spec.torch_dtype, device)
+    vocabulary = min(vlm.head_size for vlm in (student, teacher) if vlm is not None)
+    check_pair(student, teacher, module.objective.needs, vocabulary)
+    return Distiller(student, teacher, module.objective, vocabulary, module.logits_gib).train()
+
+
+def random_batch(student: VLMAdapter, shape: Geometry, device: torch.device) -> Batch:
+    """Create random samples: images first, then a question, then an answer."""
     generator = torch.Generator().manual_seed(0)
     space, samples = student.feature_space, shape.samples
     size = student.model.config.vision_config.image_size
@@ -116,39 +184,13 @@ def made_up(student: VLMAdapter, shape: Geometry, device: torch.device) -> Batch
     ).to(device)
 
 
-def made_pair(module: SwitchKD, dtype: torch.dtype | None, device: torch.device) -> Distiller:
-    """The module's models and objective at their sizes; ``dtype`` is the student's, where it is not its own."""
-    student = random_model(module.student_spec, "student", dtype or module.student_spec.torch_dtype, device)
-    student.freeze(module.freeze_parts)
-    teacher = None
-    if module.teacher_spec is not None and Need.TEACHER in module.objective.needs:
-        teacher = random_model(module.teacher_spec, "teacher", module.teacher_spec.torch_dtype, device)
-    vocabulary = min(vlm.head_size for vlm in (student, teacher) if vlm is not None)
-    check_pair(student, teacher, module.objective.needs, vocabulary)
-    return Distiller(student, teacher, module.objective, vocabulary, module.logits_gib).train()
-
-
-def one_step(
-    distiller: Distiller, batch: Batch, optimizer: torch.optim.Optimizer, clock: Clock, autocast: bool
+def run_step(
+    distiller: Distiller, batch: Batch, optimizer: torch.optim.Optimizer, clock: PhaseClock, autocast: bool
 ) -> None:
-    """Forward, backward and update, phase by phase."""
-    needs, counts = distiller.objective.needs, batch.counts.tensor(clock.device)
+    """Run forward, backward and update, and measure each phase."""
     with torch.autocast(clock.device.type, torch.bfloat16, enabled=autocast):
         batch.pixel_values = batch.pixel_values.to(next(distiller.student.parameters()).dtype)
-        with clock.phase("vision encoder of the student"):
-            features = distiller.features(batch)
-        ran: dict[Pathway, PathwayOutput] = {}
-        with clock.phase("student pathway"):
-            ran["student"] = student_pathway(distiller.student, batch, features["student"])
-        if Need.TEACHER in needs:
-            with clock.phase("teacher pathway"):
-                ran["teacher"] = teacher_pathway(distiller.frozen_teacher, batch)
-        if Need.SWITCH in needs:
-            with clock.phase("switch pathway"):
-                ran["switch"] = switch_pathway(distiller.frozen_teacher, batch, features["switch"])
-        with clock.phase("heads and losses"):
-            loss = distiller.objective(distiller.kept_views(batch, ran), counts, 0, distiller.logits_gib).loss
-        del ran, features
+        loss = distiller(batch, batch.counts.tensor(clock.device), 0, timer=clock.phase).loss
     with clock.phase("backward"):
         loss.backward()
     with clock.phase("clipping and optimizer"):
@@ -157,69 +199,24 @@ def one_step(
         optimizer.zero_grad(set_to_none=True)
 
 
-def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, batch_size: int, shards: Shards) -> str:
-    """Runs the steps, and reports on them and on the whole recipe.
-
-    Args:
-        module: the recipe's, its models not loaded.
-        plan: how much.
-        precision: the trainer's.
-        device: what the steps run on.
-        batch_size: records at once.
-        shards: of a process in the real run.
-
-    Raises:
-        UserError: a model's sizes are not known, or the two do not fit each other.
-    """
-    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision)
-    clock, began = Clock(device), time.perf_counter()
-    distiller = made_pair(module, dtype, device)
-    optimizer = torch.optim.AdamW(parameter_groups(distiller, module.lr, module.weight_decay), betas=module.betas)
-    shape = Geometry(batch_size, distiller.student.feature_space.tokens + plan.text, 1, plan.answer)
-    made = time.perf_counter() - began
-    batch = made_up(distiller.student, shape, device)
-    for _ in tqdm(range(plan.steps), desc="dry-run", unit="step"):
-        one_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
-    total, most = sum(clock.seconds.values()), peak_memory(device.type) / GIB
-    cost = step_cost(distiller).total(
-        batch_size * shape.tokens, batch_size * shape.tokens**2, batch_size, batch_size * plan.answer
-    )
-    recomputed: dict[str, set[Part]] = {
-        name: set(spec.activation_checkpointing) if spec else set()
-        for name, spec in (("student", module.student_spec), ("teacher", module.teacher_spec))
-    }
-    size = 2 if precision.startswith("bf16") else 4
-    here = step_memory(distiller, shape, size, recomputed, device=device.type)
-    there = step_memory(distiller, shape, size, recomputed, shards, "cuda")
-    width = max(map(len, [*clock.seconds, *here]))
-    lines = [
-        f"\n{_named(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
-        f"made in {made:.0f} s; the last of {plan.steps} steps, and memory held after each phase:",
-        *(f"  {n:{width}}  {s:8.2f} s  {clock.held[n]:7.2f} GiB" for n, s in clock.seconds.items()),
-        f"  {'all':{width}}  {total:8.2f} s  {most:7.2f} GiB at the peak of the process",
-        f"  {cost / 1e12:.1f} TFLOP a step, {cost / total / 1e12:.2f} TFLOP/s",
-        *_estimate(plan, here, there, shards, cost / batch_size, width),
-    ]
-    return "\n".join(lines)
-
-
 def _estimate(
-    plan: Plan, here: dict[str, float], there: dict[str, float], shards: Shards, cost: float, width: int
+    plan: Plan, here: dict[str, float], there: dict[str, float], shards: Shards, flops: float, width: int
 ) -> list[str]:
     gib, tflops = HARDWARE[plan.hardware]
     needed = sum(there.values()) / GIB
-    fits = "fits" if needed < ROOM * gib else "does NOT fit: a smaller data.batch_size, or TRAINER=fsdp2"
-    hours = cost * plan.samples / (plan.devices * tflops * 1e12 * SHARE_OF_PEAK) / 3600
+    fits = needed < USABLE_MEMORY * gib
+    verdict = "fits" if fits else "does NOT fit. Lower data.batch_size or use TRAINER=fsdp2"
+    hours = flops * plan.num_samples / (plan.devices * tflops * 1e12 * UTILIZATION) / 3600
     return [
-        f"\nmemory by arithmetic: here, and on each of {plan.devices} × {plan.hardware} ({shards.processes} shards)",
+        f"\nEstimated memory: here, and on each of {plan.devices} × {plan.hardware} ({shards.processes} shards)",
         *(f"  {n:{width}}  {b / GIB:8.2f} GiB  {there[n] / GIB:7.2f} GiB" for n, b in here.items()),
-        f"  {'all':{width}}  {sum(here.values()) / GIB:8.2f} GiB  {needed:7.2f} GiB of {gib}: {fits}",
-        f"\n{plan.samples:,} records on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
-        f"at {SHARE_OF_PEAK:.0%} of {tflops:.0f} TFLOP/s",
+        f"  {'total':{width}}  {sum(here.values()) / GIB:8.2f} GiB  {needed:7.2f} GiB of {gib}: {verdict}",
+        f"\n{plan.num_samples:,} samples on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
+        f"at {UTILIZATION:.0%} of {tflops:.0f} TFLOP/s",
     ]
 
 
-def _named(distiller: Distiller) -> str:
+def _sizes(distiller: Distiller) -> str:
     def billions(vlm: VLMAdapter) -> str:
         return f"{sum(p.numel() for p in vlm.parameters()) / 1e9:.2f} B"
 

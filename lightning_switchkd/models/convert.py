@@ -1,4 +1,4 @@
-"""Checkpoints of TinyLLaVA_Factory, the original LLaVA and xtuner, as native folders."""
+"""Conversion of TinyLLaVA_Factory, original LLaVA and xtuner checkpoints to Hugging Face's LLaVA format."""
 
 from __future__ import annotations
 
@@ -46,23 +46,27 @@ PREFIXES: dict[Layout, dict[str, str]] = {
         r"llm\.model\.": LM,
     },
 }
-"""What stands before the names of a part's tensors there, and here; the first that matches holds."""
+"""Name prefixes of each part's tensors: regular expressions for the source, and the Hugging Face prefix. First match."""
 
 LAYERS = {PROJECTOR + "0.": PROJECTOR + "linear_1.", PROJECTOR + "2.": PROJECTOR + "linear_2."}
-"""The projector's two, numbered there within a ``Sequential``."""
+"""The projector's two layers, which the sources number inside a ``Sequential``."""
 
-SIGNS: dict[Layout, str] = {"tinyllava": "connector.", "llava": "model.mm_projector.", "xtuner": "projector.model."}
-"""Beginnings of the projector's names, by which a layout is told."""
+SIGNATURES: dict[Layout, str] = {
+    "tinyllava": "connector.",
+    "llava": "model.mm_projector.",
+    "xtuner": "projector.model.",
+}
+"""Prefixes of the projector's names, which identify the layout."""
 
 LM_FOLDERS, VISION_FOLDERS, PROJECTOR_FOLDERS = (
     ("language_model", "llm"),
     ("vision_tower", "visual_encoder"),
     ("connector", "projector"),
 )
-"""Of parts that lie apart, TinyLLaVA's and xtuner's: named like the prefix that their tensors have in one file."""
+"""Folders of parts saved separately by TinyLLaVA and xtuner. Each is named like its tensors' prefix in one file."""
 
 IGNORED = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
-"""Buffers that older versions wrote and newer ones compute."""
+"""Buffers that older versions saved and newer versions compute."""
 
 TENSOR_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt")
@@ -70,13 +74,13 @@ NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 
 @dataclass
 class Report:
-    """What became of the tensors.
+    """The result of a conversion, tensor by tensor.
 
     Attributes:
-        layout: of the source.
-        mapped: names here, by foreign name.
-        missing: names here that nothing was found for.
-        unexpected: foreign names that have no place here.
+        layout: Layout of the source.
+        mapped: Hugging Face name by source name.
+        missing: Hugging Face names without a source tensor.
+        unexpected: Source names without a Hugging Face name.
     """
 
     layout: Layout
@@ -86,10 +90,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.layout}: {len(self.mapped)} tensors mapped"]
-        for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            lines.append(
-                f"{len(names)} {what}" + (f": {', '.join(names[:8])}{' …' * (len(names) > 8)}" if names else "")
-            )
+        for kind, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            listed = f": {', '.join(names[:8])}{' …' * (len(names) > 8)}" if names else ""
+            lines.append(f"{len(names)} {kind}{listed}")
         return "; ".join(lines)
 
 
@@ -102,22 +105,22 @@ def convert(
     prompt: str = "tinyllava_v1",
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
 ) -> None:
-    """Writes a foreign LLaVA checkpoint as a native folder: model, processor, and what became of its tensors.
+    """Convert a TinyLLaVA, LLaVA or xtuner checkpoint to a Hugging Face folder with model, processor and report.
 
     Args:
-        source: its folder.
-        output: folder to write; must not exist yet.
-        layout: tinyllava, llava or xtuner; by default told by the names of its tensors.
-        vision: folder or hub id of the vision tower: its weights where the source holds none, and its image processor.
-        lm: the same of the language model, and its tokenizer.
-        prompt: prompt style that the model was trained with.
-        dtype: of the weights written.
+        source: Folder of the checkpoint.
+        output: Folder to write. It must not exist.
+        layout: tinyllava, llava or xtuner. By default it is detected from the tensor names.
+        vision: Folder or hub id of the vision encoder. Provides weights missing in the source, and the image processor.
+        lm: Folder or hub id of the language model. Provides weights missing in the source, and the tokenizer.
+        prompt: Prompt style that the model was trained with.
+        dtype: Data type of the converted weights.
     """
     folder, target = Path(source), Path(output)
     if not folder.is_dir():
-        raise UserError(f"--source: there is no folder '{source}'.")
+        raise UserError(f"--source: folder '{source}' does not exist. Give the folder of a checkpoint.")
     if target.exists():
-        raise UserError(f"--output: '{output}' exists. Give a new folder.")
+        raise UserError(f"--output: '{output}' already exists. Give a new folder.")
     layout = layout or _layout_of(folder)
     config, tokenizer = _config(folder, vision, lm), _tokenizer(folder, lm)
     image_processor = _image_processor(folder, vision)
@@ -126,69 +129,69 @@ def convert(
         weights |= {VISION + n: t for n, t in load_vision(VLMSpec(vision=vision), "--vision").state_dict().items()}
     if lm is not None and not any(name.startswith(LM) for name in weights):
         language_model = AutoModelForCausalLM.from_pretrained(lm, use_safetensors=True)
-        weights |= {_native_lm(name): tensor for name, tensor in language_model.state_dict().items()}
-    tower: Any = config.vision_config
-    extra = int(tower.model_type == "clip_vision_model")
+        weights |= {_lm_name(name): tensor for name, tensor in language_model.state_dict().items()}
+    vision_config: Any = config.vision_config
+    class_tokens = int(vision_config.model_type == "clip_vision_model")
     strategy, style = config.vision_feature_select_strategy, prompt_style(prompt)
-    processor = make_processor(tokenizer, image_processor, tower.patch_size, strategy, extra, style)
+    processor = make_processor(tokenizer, image_processor, vision_config.patch_size, strategy, class_tokens, style)
     config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    model = _loaded(config, weights, report, folder).to(getattr(torch, dtype))
+    model = _load(config, weights, report, folder).to(getattr(torch, dtype))
     if len(tokenizer) > model.lm_head.out_features:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.save_pretrained(target)
     processor.save_pretrained(target)
     (target / "conversion.json").write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-    print(f"{report}.\nWritten to {target}; all names are in {target / 'conversion.json'}.")
+    print(f"{report}.\nWrote {target}. All tensor names are listed in {target / 'conversion.json'}.")
 
 
-def _loaded(config: LlavaConfig, weights: dict[str, Tensor], report: Report, folder: Path) -> Any:
-    """A model with these weights; fills the report.
+def _load(config: LlavaConfig, weights: dict[str, Tensor], report: Report, folder: Path) -> Any:
+    """Create a model with these weights, and complete the report.
 
     Raises:
-        UserError: a tensor that a training step reaches is missing, or has another shape.
+        UserError: A tensor that training needs is missing, or a tensor has the wrong shape.
     """
     vlm = empty_model(json.loads(config.to_json_string(use_diff=False)))
-    model, own = vlm.model, vlm.model.state_dict()
-    report.missing = sorted(own.keys() - weights.keys() - set(model.all_tied_weights_keys))
-    report.unexpected += sorted(weights.keys() - own.keys())
+    model, expected = vlm.model, vlm.model.state_dict()
+    report.missing = sorted(expected.keys() - weights.keys() - set(model.all_tied_weights_keys))
+    report.unexpected += sorted(weights.keys() - expected.keys())
     used = {id(p) for modules in vlm.parts().values() for module in modules for p in module.parameters()}
-    needed = {name for name, p in model.named_parameters() if id(p) in used}
-    wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    problems = {"missing": sorted(needed & set(report.missing)), "of another shape": wrong}
+    required = {name for name, p in model.named_parameters() if id(p) in used}
+    wrong_shape = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    problems = {"missing": sorted(required & set(report.missing)), "of the wrong shape": wrong_shape}
     if any(problems.values()):
-        said = "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in problems.items() if names)
+        details = "; ".join(f"{problem}: {', '.join(names[:4])}" for problem, names in problems.items() if names)
         raise UserError(
-            f"convert: {folder} as {report.layout} cannot be used: {said} ({report}). Give --vision or --lm where the "
-            "source leaves that part out, and --layout where it was told wrongly."
+            f"convert: {folder} cannot be loaded in the layout {report.layout}: {details} ({report}). Give --vision or "
+            "--lm if the source does not contain that part, or --layout if the detected layout is wrong."
         )
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in own}, strict=False)
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in expected}, strict=False)
     return model
 
 
-def _native_lm(name: str) -> str:
+def _lm_name(name: str) -> str:
     return name if name.startswith("lm_head.") else LM + name.removeprefix("model.")
 
 
-def mapped(foreign: Iterable[tuple[str, Tensor]], layout: Layout) -> tuple[dict[str, Tensor], Report]:
-    """Foreign tensors under the names they have here."""
+def mapped(tensors: Iterable[tuple[str, Tensor]], layout: Layout) -> tuple[dict[str, Tensor], Report]:
+    """Rename a source's tensors to their Hugging Face names."""
     report, weights = Report(layout), dict[str, Tensor]()
-    for name, tensor in foreign:
+    for name, tensor in tensors:
         if IGNORED.fullmatch(name):
             continue
-        found = ((match, here) for there, here in PREFIXES[layout].items() if (match := re.match(there, name)))
-        match, here = next(found, (None, ""))
+        matches = ((match, prefix) for pattern, prefix in PREFIXES[layout].items() if (match := re.match(pattern, name)))
+        match, prefix = next(matches, (None, ""))
         if match is None:
             report.unexpected.append(name)
             continue
-        own = here + name[match.end() :]
+        new_name = prefix + name[match.end() :]
         for numbered, named in LAYERS.items():
-            own = own.replace(numbered, named)
-        report.mapped[name], weights[own] = own, tensor
+            new_name = new_name.replace(numbered, named)
+        report.mapped[name], weights[new_name] = new_name, tensor
     return weights, report
 
 
-def _apart(folder: Path) -> tuple[str, ...]:
-    """The folders of parts that are there; none where the projector lies with all else."""
+def _part_folders(folder: Path) -> tuple[str, ...]:
+    """Return the folders of separately saved parts. Empty if the projector is in one file with the other parts."""
     if not any((folder / name).is_dir() for name in PROJECTOR_FOLDERS):
         return ()
     return tuple(n for n in (*LM_FOLDERS, *VISION_FOLDERS, *PROJECTOR_FOLDERS) if (folder / n).is_dir())
@@ -196,28 +199,29 @@ def _apart(folder: Path) -> tuple[str, ...]:
 
 def _layout_of(folder: Path) -> Layout:
     for name, _ in _tensors(folder):
-        for layout, sign in SIGNS.items():
-            if name.startswith(sign):
+        for layout, signature in SIGNATURES.items():
+            if name.startswith(signature):
                 return layout
     raise UserError(
-        f"convert: the tensors in {folder} are of no known layout (no {', '.join(SIGNS.values())} among them). "
-        f"Known are {', '.join(SIGNS)}; a folder in Hugging Face's LLaVA format needs no conversion."
+        f"convert: the layout of the tensors in {folder} is unknown: no name starts with "
+        f"{', '.join(SIGNATURES.values())}. Give a checkpoint in one of the layouts {', '.join(SIGNATURES)}. "
+        "A folder in Hugging Face's LLaVA format needs no conversion."
     )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, named as in one file; parts apart first."""
-    apart = _apart(folder)
-    for part in apart:
-        yield from ((f"{part}.{name}", tensor) for name, tensor in _in_folder(folder / part))
-    if not set(apart) & set(LM_FOLDERS):  # all lie here; or, with parts apart, xtuner's language model alone
-        yield from ((f"llm.{name}" if apart else name, tensor) for name, tensor in _in_folder(folder))
+    """Yield all tensors under their names in one file. Separately saved parts come first."""
+    parts = _part_folders(folder)
+    for part in parts:
+        yield from ((f"{part}.{name}", tensor) for name, tensor in _read_folder(folder / part))
+    if not set(parts) & set(LM_FOLDERS):  # one file for all parts, or xtuner's language model beside its parts
+        yield from ((f"llm.{name}" if parts else name, tensor) for name, tensor in _read_folder(folder))
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the files in a folder; of two formats side by side the safer one. Nothing is unpickled but tensors."""
+def _read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a folder's files, from the safest format present. Unpickling is limited to tensors."""
     if not folder.is_dir():
-        raise UserError(f"convert: there is no folder '{folder}'.")
+        raise UserError(f"convert: folder '{folder}' does not exist. Check --source.")
     for kind in TENSOR_FILES:
         files = sorted(file for file in folder.glob(kind) if file.name not in NO_WEIGHTS)
         for file in files:
@@ -230,7 +234,8 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     yield from state.get("state_dict", state).items()
             except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, AttributeError) as error:
                 raise UserError(
-                    f"convert: {file} cannot be read as tensors alone ({str(error).strip().splitlines()[0]})."
+                    f"convert: {file} cannot be read as a file of tensors ({str(error).strip().splitlines()[0]}). "
+                    "Save the state dict alone, preferably as safetensors."
                 ) from error
         if files:
             return
@@ -242,9 +247,9 @@ def _config(folder: Path, vision: str | None, lm: str | None) -> LlavaConfig:
     strategies = {"patch": "default", "cls_patch": "full", "default": "default", "full": "full"}
     layer = raw.get("mm_vision_select_layer", raw.get("vision_feature_layer", -2))
     strategy = raw.get("mm_vision_select_feature", raw.get("vision_feature_select_strategy", "patch"))
-    text = _sub_config(folder, "lm", lm, raw)
+    text = _part_config(folder, "lm", lm, raw)
     return LlavaConfig(
-        vision_config=_sub_config(folder, "vision", vision, raw),
+        vision_config=_part_config(folder, "vision", vision, raw),
         text_config=text,
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategies[strategy],  # type: ignore[arg-type]
@@ -253,44 +258,46 @@ def _config(folder: Path, vision: str | None, lm: str | None) -> LlavaConfig:
     )
 
 
-def _sub_config(folder: Path, part: str, given: str | None, raw: dict[str, Any]) -> Any:
-    """A part's configuration: as given, from its own folder, or from within the whole model's."""
-    own = LM_FOLDERS if part == "lm" else VISION_FOLDERS
-    sub = next((folder / name for name in own if (folder / name / "config.json").is_file()), None)
-    inside = raw.get({"lm": "text_config", "vision": "vision_config"}[part])
+def _part_config(folder: Path, part: str, source: str | None, raw: dict[str, Any]) -> Any:
+    """Load a part's configuration: from ``source``, from the part's own folder, or from the whole model's (``raw``)."""
+    names = LM_FOLDERS if part == "lm" else VISION_FOLDERS
+    part_folder = next((folder / name for name in names if (folder / name / "config.json").is_file()), None)
+    nested = raw.get({"lm": "text_config", "vision": "vision_config"}[part])
     try:
-        if given is not None:
-            found = AutoConfig.from_pretrained(given)
-        elif sub is not None:
-            found = AutoConfig.from_pretrained(sub)
-        elif inside:
-            found = AutoConfig.for_model(**inside)
-        elif part == "lm" and raw:  # LlavaLlamaForCausalLM and its like: the whole is a language model with extras
+        if source is not None:
+            config = AutoConfig.from_pretrained(source)
+        elif part_folder is not None:
+            config = AutoConfig.from_pretrained(part_folder)
+        elif nested:
+            config = AutoConfig.for_model(**nested)
+        elif part == "lm" and raw:  # LlavaLlamaForCausalLM and similar: a language model's configuration with extras
             kind = str(raw["model_type"]).removeprefix("llava_").replace("llava", "llama")
             keys = AutoConfig.for_model(kind).to_dict().keys()
-            found = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k in keys and k != "model_type"})
+            config = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k in keys and k != "model_type"})
         else:
-            raise OSError(f"{folder} does not tell it")
+            raise OSError(f"{folder} does not contain one")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"convert: the configuration of the {'language model' if part == 'lm' else 'vision tower'} cannot be told "
+            f"convert: cannot load the configuration of the {'language model' if part == 'lm' else 'vision encoder'} "
             f"({str(error).strip().splitlines()[0]}). Give --{part}, a folder or hub id."
         ) from error
-    return getattr(found, "vision_config", found) if part == "vision" else found
+    return getattr(config, "vision_config", config) if part == "vision" else config
 
 
 def _tokenizer(folder: Path, lm: str | None) -> Any:
-    for place in (folder, *(folder / name for name in LM_FOLDERS), lm):
-        if place is not None and (place == lm or (Path(place) / "tokenizer_config.json").is_file()):
-            tokenizer = AutoTokenizer.from_pretrained(place)
+    for source in (folder, *(folder / name for name in LM_FOLDERS), lm):
+        if source is not None and (source == lm or (Path(source) / "tokenizer_config.json").is_file()):
+            tokenizer = AutoTokenizer.from_pretrained(source)
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             return tokenizer
-    raise UserError(f"convert: {folder} holds no tokenizer. Give --lm, the language model's folder or hub id.")
+    raise UserError(f"convert: {folder} contains no tokenizer. Give --lm, the language model's folder or hub id.")
 
 
 def _image_processor(folder: Path, vision: str | None) -> Any:
-    for place in (folder, *(folder / name for name in VISION_FOLDERS), vision):
-        if place is not None and (place == vision or (Path(place) / "preprocessor_config.json").is_file()):
-            return AutoImageProcessor.from_pretrained(place, use_fast=False)
-    raise UserError(f"convert: {folder} holds no image processor. Give --vision, the tower's folder or hub id.")
+    for source in (folder, *(folder / name for name in VISION_FOLDERS), vision):
+        if source is not None and (source == vision or (Path(source) / "preprocessor_config.json").is_file()):
+            return AutoImageProcessor.from_pretrained(source, use_fast=False)
+    raise UserError(
+        f"convert: {folder} contains no image processor. Give --vision, the vision encoder's folder or hub id."
+    )

@@ -1,4 +1,4 @@
-"""Greedy answers of a model to questions about images; the one place that decodes, in training and after it."""
+"""Greedy answers of a model to questions about images. Training and evaluation both generate text here."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that waits for its last answer.
+    """A conversation without its last answer.
 
     Attributes:
-        turns: everything before that answer; ``<image>`` stands for the next image.
-        images: decoded images, in the order of their placeholders.
-        answer: what is right; empty where nobody knows.
-        source: group that scores are reported by.
+        turns: All turns before the answer. ``<image>`` stands for the next image.
+        images: Decoded images, in the order of their placeholders.
+        answer: The correct answer. Empty if unknown.
+        source: Group that scores are reported by.
     """
 
     turns: tuple[Turn, ...]
@@ -42,12 +42,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Questions made ready for a model: left-padded, so that all answers begin at one place.
+    """Model inputs of a batch of questions, left-padded so that all answers start at the same position.
 
     Attributes:
         input_ids: ``[B, T]`` int64.
         attention_mask: ``[B, T]`` int64.
-        pixel_values: ``[M, 3, H, W]``; one blank image where no question has any.
+        pixel_values: ``[M, 3, height, width]``. One blank image if no question has an image.
     """
 
     input_ids: Tensor
@@ -55,7 +55,7 @@ class Prompts:
     pixel_values: Tensor
 
     def to(self, device: torch.device) -> Prompts:
-        """The same on a device."""
+        """Return a copy on a device."""
         return Prompts(self.input_ids.to(device), self.attention_mask.to(device), self.pixel_values.to(device))
 
     @classmethod
@@ -67,7 +67,7 @@ class Prompts:
         pad_id: int,
         device: torch.device | str,
     ) -> Prompts:
-        """Pads ids on the left and makes pixels of all images, in the order of their placeholders."""
+        """Pad ids on the left and preprocess all images, in the order of their placeholders."""
         longest = max(map(len, ids))
         return cls(
             torch.tensor([[pad_id] * (longest - len(row)) + row for row in ids], device=device),
@@ -85,25 +85,26 @@ def answers(
     max_new_tokens: int,
     encoder: VLMAdapter | None = None,
 ) -> list[str]:
-    """Greedy answers, stripped of white space.
+    """Generate greedy answers, without surrounding white space.
 
     Args:
-        vlm: the model that projects and decodes.
-        prompts: what is asked.
-        processor: decodes ids to text.
-        stop_ids: ids that end an answer.
-        max_new_tokens: longest answer.
-        encoder: the model that encodes the images; None is ``vlm`` itself. A student here and a teacher as ``vlm`` make
-            the visual switch.
+        vlm: The model that projects and decodes.
+        prompts: The questions.
+        processor: Decodes ids to text.
+        stop_ids: Ids that end an answer.
+        max_new_tokens: Longest answer.
+        encoder: The model that encodes the images. None takes ``vlm``. A student as ``encoder`` and a teacher as
+            ``vlm`` form the visual switch.
     """
     encoder = encoder or vlm
-    features = encoder.encode_image(prompts.pixel_values.to(next(encoder.parameters()).dtype))
-    generated = vlm.generate(prompts.input_ids, prompts.attention_mask, vlm.project(features), max_new_tokens, stop_ids)
+    features = encoder.encode_image(prompts.pixel_values.to(next(encoder.parameters()).dtype))  # [M, P, H_v]
+    image_embeds = vlm.project(features)  # [M, P, H]
+    generated = vlm.generate(prompts.input_ids, prompts.attention_mask, image_embeds, max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of at most ``size``.
+    """Group items into lists of at most ``size``.
 
     >>> list(batches("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]
@@ -115,12 +116,12 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Writes questions down as a model wants them; needs no model, so that loader processes can do it.
+    """Converts questions into a model's inputs. Needs no model, so loader processes can do the work.
 
     Attributes:
-        processor: of the model's folder; its chat template writes the questions.
-        pixels: makes images ready.
-        image_tokens: how many placeholders an image has.
+        processor: The processor of the model's folder. Its chat template formats the questions.
+        pixels: Preprocesses images.
+        image_tokens: Number of placeholders for each image.
     """
 
     processor: LlavaProcessor
@@ -128,13 +129,13 @@ class Preparer:
     image_tokens: int
 
     def __call__(
-        self, questions: Sequence[Question], blind: bool = False, device: torch.device | str = "cpu"
+        self, questions: Sequence[Question], no_image: bool = False, device: torch.device | str = "cpu"
     ) -> Prompts:
-        """The questions as one batch; ``blind`` blanks every image."""
+        """Convert questions into one batch. ``no_image`` replaces every image by a blank image."""
         images = [image for question in questions for image in question.images]
         ids = [self._ids(question) for question in questions]
         prompts = Prompts.of(ids, images, self.pixels, self.processor.tokenizer.pad_token_id, device)
-        if blind:
+        if no_image:
             prompts = replace(prompts, pixel_values=torch.zeros_like(prompts.pixel_values))
         return prompts
 
@@ -148,54 +149,77 @@ class Preparer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model folder, ready to be asked."""
+    """A model folder in memory, ready to answer questions.
+
+    Attributes:
+        vlm: The model, in eval mode.
+        prepare: Converts questions into the model's inputs.
+        stop_ids: Ids that end an answer.
+    """
 
     vlm: VLMAdapter
     prepare: Preparer
     stop_ids: list[int]
 
-    def ask(self, questions: Sequence[Question], max_new_tokens: int, blind: bool = False) -> list[str]:
-        """Greedy answers; ``blind`` blanks every image."""
+    def ask(self, questions: Sequence[Question], max_new_tokens: int, no_image: bool = False) -> list[str]:
+        """Answer one batch of questions. ``no_image`` replaces every image by a blank image."""
         device = next(self.vlm.parameters()).device
-        return self.answers(self.prepare(questions, blind, device), max_new_tokens)
+        return self.answers(self.prepare(questions, no_image, device), max_new_tokens)
 
     def ask_all(
-        self, questions: Iterable[Question], number: int, name: str, batch_size: int, max_new_tokens: int, blind: bool
+        self,
+        questions: Iterable[Question],
+        number: int,
+        name: str,
+        batch_size: int,
+        max_new_tokens: int,
+        no_image: bool,
     ) -> list[str]:
-        """Greedy answers to many, batch by batch, with a progress bar of this name."""
-        found: list[str] = []
-        with tqdm(total=number, desc=name, unit="q") as bar:
+        """Answer ``number`` questions in batches, with a progress bar called ``name``."""
+        texts: list[str] = []
+        with tqdm(total=number, desc=name, unit="question") as bar:
             for batch in batches(questions, batch_size):
-                found += self.ask(batch, max_new_tokens, blind)
+                texts += self.ask(batch, max_new_tokens, no_image)
                 bar.update(len(batch))
-        return found
+        return texts
 
     @torch.no_grad()
     def alternatives(self, question: Question, answer: str, count: int) -> list[list[tuple[str, float]]]:
-        """What each token of an answer, and its end, might have been: the likeliest tokens and their probabilities."""
+        """Find the most likely tokens, with their probabilities, at each position of an answer and at its end.
+
+        Args:
+            question: The question.
+            answer: The answer whose tokens are examined.
+            count: Number of alternatives for each position.
+        """
         tokenizer, device = self.prepare.processor.tokenizer, next(self.vlm.parameters()).device
         prompts = self.prepare([question], device=device)
-        said = torch.tensor([tokenizer(answer, add_special_tokens=False).input_ids], dtype=torch.int64, device=device)
-        ids = torch.cat([prompts.input_ids, said], 1)
+        answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
+        ids = torch.cat([prompts.input_ids, torch.tensor([answer_ids], dtype=torch.int64, device=device)], 1)  # [1, T]
         features = self.vlm.encode_image(prompts.pixel_values.to(next(self.vlm.parameters()).dtype))
-        hidden = self.vlm.decode(ids, torch.ones_like(ids), self.vlm.project(features))
-        rows = hidden[0, prompts.input_ids.shape[1] - 1 :]
-        best = self.vlm.head.exactly(rows)[:, : len(tokenizer)].softmax(-1).topk(count)
+        hidden = self.vlm.decode(ids, torch.ones_like(ids), self.vlm.project(features))  # [1, T, H]
+        answer_hidden = hidden[0, prompts.input_ids.shape[1] - 1 :]
+        best = self.vlm.head.exactly(answer_hidden)[:, : len(tokenizer)].softmax(-1).topk(count)
         return [
             [(tokenizer.decode([token]), p) for token, p in zip(tokens, values, strict=True)]
             for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
     def answers(self, prompts: Prompts, max_new_tokens: int) -> list[str]:
-        """Greedy answers to questions that are ready."""
+        """Generate greedy answers to prepared questions."""
         return answers(self.vlm, prompts, self.prepare.processor, self.stop_ids, max_new_tokens)
 
 
 def load_model(folder: str, device: str = "auto", dtype: DType = "float32") -> LoadedModel:
-    """A model folder (or hub id) with its processor.
+    """Load a model folder or hub id, with its processor.
+
+    Args:
+        folder: Folder or hub id.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if available.
+        dtype: Data type of the weights.
 
     Raises:
-        UserError: there is no such folder, or it holds no supported model.
+        UserError: The folder does not exist or contains no supported model.
     """
     processor = load_processor(folder)
     vlm = build(VLMSpec(checkpoint=folder, dtype=dtype), processor.tokenizer, "student").eval()

@@ -1,4 +1,4 @@
-"""A small model in each foreign layout gives the logits that its parts give, put together as that code does."""
+"""Conversion: a small model in each layout gives the same logits before and after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 
 
 def parts(tower: str = "clip") -> tuple[Any, State, State, State, State]:
-    """A model, and the state of tower, projector, language model and head under their own old names."""
+    """Return a model, and the state dicts of its parts and head under their source names."""
     model = tiny.vlm(seed=3, tower=tower, tied=False).model
     inner = model.model
     vision = {f"vision_model.{name}": t for name, t in inner.vision_tower.state_dict().items()}
@@ -34,7 +34,7 @@ def parts(tower: str = "clip") -> tuple[Any, State, State, State, State]:
 
 
 def logits(model: Any, ids: Tensor, pixels: Tensor, drop: bool) -> Tensor:
-    """As the foreign code computes it: features of the last layer but one, an MLP, embeddings put in place."""
+    """Compute logits as the source's code does: features of the second to last layer, an MLP, inserted embeddings."""
     inner = model.model
     hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, int(drop) :]
     embeds = inner.language_model.get_input_embeddings()(ids)
@@ -49,8 +49,8 @@ def logits(model: Any, ids: Tensor, pixels: Tensor, drop: bool) -> Tensor:
     return model.lm_head(inner.language_model(inputs_embeds=embeds).last_hidden_state)
 
 
-def write_sides(folder: Path, model: Any) -> None:
-    """Tokenizer and image processor."""
+def write_processor_files(folder: Path, model: Any) -> None:
+    """Write tokenizer and image processor."""
     tiny.tokenizer().save_pretrained(folder)
     size = {"height": tiny.IMAGE_SIZE, "width": tiny.IMAGE_SIZE}
     CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
@@ -71,12 +71,12 @@ def write_tinyllava(folder: Path, tower: str) -> Any:
         "vision_feature_select_strategy": "patch",
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    write_sides(folder, model)
+    write_processor_files(folder, model)
     return model
 
 
 def write_tinyllava_parts(folder: Path, tower: str) -> Any:
-    """As its trainer writes it: three folders."""
+    """Write three folders, as TinyLLaVA's trainer does."""
     model, vision, projector, lm, head = parts(tower)
     for name in ("language_model", "vision_tower", "connector"):
         (folder / name).mkdir()
@@ -86,7 +86,7 @@ def write_tinyllava_parts(folder: Path, tower: str) -> Any:
     torch.save({f"_connector.{n}": t for n, t in projector.items()}, folder / "connector" / "pytorch_model.bin")
     model.config.text_config.save_pretrained(folder / "language_model")
     model.config.vision_config.save_pretrained(folder / "vision_tower")
-    write_sides(folder, model)
+    write_processor_files(folder, model)
     return model
 
 
@@ -101,12 +101,12 @@ def write_llava(folder: Path, tower: str) -> Any:
     extras = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_projector_type": "mlp2x_gelu"}
     config = {**text, "model_type": "llava_qwen2", "vision_config": model.config.vision_config.to_dict(), **extras}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    write_sides(folder, model)
+    write_processor_files(folder, model)
     return model
 
 
 def write_xtuner(folder: Path, tower: str) -> Any:
-    """A language model with the projector and the tower in folders inside it."""
+    """Write a language model with folders for projector and vision encoder inside."""
     model, vision, projector, lm, head = parts(tower)
     for name in ("projector", "visual_encoder"):
         (folder / name).mkdir()
@@ -116,7 +116,7 @@ def write_xtuner(folder: Path, tower: str) -> Any:
     save_file({n: t.contiguous() for n, t in vision.items()}, folder / "visual_encoder" / "model.safetensors")
     model.config.text_config.save_pretrained(folder)
     model.config.vision_config.save_pretrained(folder / "visual_encoder")
-    write_sides(folder, model)
+    write_processor_files(folder, model)
     return model
 
 
@@ -141,17 +141,17 @@ def test_logits_are_the_same(tmp_path: Path, layout: str, tower: str) -> None:
     assert not report["missing"]
     assert not report["unexpected"]
     tokens = load_processor(output)
-    number = tiny.TOKENS_PER_IMAGE - (tower == "siglip")  # "patch" drops a feature of SigLIP as well
-    ids = torch.tensor([[5, 9, *[3] * number, 20, 21, 22]])
+    num_tokens = tiny.TOKENS_PER_IMAGE - (tower == "siglip")  # "patch" drops a feature of SigLIP as well
+    ids = torch.tensor([[5, 9, *[3] * num_tokens, 20, 21, 22]])
     assert after.config.image_token_id == tokens.tokenizer.convert_tokens_to_ids("<image>") == 3
     pixels = torch.randn(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = logits(before, ids, pixels, drop=True)
-        got = after(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
-    torch.testing.assert_close(got[..., : wanted.shape[-1]], wanted, atol=1e-5, rtol=1e-5)
+        expected = logits(before, ids, pixels, drop=True)
+        actual = after(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(actual[..., : expected.shape[-1]], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_part_left_out_is_named_and_can_be_given(tmp_path: Path) -> None:
+def test_a_missing_part_is_named_and_can_be_given(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     model = write_llava(source, "clip")
@@ -167,12 +167,12 @@ def test_a_part_left_out_is_named_and_can_be_given(tmp_path: Path) -> None:
 
 
 def test_unknown_and_unsafe_sources(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         convert(str(tmp_path / "nowhere"), str(tmp_path / "out"))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="of no known layout"):
+    with pytest.raises(UserError, match="layout of the tensors in .* is unknown"):
         convert(str(tmp_path), str(tmp_path / "out"))
     (tmp_path / "model.safetensors").unlink()
-    torch.save({"run": convert}, tmp_path / "pytorch_model.bin")  # a pickle that names code
-    with pytest.raises(UserError, match="cannot be read as tensors alone"):
+    torch.save({"run": convert}, tmp_path / "pytorch_model.bin")  # a pickle that refers to code
+    with pytest.raises(UserError, match="cannot be read as a file of tensors"):
         convert(str(tmp_path), str(tmp_path / "out"))

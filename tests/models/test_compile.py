@@ -1,4 +1,4 @@
-"""Recomputed and compiled blocks: less is kept for the backward pass, and everything else is as it was."""
+"""Compiled and recomputed blocks: less memory for the backward pass, and unchanged results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_switchkd.training.module import SwitchKD
 
 
 def pair(student: list[Part], teacher: list[Part], **changes: Any) -> Distiller:
-    """A pair of one seed whose named parts are recomputed."""
+    """Create a pair that recomputes these parts."""
     models = (
         tiny.vlm(seed=0, activation_checkpointing=student, **changes),
         tiny.vlm(seed=1, activation_checkpointing=teacher, width=24, lm="llama", tied=False, **changes),
@@ -31,7 +31,7 @@ def pair(student: list[Part], teacher: list[Part], **changes: Any) -> Distiller:
 
 
 def bytes_kept(model: Distiller) -> int:
-    """What autograd keeps of one forward pass for its backward pass, parameters apart."""
+    """Count the bytes that autograd keeps for the backward pass, without parameters."""
     storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
     total = 0
 
@@ -46,12 +46,12 @@ def bytes_kept(model: Distiller) -> int:
     batch = tiny.batch(images=(8, 7, 8))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(batch, batch.counts.tensor(), 0).loss
-    loss.backward()  # the tensors live until here, so that no address is used twice
+    loss.backward()  # keeps the tensors alive until here, so that no address is reused
     return total
 
 
 def test_recomputation_keeps_less() -> None:
-    """Each part by itself, the frozen teacher's language model through the switch included, and all together."""
+    """Each part alone, the frozen teacher's language model in the switch pathway included, and all together."""
     plain = bytes_kept(pair([], []))
     alone = [bytes_kept(pair(*parts)) for parts in ((["vision"], []), (["projector"], []), (["lm"], []), ([], ["lm"]))]
     assert max(alone) < plain
@@ -60,7 +60,7 @@ def test_recomputation_keeps_less() -> None:
 
 @pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])
 def test_recomputed_gradients_are_equal(lm: str) -> None:
-    """Bit by bit, and with dropout too: the recomputation draws the same random numbers."""
+    """Bit by bit, also with dropout: the recomputation draws the same random numbers."""
     gradients = []
     for parts in ([], ["vision", "projector", "lm"]):
         model, batch = tiny.vlm(activation_checkpointing=parts, lm=lm), tiny.batch()
@@ -75,14 +75,14 @@ def test_recomputed_gradients_are_equal(lm: str) -> None:
     assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
 
 
-# -- what the switches leave alone -------------------------------------------------------------------------------------
+# -- what does not change ----------------------------------------------------------------------------------------------
 
 EVERYTHING: dict[str, Any] = {"compile": ["lm"], "activation_checkpointing": ["vision", "projector", "lm"]}
 
 
 def greedy(model: VLMAdapter) -> list[list[int]]:
     batch = tiny.batch()
-    ids, mask = batch.input_ids.flip(1), batch.attention_mask.flip(1)  # left-padded, in some order
+    ids, mask = batch.input_ids.flip(1), batch.attention_mask.flip(1)  # left-padded
     image_embeds = model.project(model.encode_image(batch.pixel_values))
     answers = model.generate(ids, mask, image_embeds, max_new_tokens=12, stop_ids=[0])
     assert answers.shape[1] == 12
@@ -92,31 +92,31 @@ def greedy(model: VLMAdapter) -> list[list[int]]:
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_generate_is_unchanged(grad: bool, training: bool) -> None:
-    """The key-value cache is filled once and read as ever; nothing is compiled for it."""
+    """Decoding with a key-value cache compiles nothing."""
     import torch._dynamo.utils
 
     torch._dynamo.utils.counters.clear()
-    plain, apply_options = tiny.vlm().train(training), tiny.vlm(**EVERYTHING).train(training)
+    plain, with_options = tiny.vlm().train(training), tiny.vlm(**EVERYTHING).train(training)
     with torch.set_grad_enabled(grad):
-        assert greedy(apply_options) == greedy(plain)
+        assert greedy(with_options) == greedy(plain)
     assert not torch._dynamo.utils.counters["stats"]
 
 
 def test_names_export_and_copies_are_unchanged(tmp_path: Path) -> None:
-    plain, apply_options = tiny.vlm(), tiny.vlm(**EVERYTHING)
-    assert [*apply_options.state_dict()] == [*plain.state_dict()]
-    assert [*dict(apply_options.named_modules())] == [*dict(plain.named_modules())]
+    plain, with_options = tiny.vlm(), tiny.vlm(**EVERYTHING)
+    assert [*with_options.state_dict()] == [*plain.state_dict()]
+    assert [*dict(with_options.named_modules())] == [*dict(plain.named_modules())]
     plain.model.save_pretrained(tmp_path / "plain")
-    apply_options.model.save_pretrained(tmp_path / "switched")
+    with_options.model.save_pretrained(tmp_path / "with_options")
     for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "switched" / name).read_bytes()
-    again = copy.deepcopy(apply_options)
-    for block in again.blocks("vision"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "with_options" / name).read_bytes()
+    clone = copy.deepcopy(with_options)
+    for block in clone.blocks("vision"):
         for parameter in block.parameters():
             parameter.data.zero_()
     pixels = tiny.batch().pixel_values
-    assert torch.equal(apply_options.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
-    assert not torch.equal(again.encode_image(pixels), plain.encode_image(pixels))
+    assert torch.equal(with_options.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
+    assert not torch.equal(clone.encode_image(pixels), plain.encode_image(pixels))
 
 
 @pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])
@@ -141,7 +141,7 @@ def test_rotary_frequencies_stay_float32(tmp_path: Path, precision: Any, teacher
     model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), teacher, SwitchKDObjective())
     trainer = tiny.trainer(
         tmp_path, precision=precision, max_steps=2, limit_val_batches=1, val_check_interval=2,
-        callbacks=[ValGeneration(records=4, max_new_tokens=3)],
+        callbacks=[ValGeneration(num_samples=4, max_new_tokens=3)],
     )  # fmt: skip
     trainer.fit(model, datamodule=tiny.data_module(folder))
     assert "val/exact_match" in trainer.callback_metrics
