@@ -18,7 +18,6 @@ from lightning_switchkd.evaluation.chat import generate
 from lightning_switchkd.evaluation.report.report import report
 from lightning_switchkd.evaluation.runner import evaluate
 from lightning_switchkd.evaluation.score import score
-from lightning_switchkd.experiments.sweep import ablation
 from lightning_switchkd.models.convert import convert
 from lightning_switchkd.models.export import write_student
 from lightning_switchkd.training.checkpoints.io import read_checkpoint
@@ -54,7 +53,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "score": score,
     "report": report,
-    "ablation": ablation,
     "repack": repack,
 }
 

@@ -14,10 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import InterpolationResolutionError
 from transformers.utils import logging as transformers_logging
 
-from lightning_switchkd.cli.commands import COMMANDS, expand_switches
+from lightning_switchkd.cli import commands
+from lightning_switchkd.cli.commands import expand_switches
 from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 from lightning_switchkd.cli.renamed import check_names
 from lightning_switchkd.core.errors import UserError, out_of_memory
+from lightning_switchkd.experiments.sweep import run_sweep
 from lightning_switchkd.training.callbacks.interruption import Interrupted
 
 USAGE = """\
@@ -121,3 +123,32 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def sweep(
+    sweep: str = "conf/sweep/methods.yaml",
+    data: str = "emoji",
+    output: str | None = None,
+    jobs: int | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    flags: str = "",
+) -> None:
+    """Train all methods of a sweep from one student, ask all the same questions, and write the comparison.
+
+    Finished runs are kept: run the command again to resume. A changed setting, model or question repeats its runs.
+
+    Args:
+        sweep: what is compared, a file of conf/sweep/.
+        data: name of the data set, which replaces {data} in that file.
+        output: folder of the report. Default: reports/ and the names of the sweep and the data.
+        jobs: runs at a time. Default: one per processor core.
+        methods: run only these methods.
+        seeds: use these seeds instead of the sweep's.
+        flags: more flags for every run, as one text.
+    """
+    run_sweep(main, sweep, data, output, jobs, methods, seeds, flags)
+
+
+COMMANDS = {**commands.COMMANDS, "sweep": sweep}
+"""All commands that are plain functions. `sweep` launches other commands, so it is defined here."""

@@ -14,8 +14,8 @@ from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Bench
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.benchmarks.scoring import interval
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
+from lightning_switchkd.evaluation.significance import sums_interval
 
 QUESTIONS = ".questions.json"
 """Ending of the file beside a result that holds every answer and what it is worth."""
@@ -148,7 +148,9 @@ def rate(
     metric.update(range(len(labelled)), texts)
     judged = metric.judged()
     result.score, result.categories, result.figures = benchmark.scores(labelled, judged)
-    result.low, result.high = interval(benchmark.rules.tally, benchmark.rules.tally.sums(labelled, judged))
+    result.low, result.high = sums_interval(
+        benchmark.rules.tally.sums(labelled, judged), benchmark.rules.tally.headline
+    )
     result.pairs = [benchmark.rules.tally.pair(place, item) for place, item in enumerate(labelled)]
     result.ids = [item.id for item in labelled]
     result.scores = judged[:, 0].tolist()

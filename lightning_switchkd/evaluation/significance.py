@@ -1,22 +1,64 @@
-"""Two systems compared question by question."""
+"""How sure a difference is: bootstrap intervals and McNemar's test. The only place for each of them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Floats = NDArray[np.float64]
+
+PERCENTILES = (2.5, 97.5)
+SUM_RESAMPLES, GROUP_RESAMPLES = 1000, 2000
+
+
+def sums_interval(sums: Floats, headline: Callable[[Floats], Floats]) -> tuple[float, float]:
+    """Compute the 95 % bootstrap interval of a figure that is a function of sums over units.
+
+    Units are drawn one resample at a time: memory does not grow with the number of resamples.
+
+    Args:
+        sums: ``[U, C]``, what each unit adds to each sum.
+        headline: Figure of each row of summed values ``[R, C]``, ``[R]``.
+    """
+    generator = np.random.default_rng(0)
+    drawn = np.empty((SUM_RESAMPLES, sums.shape[1]))
+    for row in range(SUM_RESAMPLES):
+        counts = np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums))
+        drawn[row] = counts @ sums
+    return _interval(headline(drawn))
+
+
+def group_interval(num_groups: int, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
+    """Compute the 95 % bootstrap interval of a statistic of questions in groups, such as questions about one image.
+
+    Args:
+        num_groups: G.
+        statistic: ``[R]`` from how often each group was drawn, ``[R, G]``.
+    """
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=GROUP_RESAMPLES)
+    return _interval(statistic(counts.astype(np.float64)))
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    low, high = np.percentile(values, PERCENTILES)
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's test, exact.
+    """McNemar's exact test.
 
     Attributes:
-        first: questions that the first alone has right.
-        second: questions that the second alone has right.
-        both: questions that both have right.
-        neither: questions that none has right.
-        p: probability of so large a difference between ``first`` and ``second``, were they equally good.
+        first: Questions that only the first system answers correctly.
+        second: Questions that only the second system answers correctly.
+        both: Questions that both answer correctly.
+        neither: Questions that neither answers correctly.
+        p: Two-sided p-value: the probability of such a difference if both systems were equally good.
     """
 
     first: int
@@ -27,7 +69,7 @@ class Paired:
 
 
 def mcnemar(first: Mapping[str, bool], second: Mapping[str, bool]) -> Paired:
-    """Compares what two systems have right, on the questions that both were asked.
+    """Compare two systems on the questions that both were asked.
 
     >>> mcnemar({"a": True, "b": True, "c": False}, {"a": True, "b": False, "c": False})
     Paired(first=1, second=0, both=1, neither=1, p=1.0)
@@ -36,11 +78,5 @@ def mcnemar(first: Mapping[str, bool], second: Mapping[str, bool]) -> Paired:
     one = sum(first[key] and not second[key] for key in common)
     other = sum(second[key] and not first[key] for key in common)
     both = sum(first[key] and second[key] for key in common)
-    return Paired(one, other, both, len(common) - one - other - both, _two_sided(one, other))
-
-
-def _two_sided(one: int, other: int) -> float:
-    """Of a fair coin: twice the probability of at most the smaller number of so many throws."""
-    n = one + other
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(min(one, other) + 1)]
-    return min(1.0, 2 * sum(math.exp(log - n * math.log(2)) for log in logs))
+    p = float(binomtest(one, one + other, 0.5).pvalue) if one + other else 1.0
+    return Paired(one, other, both, len(common) - one - other - both, p)

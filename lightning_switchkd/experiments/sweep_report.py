@@ -1,4 +1,4 @@
-"""What a study found: table, bars, radar, curves, JSON, and plain words made from the numbers."""
+"""The report of a sweep: table, bars, radar, curves, JSON, and a summary in words."""
 
 from __future__ import annotations
 
@@ -9,175 +9,186 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
+from lightning_switchkd.core.text import exact_match, markdown_table, percent
 from lightning_switchkd.evaluation.benchmarks.readers import llava
+from lightning_switchkd.evaluation.labels import TEXT_ONLY_BASELINE
 from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
-from lightning_switchkd.evaluation.report.text_tables import MAJORITY, markdown, per_cent
-from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
-
-if TYPE_CHECKING:
-    from lightning_switchkd.experiments.sweep import Job, Study
+from lightning_switchkd.evaluation.significance import group_interval
+from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
+from lightning_switchkd.experiments.definition import Job, SweepDefinition
 
 Floats = NDArray[np.float64]
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """The questions of one file.
 
     Attributes:
-        answers: right ones.
-        abilities: what each question is counted under.
-        groups: number of the image that each is about; questions about one image are no independent evidence.
-        questions: what is asked.
+        answers: The right answers.
+        abilities: The ability that each question is counted under.
+        groups: Number of the image of each question. Questions about one image are not independent evidence.
+        texts: The questions.
     """
 
     answers: list[str]
     abilities: list[str]
     groups: NDArray[np.int64]
-    questions: list[str]
+    texts: list[str]
 
     @classmethod
-    def read(cls, file: str) -> Asked:
-        """Reads a LLaVA file, its images left where they are."""
+    def read(cls, file: str) -> Questions:
+        """Read a LLaVA file, without its images."""
         items = llava(Path(), file)
         groups = np.unique([item.image for item in items], return_inverse=True)[1].astype(np.int64)
         return cls([i.answers[0] for i in items], [i.category for i in items], groups, [i.question for i in items])
 
     @cached_property
     def names(self) -> list[str]:
-        """The abilities."""
+        """The abilities, in order of appearance."""
         return sorted(set(self.abilities), key=self.abilities.index)
 
     def right(self, answers: Sequence[str]) -> Floats:
-        """``[Q]``: 1 where an answer equals the right one."""
-        return np.array([a == b for a, b in zip(answers, self.answers, strict=True)], dtype=np.float64)
+        """Compute ``[Q]``: 1 where an answer equals the right one."""
+        return np.array([exact_match(a, b) for a, b in zip(answers, self.answers, strict=True)], dtype=np.float64)
 
     def by_ability(self, right: Floats, weights: Floats | None = None) -> Floats:
-        """Share of right answers ``[..., abilities]`` of ``right [..., Q]``, each weighing ``weights [..., Q]``."""
+        """Compute the share of right answers ``[..., abilities]`` of ``right [..., Q]``, weighted by ``weights``."""
         weights = np.ones_like(right) if weights is None else weights
         masks = np.array([[ability == name for ability in self.abilities] for name in self.names], dtype=np.float64)
-        with np.errstate(invalid="ignore"):  # an ability of which nothing was drawn has no share
+        with np.errstate(invalid="ignore"):  # an ability of which nothing was drawn has no share (NaN)
             shares: Floats = (right * weights) @ masks.T / (weights @ masks.T)
         return shares
 
     def gain(self, method: Floats, baseline: Floats) -> tuple[float, float, float]:
-        """Gain of the mean over abilities, and its 95 % interval by bootstrap over images.
+        """Compute the gain of the mean over abilities, and its 95 % interval by bootstrap over images.
 
         Args:
             method: ``[runs, Q]``.
             baseline: ``[runs, Q]``.
         """
         difference = method.mean(0) - baseline.mean(0)
-        random = np.random.default_rng(0)
-        number = int(self.groups.max()) + 1
-        counts = random.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(np.float64)
-        resampled = self.by_ability(np.broadcast_to(difference, (RESAMPLES, len(difference))), counts[:, self.groups])
-        low, high = np.percentile(np.nanmean(resampled, -1), [2.5, 97.5])
-        return float(self.by_ability(difference).mean()), float(low), float(high)
+
+        def mean(counts: Floats) -> Floats:
+            right = np.broadcast_to(difference, (len(counts), len(difference)))
+            averages: Floats = np.nanmean(self.by_ability(right, counts[:, self.groups]), -1)
+            return averages
+
+        low, high = group_interval(int(self.groups.max()) + 1, mean)
+        return float(self.by_ability(difference).mean()), low, high
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the runs of one method, or one model, answered.
+    """The answers of the runs of one method or model.
 
     Attributes:
-        right: by question file, ``[runs, Q]``.
-        blind: the same with blank images, main file only; None where nothing was seen anyway.
+        right: 1 where an answer is right, by question file, ``[runs, Q]``.
+        no_image: The same with blank images, main file only. None for the text-only baseline.
     """
 
     right: dict[str, Floats]
-    blind: Floats | None
+    no_image: Floats | None
 
 
-def write_study(
+def write_report(
     folder: Path,
-    study: Study,
-    questions: Mapping[str, str],
+    sweep: SweepDefinition,
+    files: Mapping[str, str],
     models: Mapping[str, list[Job]],
     trained: Mapping[str, list[Job]],
 ) -> str:
-    """Writes everything to ``folder``; returns the table and the words."""
-    asked = {name: Asked.read(file) for name, file in questions.items()}
-    main = next(iter(asked))
-    columns = {name: _column(asked, jobs) for name, jobs in (*models.items(), *trained.items())}
-    said = majority_answers(read_conversations(study.majority), asked[main].questions)
-    columns = {MAJORITY: Column({main: asked[main].right(said)[None]}, None), **columns}
+    """Write all files of the report to ``folder``. Return the table and the summary."""
+    questions = {name: Questions.read(file) for name, file in files.items()}
+    main = next(iter(questions))
+    columns = {name: _column(questions, jobs) for name, jobs in (*models.items(), *trained.items())}
+    baseline = text_only_answers(read_conversations(sweep.text_only_baseline), questions[main].texts)
+    columns = {TEXT_ONLY_BASELINE: Column({main: questions[main].right(baseline)[None]}, None), **columns}
     gains = {
-        name: asked[main].gain(columns[name].right[main], columns[study.baseline_of(name)].right[main])
+        name: questions[main].gain(columns[name].right[main], columns[sweep.baseline_of(name)].right[main])
         for name in trained
-        if study.baseline_of(name) in trained and name != study.baseline_of(name)
+        if sweep.baseline_of(name) in trained and name != sweep.baseline_of(name)
     }
     folder.mkdir(parents=True, exist_ok=True)
-    table = table_of(asked, columns, gains)
-    words = summary(study, asked[main], main, columns, gains)
-    results = _results(study, questions, asked, columns, gains, trained)
+    table = table_of(questions, columns, gains)
+    words = summary(sweep, questions[main], main, columns, gains)
+    results = _results(sweep, files, questions, columns, gains, trained)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(f"{study.about.strip()}\n\n{table}\n\n{words}\n", encoding="utf-8")
-    draw(folder, study, asked[main], main, columns, trained)
+    (folder / "report.md").write_text(f"{sweep.description.strip()}\n\n{table}\n\n{words}\n", encoding="utf-8")
+    draw(folder, sweep, questions[main], main, columns, trained)
     return f"{table}\n\n{words}\n\nReport: {folder}/report.md, results.json, bars.png, radar.png, curves.png"
 
 
-def _column(asked: Mapping[str, Asked], jobs: Sequence[Job]) -> Column:
-    found = [json.loads(job.answers.read_text(encoding="utf-8"))["answers"] for job in jobs]
-    right = {name: np.stack([of.right(one[name]["seeing"]) for one in found]) for name, of in asked.items()}
-    main = next(iter(asked))
-    return Column(right, np.stack([asked[main].right(one[main]["blind"]) for one in found]))
+def _column(questions: Mapping[str, Questions], jobs: Sequence[Job]) -> Column:
+    stored = [json.loads(job.answers.read_text(encoding="utf-8"))["answers"] for job in jobs]
+    right = {
+        name: np.stack([of_file.right(run[name]["with_image"]) for run in stored])
+        for name, of_file in questions.items()
+    }
+    main = next(iter(questions))
+    return Column(right, np.stack([questions[main].right(run[main]["no_image"]) for run in stored]))
 
 
-def _averages(asked: Asked, right: Floats) -> list[float]:
-    """Mean over abilities of each run."""
-    averages: list[float] = asked.by_ability(right).mean(-1).tolist()
+def _averages(questions: Questions, right: Floats) -> list[float]:
+    """Compute the mean over abilities of each run."""
+    averages: list[float] = questions.by_ability(right).mean(-1).tolist()
     return averages
 
 
 def table_of(
-    asked: Mapping[str, Asked], columns: Mapping[str, Column], gains: Mapping[str, tuple[float, float, float]]
+    questions: Mapping[str, Questions], columns: Mapping[str, Column], gains: Mapping[str, tuple[float, float, float]]
 ) -> str:
-    """A Markdown table in per cent: a row a method, mean ± standard deviation over its runs."""
-    main, *others = asked
+    """Format a Markdown table in percent: one row per method, mean ± standard deviation over its runs."""
+    main, *others = questions
     rows = [
-        ["exact match, %", *asked[main].names, "average", "gain [95 %]", "blind", *(f"average, {o}" for o in others)]
+        [
+            "exact match, %",
+            *questions[main].names,
+            "average",
+            "gain [95 %]",
+            "no image",
+            *(f"average, {o}" for o in others),
+        ]
     ]
     for name, column in columns.items():
-        shares = asked[main].by_ability(column.right[main])
+        shares = questions[main].by_ability(column.right[main])
         rows.append(
             [
                 name,
-                *(per_cent(of_ability) for of_ability in shares.T.tolist()),
-                per_cent(_averages(asked[main], column.right[main])),
+                *(percent(of_ability) for of_ability in shares.T.tolist()),
+                percent(_averages(questions[main], column.right[main])),
                 "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gains[name])) if name in gains else "",
-                "" if column.blind is None else per_cent(_averages(asked[main], column.blind)),
-                *(per_cent(_averages(asked[o], column.right[o])) if o in column.right else "" for o in others),
+                "" if column.no_image is None else percent(_averages(questions[main], column.no_image)),
+                *(percent(_averages(questions[o], column.right[o])) if o in column.right else "" for o in others),
             ]
         )
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def summary(
-    study: Study,
-    asked: Asked,
+    sweep: SweepDefinition,
+    questions: Questions,
     main: str,
     columns: Mapping[str, Column],
     gains: Mapping[str, tuple[float, float, float]],
 ) -> str:
-    """Plain words: the best method, and which of the expected orders came out."""
-    averages = {n: _averages(asked, c.right[main]) for n, c in columns.items() if n in study.methods}
+    """Summarize in words: the best method, and which of the expected orders hold."""
+    averages = {n: _averages(questions, c.right[main]) for n, c in columns.items() if n in sweep.methods}
     ranked = sorted(averages, key=lambda name: -float(np.mean(averages[name])))
     best = ranked[0]
-    lines = [f"Best of {len(ranked)} methods: {best} with {per_cent(averages[best])} %. Order: {' > '.join(ranked)}."]
+    lines = [f"Best of {len(ranked)} methods: {best} with {percent(averages[best])} %. Order: {' > '.join(ranked)}."]
     for name in (n for n in ranked if n in gains):
         gain, low, high = (100 * x for x in gains[name])
-        sure = "more than" if low > 0 else "less than" if high < 0 else "not told apart from"
-        lines.append(f"- {name}: {gain:+.1f} points, [{low:+.1f}, {high:+.1f}]: {sure} {study.baseline_of(name)}.")
-    for worse, better in study.expected:
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+        lines.append(f"- {name}: {gain:+.1f} points, [{low:+.1f}, {high:+.1f}]: {verdict} {sweep.baseline_of(name)}.")
+    for worse, better in sweep.expected_order:
         if worse in averages and better in averages:
             lines.append(_order(worse, better, averages))
     return "\n".join(lines)
@@ -187,43 +198,47 @@ def _order(worse: str, better: str, averages: Mapping[str, list[float]]) -> str:
     difference = 100 * float(np.mean(averages[better]) - np.mean(averages[worse]))
     runs = [averages[name] for name in (worse, better)]
     spread = 100 * float(np.sqrt(np.mean([np.var(run, ddof=1) if len(run) > 1 else 0.0 for run in runs])))
-    verdict = "came out" if difference > 0 else "did not come out"
+    verdict = "holds" if difference > 0 else "does not hold"
     beyond = "more" if abs(difference) > spread else "not more"
     return (
-        f"- {better} above {worse} {verdict}: {difference:+.1f} points, {beyond} than the seeds' spread ({spread:.1f})."
+        f"- {better} > {worse} {verdict}: {difference:+.1f} points, {beyond} than the spread over seeds ({spread:.1f})."
     )
 
 
 def _results(
-    study: Study,
-    questions: Mapping[str, str],
-    asked: Mapping[str, Asked],
+    sweep: SweepDefinition,
+    files: Mapping[str, str],
+    questions: Mapping[str, Questions],
     columns: Mapping[str, Column],
     gains: Mapping[str, tuple[float, float, float]],
     trained: Mapping[str, list[Job]],
 ) -> dict[str, Any]:
+    main = next(iter(questions))
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "lightning_switchkd": __version__,
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "study": study.about.strip(),
-        "questions": {name: {"file": file, "number": len(asked[name].answers)} for name, file in questions.items()},
+        "description": sweep.description.strip(),
+        "questions": {name: {"file": file, "number": len(questions[name].answers)} for name, file in files.items()},
         "runs": {name: [list(job.fit) for job in jobs] for name, jobs in trained.items()},
         "scores": {
             name: {
                 "runs": {
                     file: [
-                        dict(zip(asked[file].names, run, strict=True)) for run in asked[file].by_ability(right).tolist()
+                        dict(zip(questions[file].names, run, strict=True))
+                        for run in questions[file].by_ability(right).tolist()
                     ]
                     for file, right in column.right.items()
                 },
-                "blind": None if column.blind is None else _averages(asked[next(iter(asked))], column.blind),
+                "no_image": None
+                if column.no_image is None
+                else _averages(questions[next(iter(questions))], column.no_image),
             }
             for name, column in columns.items()
         },
         "gains": {
-            name: {"over": study.baseline_of(name), **dict(zip(("mean", "low", "high"), gain, strict=True))}
+            name: {"over": sweep.baseline_of(name), **dict(zip(("mean", "low", "high"), gain, strict=True))}
             for name, gain in gains.items()
         },
     }
@@ -231,22 +246,25 @@ def _results(
 
 def draw(
     folder: Path,
-    study: Study,
-    asked: Asked,
+    sweep: SweepDefinition,
+    questions: Questions,
     main: str,
     columns: Mapping[str, Column],
     trained: Mapping[str, list[Job]],
 ) -> None:
-    """``bars.png``, ``radar.png`` and ``curves.png``."""
+    """Draw ``bars.png``, ``radar.png`` and ``curves.png``."""
     plt = pyplot()
-    colours = dict(zip(trained, plt.colormaps["tab20"].colors, strict=False))
+    colors = dict(zip(trained, plt.colormaps["tab20"].colors, strict=False))
     figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(columns), 4.2))
-    averages = {name: [100 * x for x in _averages(asked, column.right[main])] for name, column in columns.items()}
+    averages = {name: [100 * x for x in _averages(questions, column.right[main])] for name, column in columns.items()}
     heights = [float(np.mean(values)) for values in averages.values()]
     spread = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in averages.values()]
-    drawn = axes.bar(range(len(columns)), heights, yerr=spread, color=[colours.get(name, "0.7") for name in columns])
-    blind = [np.nan if c.blind is None else 100 * float(np.mean(_averages(asked, c.blind))) for c in columns.values()]
-    axes.bar(range(len(columns)), blind, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label="blind")
+    drawn = axes.bar(range(len(columns)), heights, yerr=spread, color=[colors.get(name, "0.7") for name in columns])
+    no_image = [
+        np.nan if c.no_image is None else 100 * float(np.mean(_averages(questions, c.no_image)))
+        for c in columns.values()
+    ]
+    axes.bar(range(len(columns)), no_image, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label="no image")
     axes.bar_label(drawn, fmt="%.1f", fontsize=8)
     axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right")
     axes.set_ylabel("exact match, mean over abilities, %")
@@ -257,8 +275,8 @@ def draw(
     plt.close(figure)
 
     figure, polar = plt.subplots(figsize=(6.4, 5), subplot_kw={"projection": "polar"})
-    shown = {name: (100 * asked.by_ability(columns[name].right[main]).mean(0)).tolist() for name in trained}
-    radar(polar, asked.names, shown, colours)
+    shown = {name: (100 * questions.by_ability(columns[name].right[main]).mean(0)).tolist() for name in trained}
+    radar(polar, questions.names, shown, colors)
     figure.tight_layout()
     figure.savefig(folder / "radar.png", dpi=130, bbox_inches="tight")
     plt.close(figure)
@@ -270,7 +288,7 @@ def draw(
             curves = [c for job in jobs if (c := curve(job.place, ending))]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
-                axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], label=name, color=colours[name])
+                axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], label=name, color=colors[name])
         axis.set_title(ending, fontsize=9)
         axis.set_xlabel("optimizer step")
         if axis.has_data():
@@ -281,6 +299,7 @@ def draw(
 
 
 def curve(run: Path, ending: str) -> dict[int, float]:
-    """A training metric by step: the first of a run's that ends so; empty where there is none."""
-    found = (of for name, of in read_metrics(run).items() if name.startswith("train/") and name.endswith(ending))
-    return dict(next(found, []))
+    """Return a training metric by step: the first whose name has this ending. Empty if no metric has."""
+    metrics = read_metrics(run).items()
+    matching = (values for name, values in metrics if name.startswith("train/") and name.endswith(ending))
+    return dict(next(matching, []))
