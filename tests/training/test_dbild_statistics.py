@@ -34,7 +34,7 @@ class FullLogits(DBiLDStatistics):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: list[tuple[dict[str, list[float]], bool]] = []
+        self.tokens: list[tuple[dict[str, list[float]], bool]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -58,9 +58,8 @@ class FullLogits(DBiLDStatistics):
                 }
             for t in range(len(logits["student"]) - 1):
                 if batch.labels[b, t + 1] != -100:
-                    self.num_tokens.append(
-                        ({s: z[t, :VOCABULARY].tolist() for s, z in logits.items()}, b in with_image)
-                    )
+                    of_token = {pathway: z[t, :VOCABULARY].tolist() for pathway, z in logits.items()}
+                    self.tokens.append((of_token, b in with_image))
 
 
 def selected_set(row: list[float]) -> list[int]:
@@ -124,9 +123,9 @@ def test_statistics_equal_full_logits_on_one_and_two_processes(folder: Path, tmp
     one = fit(folder, tmp_path / "one", [reference, VisionGradients(1)], 8)
     tiny.on_two_ranks(rank, folder, tmp_path)
     two = torch.load(tmp_path / "two.pt")
-    assert any(not has_image for _, has_image in reference.rows), "text-only tokens count in Align, not in VSD"
-    half = len(reference.rows) - sum(int(count) for count in counts_of_last_steps(folder))
-    last = reference.rows[half:]  # tokens of the last two steps, which the last log line covers
+    assert any(not has_image for _, has_image in reference.tokens), "text-only tokens count in Align, not in VSD"
+    half = len(reference.tokens) - sum(int(count) for count in counts_of_last_steps(folder))
+    last = reference.tokens[half:]  # tokens of the last two steps, which the last log line covers
     for term, pathway in (("align", "student"), ("vsd", "switch")):
         rows = [row for row, has_image in last if has_image or term == "align"]
         values = logged(one, f"train/dbild/{term}/")
@@ -153,7 +152,7 @@ def test_validation_statistics(folder: Path, tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, callbacks=[DBiLDStatistics()], limit_val_batches=1.0)
     metrics = trainer.validate(model, datamodule=data, verbose=False)[0]
     reference.remember(model.distiller, next(iter(tiny.data_module(folder, val_batch_size=48).val_dataloader())))
-    reference_values = expected([row for row, has_image in reference.rows if has_image], "switch")
+    reference_values = expected([row for row, has_image in reference.tokens if has_image], "switch")
     for name, value in reference_values.items():
         assert metrics[f"val/dbild/vsd/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), name
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_switchkd.core.text import exact_match, markdown_table
 from lightning_switchkd.data.samples import Sample
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
 from lightning_switchkd.training.loggers import log_figure, log_text
@@ -69,14 +70,11 @@ def answer_table(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]
         samples: The samples.
         answers: Answers by model, in the order of the samples.
     """
-    rows = [["question", "correct answer", *answers], ["---"] * (2 + len(answers))]
+    rows = [["question", "correct answer", *answers]]
     for i, sample in enumerate(samples):
-        correct = sample.answer.strip()
-        marked = [of_model[i] if of_model[i] == correct else f"✗ {of_model[i]}" for of_model in answers.values()]
-        rows.append([sample.turns[-2].text_only, correct, *marked])
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    )
+        marked = [("" if exact_match(a[i], sample.answer) else "✗ ") + a[i] for a in answers.values()]
+        rows.append([sample.turns[-2].text_only, sample.answer.strip(), *marked])
+    return markdown_table(rows)
 
 
 def draw(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]) -> Any:
@@ -97,10 +95,9 @@ def draw(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]) -> Any
     for i, (sample, axis) in enumerate(zip(samples, axes, strict=False)):
         axis.imshow(sample.load_images(1)[0], interpolation="nearest")
         axis.set_title(fill(sample.turns[-2].text_only, LINE_LENGTH)[: 4 * LINE_LENGTH], fontsize=9)
-        correct = sample.answer.strip()
-        lines = [("correct", correct, "black")]
+        lines = [("correct", sample.answer.strip(), "black")]
         for name, of_model in answers.items():
-            lines.append((name, of_model[i], "green" if of_model[i] == correct else "crimson"))
+            lines.append((name, of_model[i], "green" if exact_match(of_model[i], sample.answer) else "crimson"))
         for number, (name, text, color) in enumerate(lines):
             short = text if len(text) <= LINE_LENGTH else f"{text[: LINE_LENGTH - 1]}…"
             y = -0.04 - 0.09 * number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
+from lightning_switchkd.core.text import exact_match
 from lightning_switchkd.models.generation import batches
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions
 from lightning_switchkd.training.metrics import Means
@@ -36,6 +37,6 @@ class ValGeneration(L.Callback):
         samples = questions.samples(*part)
         answers = [x for batch in batches(samples, self.batch_size) for x in questions.ask(pl_module.distiller, batch)]
         pairs = list(zip(answers, samples, strict=True))[: questions.num_unique(*part)]
-        correct = sum(answer == sample.answer.strip() for answer, sample in pairs)
+        correct = sum(exact_match(answer, sample.answer) for answer, sample in pairs)
         mean.update({"exact_match": torch.tensor(correct, device=pl_module.device)}, {"exact_match": len(pairs)})
         pl_module.log("val/exact_match", mean.compute_and_reset()["exact_match"], prog_bar=True)
