@@ -1,4 +1,4 @@
-"""Recipes at their size without a download; here at tiny sizes, and the arithmetic of the large ones."""
+"""Dry runs at tiny sizes, and estimates of the recipes' full sizes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from command import ROOT, configs
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
-from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, TOWERS, WHOLE, random_model
-from lightning_switchkd.estimation.dry_run import made_up
+from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, VISION_ENCODERS, VLMS, random_model
+from lightning_switchkd.estimation.dry_run import random_batch
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SwitchKDObjective
@@ -40,77 +40,78 @@ def arguments(model: str, *more: str) -> list[str]:
 def test_every_recipe_steps(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its own parts, strategies and names, each shrunk to two layers."""
-    for known in (TOWERS, LANGUAGE_MODELS):
+    """Each recipe keeps its parts, strategies and names, with every model shrunk to two layers."""
+    for known in (VISION_ENCODERS, LANGUAGE_MODELS):
         for name, sizes in known.items():
             vision = "image_size" in sizes
             small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
             small |= {"num_attention_heads": 4} | ({"image_size": 28} if vision else {"num_key_value_heads": 2})
             monkeypatch.setitem(known, name, {**sizes, **small})
     main(arguments(model, "--devices=4", "--hardware=h100-80g"))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for phase in ("student pathway", "teacher pathway", "switch pathway", "heads and losses", "backward", "optimizer"):
-        assert phase in said
-    assert "4 × h100-80g" in said
-    assert "hours" in said
+        assert phase in output
+    assert "4 × h100-80g" in output
+    assert "hours" in output
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--hardware=abacus"], "'abacus' is not known"),
-        (["--answer=500"], "--answer must lie between"),
-        (["--model.student.lm=somebody/unknown"], "the sizes of 'somebody/unknown' are not known here"),
+        (["--hardware=abacus"], "Unknown --hardware 'abacus'"),
+        (["--answer=500"], "--answer must be between 0 and --text (160), got 500"),
+        (["--num_samples=0"], "--num_samples must be at least 1, got 0"),
+        (["--model.student.lm=somebody/unknown"], "the sizes of 'somebody/unknown' are unknown"),
     ],
 )
-def test_mistakes(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments("qwen2.5-0.5b-siglip", *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_sizes_are_those_of_the_models() -> None:
-    """Parameters by the makers' model cards, in millions."""
+def test_sizes_match_the_model_cards() -> None:
+    """Millions of parameters, by the vendors' model cards."""
     cards = {"qwen2.5-0.5b": 494, "qwen2.5-1.5b": 1544, "qwen2.5-3b": 3086, "qwen1.5-0.5b": 464, "qwen1.5-7b": 7721}
-    towers = {"siglip-so400m-patch14-384": 428, "clip-vit-large-patch14-336": 304}
+    encoders = {"siglip-so400m-patch14-384": 428, "clip-vit-large-patch14-336": 304}
     for lm, millions in cards.items():
         vlm = random_model(VLMSpec(vision="clip-vit-large-patch14-336", lm=lm), "student", torch.bfloat16, "meta")
         body = {id(p): p.numel() for p in [*vlm.language_model.parameters(), vlm.model.lm_head.weight]}
         assert sum(body.values()) / 1e6 == pytest.approx(millions, rel=0.01), lm
-    for tower, millions in towers.items():
-        vlm = random_model(VLMSpec(vision=tower, lm="qwen2.5-0.5b"), "student", torch.bfloat16, "meta")
+    for encoder, millions in encoders.items():
+        vlm = random_model(VLMSpec(vision=encoder, lm="qwen2.5-0.5b"), "student", torch.bfloat16, "meta")
         number = sum(p.numel() for p in vlm.model.model.vision_tower.parameters())
-        assert number / 1e6 == pytest.approx(millions, rel=0.01), tower
-    assert {lm for _, lm, _ in WHOLE.values()} <= LANGUAGE_MODELS.keys()
+        assert number / 1e6 == pytest.approx(millions, rel=0.01), encoder
+    assert {lm for _, lm, _ in VLMS.values()} <= LANGUAGE_MODELS.keys()
 
 
-def test_memory_is_that_of_the_tensors() -> None:
-    """Weights, gradients and averages to the byte; shards divide blocks alone."""
+def test_memory_equals_the_tensors() -> None:
+    """Weights, gradients and optimizer states to the byte. Sharding divides only blocks."""
     student, teacher = tiny.vlm(), tiny.vlm(seed=1, width=24, lm="llama", tied=False)
     distiller = Distiller(student, teacher, SwitchKDObjective(), 100)
-    batch = made_up(student, Geometry(2, 20, 1, 5), torch.device("cpu"))
+    batch = random_batch(student, Geometry(2, 20, 1, 5), torch.device("cpu"))
     optimizer = torch.optim.AdamW([p for p in distiller.parameters() if p.requires_grad])
     distiller(batch, batch.counts.tensor(), 0).loss.backward()
     gradients = [p.grad for p in distiller.parameters() if p.grad is not None]
     optimizer.step()
     none: dict[str, set[Any]] = {"student": set(), "teacher": set()}
-    found = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none)
-    assert found["student weights"] == 4 * sum(p.numel() for p in student.parameters())
-    assert found["teacher weights"] == 4 * sum(p.numel() for p in teacher.parameters())
-    assert found["gradients"] == 4 * sum(g.numel() for g in gradients)
-    kept = [t for s in optimizer.state.values() for t in s.values() if t.dim()]
-    assert found["optimizer"] == 4 * sum(t.numel() for t in kept)
+    memory = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none)
+    assert memory["student weights"] == 4 * sum(p.numel() for p in student.parameters())
+    assert memory["teacher weights"] == 4 * sum(p.numel() for p in teacher.parameters())
+    assert memory["gradients"] == 4 * sum(g.numel() for g in gradients)
+    states = [t for s in optimizer.state.values() for t in s.values() if t.dim()]
+    assert memory["optimizer"] == 4 * sum(t.numel() for t in states)
     half = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none, Shards(2))
-    apart = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none, Shards(2, teacher=False))
-    assert half["optimizer"] == found["optimizer"] / 2
+    whole_teacher = step_memory(distiller, Geometry(2, 20, 1, 5), 4, none, Shards(2, teacher=False))
+    assert half["optimizer"] == memory["optimizer"] / 2
     blocks = 4 * sum(p.numel() for part in PARTS for b in teacher.blocks(part) for p in b.parameters())
-    assert half["teacher weights"] == found["teacher weights"] - blocks / 2
-    assert apart["teacher weights"] == found["teacher weights"]
+    assert half["teacher weights"] == memory["teacher weights"] - blocks / 2
+    assert whole_teacher["teacher weights"] == memory["teacher weights"]
 
 
-def test_stages_of_a_recipe_chain(folder: Path, tmp_path: Path) -> None:
-    """What `make recipe` does: each stage from the student of the one before, a stopped stage goes on."""
+def test_stages_of_a_pipeline(folder: Path, tmp_path: Path) -> None:
+    """Each stage of a pipeline starts from the student of the previous stage."""
     common = [
         "fit",
         f"--data.processor={folder / 'processor'}",
@@ -121,24 +122,24 @@ def test_stages_of_a_recipe_chain(folder: Path, tmp_path: Path) -> None:
         "--trainer.accumulate_grad_batches=1",
         "--ckpt_path=last",
     ]
-    where = folder / "student"
+    student = folder / "student"
     for stage in ("pretrain", "distil"):
         files = configs("llava", "qwen2.5-0.5b-siglip", "cpu", None, f"stage/{stage}")
-        start = [f"--model.student.checkpoint={where}", "--model.student.vision=null", "--model.student.lm=null"]
-        main([common[0], *files, *common[1:], *start, f"--trainer.default_root_dir={tmp_path / stage}"])
-        where = tmp_path / stage / "student"
-        assert (where / "config.json").is_file()
+        overrides = [f"--model.student.checkpoint={student}", "--model.student.vision=null", "--model.student.lm=null"]
+        main([common[0], *files, *common[1:], *overrides, f"--trainer.default_root_dir={tmp_path / stage}"])
+        student = tmp_path / stage / "student"
+        assert (student / "config.json").is_file()
     before, after = tiny.load_weights(folder / "student"), tiny.load_weights(tmp_path / "pretrain" / "student")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all("multi_modal_projector" in name for name in moved), "pretraining trains the projector alone"
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("multi_modal_projector" in name for name in changed), "pretraining trains only the projector"
 
 
 def test_slurm_starts_every_stage_by_itself() -> None:
-    """`make` and its shell are no processes of a job step, which alone get SLURM's signal."""
+    """SLURM signals only the processes of a job step, so `srun` launches each stage, not `make`."""
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
     command = ["bash", str(ROOT / "conf" / "cluster" / "slurm.sh"), "-n", "MODEL=qwen2.5-0.5b-siglip", "DATA=llava"]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "srun .venv/bin/python -m lightning_switchkd fit" in said
-    assert "--ckpt_path=last --trainer.num_nodes=2 --trainer.devices=4" in said
-    assert "for stage in pretrain distil" in said
+    commands = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "srun .venv/bin/python -m lightning_switchkd fit" in commands
+    assert "--ckpt_path=last --trainer.num_nodes=2 --trainer.devices=4" in commands
+    assert "for stage in pretrain distil" in commands

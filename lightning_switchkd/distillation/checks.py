@@ -33,10 +33,10 @@ def check_packing(student: VLMAdapter, teacher: VLMAdapter | None) -> None:
         if model is not None and not model.attention.startswith(PACKING_KERNELS):
             raise UserError(
                 f"data.packing needs a variable-length attention kernel, but the {name} uses '{model.attention}'. This "
-                "kernel computes all pairs of tokens in a packed row and masks those of different samples. With n samples "
-                "in a row, the attention would cost about n times as much as in a padded batch. Set "
-                f"model.{name}.attn_implementation to flash_attention_2 (needs a GPU and 16-bit values) or flex_attention, "
-                "or set data.packing=false. data.group_window already limits padding to a few percent."
+                "kernel computes all pairs of tokens in a packed row and masks those of different samples. With n "
+                "samples in a row, the attention would cost about n times as much as in a padded batch. Set "
+                f"model.{name}.attn_implementation to flash_attention_2 (needs a GPU and 16-bit values) or "
+                "flex_attention, or set data.packing=false. data.group_window already limits padding to a few percent."
             )
 
 
@@ -62,7 +62,8 @@ def check_data(student: VLMAdapter, tokenizer: PreTrainedTokenizerBase, image_to
     if student.image_token_id != image_token_id:
         raise UserError(
             f"<image> is id {image_token_id} in the processor's tokenizer (data.processor), but id "
-            f"{student.image_token_id} in the student's config.json (image_token_index). Use the student's own processor."
+            f"{student.image_token_id} in the student's config.json (image_token_index). Use the student's own "
+            "processor."
         )
     if student.head_size < len(tokenizer):
         raise UserError(
@@ -104,8 +105,8 @@ def check_pair(
     _check_features(student, teacher, Need.SWITCH in needs)
     if Need.SWITCH in needs and not any(p.requires_grad for p in student.part_parameters("vision")):
         raise UserError(
-            "The visual-switch loss trains only the student's vision encoder, but model.freeze contains 'vision'. Remove "
-            "'vision' from model.freeze, or choose an objective without the switch (METHOD=dbild, or "
+            "The visual-switch loss trains only the student's vision encoder, but model.freeze contains 'vision'. "
+            "Remove 'vision' from model.freeze, or choose an objective without the switch (METHOD=dbild, or "
             "--model.objective.init_args.lambda_vsd=0)."
         )
 
@@ -117,8 +118,9 @@ def _check_features(student: VLMAdapter, teacher: VLMAdapter, switch: bool) -> N
         ours, theirs = getattr(student.feature_space, field.name), getattr(teacher.feature_space, field.name)
         if ours != theirs:
             raise UserError(
-                f"Student and teacher do not share a feature space: {field.name} of the image features is {ours} in the "
-                f"student (model.student) and {theirs} in the teacher (model.teacher). {FEATURE_SPACE_FIXES[field.name]}"
+                f"Student and teacher do not share a feature space: {field.name} of the image features is {ours} in "
+                f"the student (model.student) and {theirs} in the teacher (model.teacher). "
+                f"{FEATURE_SPACE_FIXES[field.name]}"
             )
 
 
@@ -134,8 +136,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreT
     differing = sorted((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=repr)
     token = differing[0]
     raise UserError(
-        f"Student and teacher do not share a vocabulary: {len(differing)} tokens differ. The first is {token!r} with id "
-        f"{ours.get(token)} in the student's tokenizer (data.processor) and {theirs.get(token)} in the teacher's "
+        f"Student and teacher do not share a vocabulary: {len(differing)} tokens differ. The first is {token!r} with "
+        f"id {ours.get(token)} in the student's tokenizer (data.processor) and {theirs.get(token)} in the teacher's "
         "(model.teacher). Choose a teacher with the same tokenizer. If only unused tokens differ, save one model again "
         "with the other's tokenizer."
     )

@@ -1,0 +1,1 @@
+"""Estimates of time and memory, and dry runs without a download."""

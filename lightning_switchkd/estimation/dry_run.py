@@ -134,7 +134,7 @@ def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, 
     phases = [f"  {n:{width}}  {s:8.2f} s  {clock.memory[n]:7.2f} GiB" for n, s in clock.seconds.items()]
     lines = [
         f"\n{_sizes(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
-        f"Models created in {setup_seconds:.0f} s. Last of {plan.steps} steps, with the memory in use after each phase:",
+        f"Models created in {setup_seconds:.0f} s. Last of {plan.steps} steps, and memory in use after each phase:",
         *phases,
         f"  {'total':{width}}  {step_seconds:8.2f} s  {peak:7.2f} GiB peak of the process",
         f"  {flops / 1e12:.1f} TFLOP per step, {flops / step_seconds / 1e12:.2f} TFLOP/s",

@@ -1,0 +1,1 @@
+"""Vision-language models: adapters, loading, composition, generation, export and conversion."""

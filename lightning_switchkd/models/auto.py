@@ -35,8 +35,8 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLMAd
     """
     if spec.checkpoint is not None and (spec.vision is not None or spec.lm is not None):
         raise UserError(
-            f"model.{name} has both a checkpoint and parts (vision, lm). Set checkpoint for a whole model, or vision and "
-            "lm for a new model with a fresh projector. Set the other to null."
+            f"model.{name} has both a checkpoint and parts (vision, lm). Set checkpoint for a whole model, or vision "
+            "and lm for a new model with a fresh projector. Set the other to null."
         )
     if spec.checkpoint is None and (spec.vision is None or spec.lm is None):
         raise UserError(

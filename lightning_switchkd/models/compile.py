@@ -1,8 +1,8 @@
 """Compilation (less time) and activation checkpointing (less memory) of a model's blocks.
 
-Results stay equal up to rounding. Both replace only the ``forward`` of a block: parameter names, hooks and export do not
-change. Hugging Face's ``gradient_checkpointing_enable`` does not work here, because it does nothing in eval mode, and a
-teacher is always in eval mode.
+Results stay equal up to rounding. Both replace only the ``forward`` of a block: parameter names, hooks and export stay
+the same. Hugging Face's ``gradient_checkpointing_enable`` does nothing in eval mode, and a teacher is always in eval
+mode.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def _compiled(forward: Forward, where: str) -> Forward:
         except InductorError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{where}: torch.compile could not compile a {type(block).__name__} ({reason}). On a CPU it needs a C++ "
-                "compiler (g++, or the one in the variable CXX), on a GPU Triton and a C compiler. Install the compiler, "
-                f"or disable compilation with --{where}=[]."
+                f"{where}: torch.compile could not compile a {type(block).__name__} ({reason}). On a CPU it needs a "
+                "C++ compiler (g++, or the one in the variable CXX), on a GPU Triton and a C compiler. Install the "
+                f"compiler, or disable compilation with --{where}=[]."
             ) from error
 
     return compiled

@@ -46,7 +46,7 @@ PREFIXES: dict[Layout, dict[str, str]] = {
         r"llm\.model\.": LM,
     },
 }
-"""Name prefixes of each part's tensors: regular expressions for the source, and the Hugging Face prefix. First match."""
+"""Prefix of a tensor's name in the source (a regular expression) and in Hugging Face. The first match counts."""
 
 LAYERS = {PROJECTOR + "0.": PROJECTOR + "linear_1.", PROJECTOR + "2.": PROJECTOR + "linear_2."}
 """The projector's two layers, which the sources number inside a ``Sequential``."""
@@ -178,7 +178,9 @@ def mapped(tensors: Iterable[tuple[str, Tensor]], layout: Layout) -> tuple[dict[
     for name, tensor in tensors:
         if IGNORED.fullmatch(name):
             continue
-        matches = ((match, prefix) for pattern, prefix in PREFIXES[layout].items() if (match := re.match(pattern, name)))
+        matches = (
+            (match, prefix) for pattern, prefix in PREFIXES[layout].items() if (match := re.match(pattern, name))
+        )
         match, prefix = next(matches, (None, ""))
         if match is None:
             report.unexpected.append(name)

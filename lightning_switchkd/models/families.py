@@ -40,8 +40,8 @@ class LlavaAdapter(VLMAdapter):
         layer = config.vision_feature_layer
         if not isinstance(layer, int) or not -num_layers - 1 <= layer <= num_layers:
             raise UserError(
-                f"vision_feature_layer must be one integer from {-num_layers - 1} to {num_layers} for this vision encoder "
-                f"of {num_layers} layers, got {layer!r}. Set it in the model's config.json."
+                f"vision_feature_layer must be one integer from {-num_layers - 1} to {num_layers} for this vision "
+                f"encoder of {num_layers} layers, got {layer!r}. Set it in the model's config.json."
             )
         self.num_used_layers = layer if layer >= 0 else num_layers + 1 + layer
         encoder = self.model.model.vision_tower
@@ -52,7 +52,7 @@ class LlavaAdapter(VLMAdapter):
             module.requires_grad_(False)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        # Layer by layer up to the feature layer. Hugging Face's forward also computes the rest and discards it.
+        """Run the vision encoder up to the feature layer. Hugging Face's forward also runs and discards the rest."""
         encoder = self.model.model.vision_tower
         hidden = encoder.embeddings(pixel_values)  # [M, positions, H_v]
         if hasattr(encoder, "pre_layrnorm"):
@@ -64,6 +64,7 @@ class LlavaAdapter(VLMAdapter):
         return cast(Tensor, hidden)  # [M, P, H_v]
 
     def project(self, features: Tensor) -> Tensor:
+        """Run the projector in the dtype of its weights."""
         projector = self.model.model.multi_modal_projector
         return cast(Tensor, projector(features.to(next(projector.parameters()).dtype)))  # [M, P, H]
 
@@ -74,6 +75,7 @@ class LlavaAdapter(VLMAdapter):
         image_embeds: Tensor,
         position_ids: Tensor | None = None,
     ) -> Tensor:
+        """Run the language model without its head."""
         output = self.model.model.language_model(
             inputs_embeds=self._embed(input_ids, image_embeds),  # [B, T, H]
             attention_mask=attention_mask,
@@ -85,6 +87,7 @@ class LlavaAdapter(VLMAdapter):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
     ) -> Tensor:
+        """Generate greedily by Hugging Face's ``generate``."""
         generated = self.model.generate(
             inputs_embeds=self._embed(input_ids, image_embeds),  # [B, T, H]
             attention_mask=attention_mask,
@@ -103,10 +106,12 @@ class LlavaAdapter(VLMAdapter):
 
     @property
     def head(self) -> Head:
+        """The output head (``lm_head``)."""
         return Head(self.model.lm_head.weight, self.model.lm_head.bias)
 
     @property
     def feature_space(self) -> FeatureSpace:
+        """The feature space, from the configuration."""
         config = self.model.config
         vision = config.vision_config
         num_patches = (vision.image_size // vision.patch_size) ** 2
@@ -117,6 +122,7 @@ class LlavaAdapter(VLMAdapter):
         )
 
     def parts(self) -> dict[Part, list[nn.Module]]:
+        """Return the modules of each part, without the unused layers of the vision encoder."""
         llava = self.model.model
         encoder = llava.vision_tower
         vision = [encoder.embeddings, *encoder.encoder.layers[: self.num_used_layers]]
@@ -129,6 +135,7 @@ class LlavaAdapter(VLMAdapter):
         }
 
     def blocks(self, part: Part) -> list[nn.Module]:
+        """Return the layers that Hugging Face marks for gradient checkpointing, or the part's only module."""
         llava = self.model.model
         if part == "vision":
             return list(llava.vision_tower.encoder.layers[: self.num_used_layers])
@@ -139,14 +146,17 @@ class LlavaAdapter(VLMAdapter):
 
     @property
     def language_model(self) -> PreTrainedModel:
+        """The decoder, without ``lm_head``."""
         return cast(PreTrainedModel, self.model.model.language_model)
 
     @property
     def head_size(self) -> int:
+        """Columns of ``lm_head``."""
         return int(self.model.lm_head.out_features)
 
     @property
     def image_token_id(self) -> int:
+        """The id of ``<image>`` in the configuration."""
         return int(self.model.config.image_token_id)
 
 
@@ -169,7 +179,7 @@ def family_of(config: PretrainedConfig, where: str) -> type[VLMAdapter]:
             return family
     supported = ", ".join(model_type for family in FAMILIES for model_type in family.model_types)
     raise UserError(
-        f"{where} is a '{config.model_type}' model, which has no adapter. Supported: {supported} (a folder or hub id that "
-        "LlavaForConditionalGeneration loads). Any-resolution models (llava_next, llava_onevision), video models, "
+        f"{where} is a '{config.model_type}' model, which has no adapter. Supported: {supported} (a folder or hub id "
+        "that LlavaForConditionalGeneration loads). Any-resolution models (llava_next, llava_onevision), video models, "
         "Qwen-VL, SmolVLM and InternVL are not supported. Convert the model to the LLaVA format or choose another."
     )

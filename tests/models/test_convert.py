@@ -170,7 +170,7 @@ def test_unknown_and_unsafe_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         convert(str(tmp_path / "nowhere"), str(tmp_path / "out"))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="layout of the tensors in .* is unknown"):
+    with pytest.raises(UserError, match=r"layout of the tensors in .* is unknown"):
         convert(str(tmp_path), str(tmp_path / "out"))
     (tmp_path / "model.safetensors").unlink()
     torch.save({"run": convert}, tmp_path / "pytorch_model.bin")  # a pickle that refers to code
