@@ -1,4 +1,4 @@
-"""Scores answers of any system: an answer file and a benchmark's own files -> figures, as JSON and as a table."""
+"""The command `score`, and the results that it and `evaluate` write."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
-from lightning_switchkd.evaluation.significance import sums_interval
+from lightning_switchkd.evaluation.labels import upgrade_result
 
 QUESTIONS = ".questions.json"
-"""Ending of the file beside a result that holds every answer and what it is worth."""
+"""Suffix of the file next to a result, with every answer and its score."""
 
 
 @dataclass
 class Result:
-    """How a system did on a benchmark.
+    """Result of a system on a benchmark.
 
     Attributes:
-        benchmark: its name.
-        definition: its YAML file.
-        title: its title.
-        protocol: whose rules.
-        annotations: the benchmark's files.
-        answers: the system's file.
-        questions: how many are scored.
-        score: the headline in per cent; None where no label is known.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        categories: scores by category.
-        figures: what else the benchmark reports.
-        odd: number of missing, unknown, doubled, damaged, failed and unlabelled answers.
-        examples_of_odd: some of them.
-        pairs: what each scored question is compared with in another system by.
-        ids: of the scored questions.
-        scores: of each, 0 to 1.
-        texts: what was answered; None for nothing.
+        benchmark: Name of the benchmark.
+        definition: YAML file of the benchmark.
+        title: Title of the benchmark.
+        protocol: Rules that were applied.
+        annotations: Folder of the benchmark's files.
+        answers: The system's answer file.
+        questions: Number of scored questions.
+        score: Headline score in percent. None if no labels are known.
+        low: Lower end of its 95 % interval.
+        high: Upper end of its 95 % interval.
+        categories: Scores by category.
+        figures: Further figures that the benchmark reports.
+        odd: Numbers of missing, unknown, doubled, damaged, failed and unlabelled answers.
+        examples_of_odd: Some of their ids.
+        pairs: Key of each scored question, by which it is compared with another system.
+        ids: Ids of the scored questions.
+        scores: Score of each, from 0 to 1.
+        texts: Answer to each, or None.
     """
 
     benchmark: str
@@ -65,45 +65,47 @@ class Result:
     scores: list[float] = field(default_factory=list, repr=False)
     texts: list[str | None] = field(default_factory=list, repr=False)
 
-    def right(self) -> dict[str, bool]:
-        """What was right, by what it is compared by; half the points are enough."""
-        found: dict[str, bool] = {}
+    def correct(self) -> dict[str, bool]:
+        """Return whether each question was answered correctly, by its key. A score of 0.5 is enough."""
+        correct: dict[str, bool] = {}
         for pair, score in zip(self.pairs, self.scores, strict=True):
-            found[pair] = found.get(pair, True) and score >= 0.5
-        return found
+            correct[pair] = correct.get(pair, True) and score >= 0.5
+        return correct
 
     def write(self, file: Path) -> None:
-        """``NAME.json`` with the figures and ``NAME.questions.json`` with every answer."""
+        """Write ``NAME.json`` with the figures, and ``NAME.questions.json`` with every answer."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        whole = asdict(self)
-        single = {name: whole.pop(name) for name in ("pairs", "ids", "scores", "texts")}
-        file.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        file.with_suffix(QUESTIONS).write_text(json.dumps(single, ensure_ascii=False), encoding="utf-8")
+        figures = asdict(self)
+        by_question = {name: figures.pop(name) for name in ("pairs", "ids", "scores", "texts")}
+        file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.with_suffix(QUESTIONS).write_text(json.dumps(by_question, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path) -> Result:
-        """What :meth:`write` wrote.
+        """Read a result that :meth:`write` wrote.
 
         Raises:
-            UserError: the file is no such result.
+            UserError: The file is not a result.
         """
-        beside = file.with_suffix(QUESTIONS)
-        found: dict[str, Any] = {**load_json(file), **(load_json(beside) if beside.is_file() else {})}
-        if found.keys() != {f.name for f in fields(cls)}:
-            raise UserError(f"{file} and {beside.name} are no result of `score` or `evaluate`.")
-        return cls(**found)
+        by_question = file.with_suffix(QUESTIONS)
+        values: dict[str, Any] = {**load_json(file), **(load_json(by_question) if by_question.is_file() else {})}
+        if values.keys() != {f.name for f in fields(cls)}:
+            raise UserError(
+                f"{file} and {by_question.name} are not a result. Write them with `score --output` or `evaluate`."
+            )
+        return cls(**values)
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """The results in a folder, by the names of their files.
+    """Read the results in a folder, by the names of their files. Names of version 0.1.0 become the present ones.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder} with results of `score` or `evaluate`.")
+        raise UserError(f"Folder {folder} does not exist. Give a folder that `score --output` or `evaluate` wrote.")
     names = sorted(file.name.removesuffix(QUESTIONS) for file in folder.glob(f"*{QUESTIONS}"))
-    return {name: Result.read(folder / f"{name}.json") for name in names}
+    return {upgrade_result(name): Result.read(folder / f"{name}.json") for name in names}
 
 
 def rate(
@@ -114,22 +116,22 @@ def rate(
     protocol: ScoringProtocol,
     answers: str,
 ) -> Result:
-    """Judges answers at their questions.
+    """Score the answers to a benchmark's questions.
 
     Args:
-        benchmark: whose rules.
-        folder: its files, for the record.
-        items: its questions.
-        matched: their answers.
-        protocol: whose rules where harnesses disagree.
-        answers: where they come from, for the record.
+        benchmark: The benchmark.
+        folder: Folder of its files, which is written to the result.
+        items: Its questions.
+        matched: The answers.
+        protocol: Rules to apply where evaluation harnesses disagree.
+        answers: The answer file, which is written to the result.
     """
-    known = [place for place, item in enumerate(items) if item.answers]
-    odd = matched.oddities()
+    known = [index for index, item in enumerate(items) if item.answers]
+    defects = matched.defects()
     if 0 < len(known) < len(items):
-        odd["unlabelled"] = [item.id for item in items if not item.answers]
-    labelled = [items[place] for place in known]
-    texts = [matched.texts[place] for place in known]
+        defects["unlabelled"] = [item.id for item in items if not item.answers]
+    labeled = [items[index] for index in known]
+    texts = [matched.texts[index] for index in known]
     result = Result(
         benchmark.name,
         str(benchmark.file),
@@ -139,29 +141,31 @@ def rate(
         answers,
         len(known),
         None,
-        odd={kind: len(ids) for kind, ids in odd.items()},
-        examples_of_odd={kind: ids[:10] for kind, ids in odd.items()},
+        odd={kind: len(ids) for kind, ids in defects.items()},
+        examples_of_odd={kind: ids[:10] for kind, ids in defects.items()},
     )
     if not known:
         return result
-    metric = Judgements(benchmark, labelled, protocol)
-    metric.update(range(len(labelled)), texts)
-    judged = metric.judged()
-    result.score, result.categories, result.figures = benchmark.scores(labelled, judged)
-    result.low, result.high = sums_interval(
-        benchmark.rules.tally.sums(labelled, judged), benchmark.rules.tally.headline
-    )
-    result.pairs = [benchmark.rules.tally.pair(place, item) for place, item in enumerate(labelled)]
-    result.ids = [item.id for item in labelled]
+    metric = Judgements(benchmark, labeled, protocol)
+    metric.update(range(len(labeled)), texts)
+    judged, tally = metric.judged(), benchmark.rules.tally
+    result.score, result.categories, result.figures = benchmark.scores(labeled, judged)
+    result.low, result.high = tally.interval(labeled, judged)
+    result.pairs = [tally.pair(index, item) for index, item in enumerate(labeled)]
+    result.ids = [item.id for item in labeled]
     result.scores = judged[:, 0].tolist()
     result.texts = texts
     return result
 
 
 def check_protocol(protocol: str) -> ScoringProtocol:
-    """Raises ``UserError`` for one that is none."""
+    """Return the protocol.
+
+    Raises:
+        UserError: The protocol is unknown.
+    """
     if protocol not in get_args(ScoringProtocol):
-        raise UserError(f"--protocol: '{protocol}' is none of {', '.join(get_args(ScoringProtocol))}.")
+        raise UserError(f"--protocol: unknown protocol '{protocol}'. Use one of {', '.join(get_args(ScoringProtocol))}.")
     return protocol  # type: ignore[return-value]
 
 
@@ -175,53 +179,60 @@ def score(
     server_file: str | None = None,
     data_root: str = DATA_ROOT,
 ) -> None:
-    """Scores an answer file of any system on a benchmark.
+    """Score any system's answer file on a benchmark.
 
-    Missing answers are wrong. They, and doubled, unknown and unreadable ones, are counted and shown.
+    Missing answers score 0. Missing, doubled, unknown and damaged answers are counted and listed.
 
     Args:
         benchmark: name in conf/benchmark/, or a YAML file.
-        answers: JSONL with question_id and text (and prompt, where ids repeat), or JSON {id: text}.
-        annotations: folder of the benchmark's files, or its file where one is enough; by default as its YAML says.
-        output: JSON file of the result; every answer and its worth go to a file beside it.
-        protocol: llava, lmms or vlmevalkit: whose rules hold where the harnesses disagree.
-        strict: refuse a file in which anything is missing, doubled, unknown or damaged.
-        server_file: also write what the benchmark's server takes (its test labels are hidden).
-        data_root: what {root} stands for in the benchmark's YAML.
+        answers: JSONL with question_id and text (and prompt, if ids repeat), or JSON {id: text}.
+        annotations: folder of the benchmark's files, or its only file; by default the folder in its YAML file.
+        output: JSON file of the result; every answer and its score are written to a file next to it.
+        protocol: llava, lmms or vlmevalkit: rules to apply where the harnesses disagree.
+        strict: stop if an answer is missing, doubled, unknown or damaged.
+        server_file: also write the file that the benchmark's server requires (its test labels are hidden).
+        data_root: value of {root} in the benchmark's YAML file.
     """
-    rules, chosen = check_protocol(protocol), Benchmark.read(benchmark)
+    rules, definition = check_protocol(protocol), Benchmark.read(benchmark)
     if output is not None and Path(output).suffix != ".json":
-        raise UserError(f"--output: '{output}' must be a .json file; FOLDER/{chosen.name}.json is what `report` reads.")
-    folder = chosen.folder(data_root, annotations)
-    items = chosen.items(folder)
+        raise UserError(
+            f"--output: '{output}' is not a .json file. Use FOLDER/{definition.name}.json, which `report` reads."
+        )
+    folder = definition.folder(data_root, annotations)
+    items = definition.items(folder)
     matched = match(items, *read_answers(Path(answers)))
-    if strict and matched.oddities():
-        raise UserError(f"--strict: {answers} for '{chosen.name}': {matched.words()}.")
+    if strict and matched.defects():
+        raise UserError(
+            f"--strict: {answers} has defects for '{definition.name}': {matched.summary()}. "
+            "Fix the file, or remove --strict."
+        )
     if server_file is not None:
-        if not chosen.export:
-            raise UserError(f"--server_file: '{chosen.name}' has no server; its labels are in its files.")
-        export(chosen.export, items, matched.texts, Path(server_file), _further_ids(chosen, folder))
+        if not definition.export:
+            raise UserError(f"--server_file: '{definition.name}' has no server. Remove the flag: its labels are public.")
+        export(definition.export, items, matched.texts, Path(server_file), _further_ids(definition, folder))
         print(f"For the server: {server_file}")
-    result = rate(chosen, folder, items, matched, rules, answers)
+    result = rate(definition, folder, items, matched, rules, answers)
     if result.score is None and server_file is None:
-        raise UserError(f"'{chosen.name}' has no labels in {folder}: its server has them. Set --server_file=FILE.")
-    print(table_of_result(result))
+        raise UserError(
+            f"'{definition.name}' has no labels in {folder}, because its server has them. Set --server_file=FILE."
+        )
+    print(format_result(result))
     if output is not None:
         result.write(Path(output))
         print(f"Result: {output}")
 
 
 def _further_ids(benchmark: Benchmark, folder: Path) -> list[str]:
-    """Ids that a server wants besides those that are asked."""
+    """Return all ids that the server requires."""
     files = find(folder, benchmark.export_ids) if benchmark.export_ids else []
     return [str(row["question_id"]) for row in read_rows(files)]
 
 
-def table_of_result(result: Result) -> str:
-    """A result as lines for the terminal."""
+def format_result(result: Result) -> str:
+    """Format a result for the terminal."""
     lines = [f"{result.title}, protocol {result.protocol}: {result.questions} questions"]
     if result.score is not None:
-        lines[0] += f", {result.score:.2f} [{result.low:.2f}, {result.high:.2f}]"
+        lines[0] += f", {result.score:.2f} % [{result.low:.2f}, {result.high:.2f}]"
         lines += [f"  {name:<28}{value:9.2f}" for name, value in {**result.figures, **result.categories}.items()]
     for kind, count in result.odd.items():
         lines.append(f"  {kind}: {count} ({', '.join(result.examples_of_odd[kind][:5])}{', …' * (count > 5)})")

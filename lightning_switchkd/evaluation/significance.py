@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,41 +11,35 @@ from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 
-PERCENTILES = (2.5, 97.5)
 SUM_RESAMPLES, GROUP_RESAMPLES = 1000, 2000
 
 
-def sums_interval(sums: Floats, headline: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """Compute the 95 % bootstrap interval of a figure that is a function of sums over units.
+def resample_sums(sums: Floats) -> Floats:
+    """Draw bootstrap resamples of units, and sum what they add up to: ``[R, C]``.
 
-    Units are drawn one resample at a time: memory does not grow with the number of resamples.
+    Units are drawn one resample at a time, so memory does not grow with resamples × units.
 
     Args:
         sums: ``[U, C]``, what each unit adds to each sum.
-        headline: Figure of each row of summed values ``[R, C]``, ``[R]``.
     """
     generator = np.random.default_rng(0)
     drawn = np.empty((SUM_RESAMPLES, sums.shape[1]))
     for row in range(SUM_RESAMPLES):
         counts = np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums))
         drawn[row] = counts @ sums
-    return _interval(headline(drawn))
+    return drawn
 
 
-def group_interval(num_groups: int, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """Compute the 95 % bootstrap interval of a statistic of questions in groups, such as questions about one image.
-
-    Args:
-        num_groups: G.
-        statistic: ``[R]`` from how often each group was drawn, ``[R, G]``.
-    """
+def resample_groups(num_groups: int) -> Floats:
+    """Draw bootstrap resamples of groups, such as images: how often each is drawn, ``[R, G]``."""
     generator = np.random.default_rng(0)
     counts = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=GROUP_RESAMPLES)
-    return _interval(statistic(counts.astype(np.float64)))
+    return counts.astype(np.float64)
 
 
-def _interval(values: Floats) -> tuple[float, float]:
-    low, high = np.percentile(values, PERCENTILES)
+def interval_95(values: Floats) -> tuple[float, float]:
+    """Return the 2.5th and the 97.5th percentile of a figure over resamples ``[R]``."""
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 

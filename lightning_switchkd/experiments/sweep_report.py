@@ -20,7 +20,7 @@ from lightning_switchkd.core.text import exact_match, markdown_table, percent
 from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.evaluation.labels import TEXT_ONLY_BASELINE
 from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
-from lightning_switchkd.evaluation.significance import group_interval
+from lightning_switchkd.evaluation.significance import interval_95, resample_groups
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 from lightning_switchkd.experiments.definition import Job, SweepDefinition
 
@@ -75,13 +75,9 @@ class Questions:
             baseline: ``[runs, Q]``.
         """
         difference = method.mean(0) - baseline.mean(0)
-
-        def mean(counts: Floats) -> Floats:
-            right = np.broadcast_to(difference, (len(counts), len(difference)))
-            averages: Floats = np.nanmean(self.by_ability(right, counts[:, self.groups]), -1)
-            return averages
-
-        low, high = group_interval(int(self.groups.max()) + 1, mean)
+        counts = resample_groups(int(self.groups.max()) + 1)
+        right = np.broadcast_to(difference, (len(counts), len(difference)))
+        low, high = interval_95(np.nanmean(self.by_ability(right, counts[:, self.groups]), -1))
         return float(self.by_ability(difference).mean()), low, high
 
 
@@ -213,7 +209,6 @@ def _results(
     gains: Mapping[str, tuple[float, float, float]],
     trained: Mapping[str, list[Job]],
 ) -> dict[str, Any]:
-    main = next(iter(questions))
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "lightning_switchkd": __version__,
