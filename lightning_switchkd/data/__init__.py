@@ -1,4 +1,4 @@
-"""Data: LLaVA records and their images, from files to batches. Knows no model."""
+"""Data: LLaVA samples and their images, from files to batches. Independent of models."""
 
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule
 

@@ -1,4 +1,4 @@
-"""Samples -> Batch: right padding or packing, the blank image, the counts."""
+"""Collate processed samples into a `Batch`: right padding or packing, the blank image, the counts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_switchkd.data.order import PADDING_INDEX
 
 @dataclass(frozen=True)
 class ProcessedSample:
-    """One record, ready to be collated.
+    """One sample as tensors, ready to be collated.
 
     Attributes:
         input_ids: ``[T]`` int64.
         labels: ``[T]`` int64, unshifted.
-        pixels: for each image processor (the student's; the teacher's where it has its own), ``[3, H, W]`` float32 of
-            each image.
-        index: position of the record in its source.
-        record_id: the record's own id.
+        pixels: For each image processor (the student's, then the teacher's if it has its own), ``[3, H, W]`` float32
+            of each image.
+        index: Position of the sample in its source.
+        sample_id: The sample's own id.
     """
 
     input_ids: Tensor
@@ -39,14 +39,14 @@ class ProcessedSample:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a `Batch` of samples.
+    """Collates samples into a `Batch`.
 
     Attributes:
-        pad_id: what fills `input_ids` on the right; any token will do, the mask is made from lengths.
-        image_id: the id of `<image>`.
-        blanks: ``[3, H, W]`` for each image processor: stands in where a batch has no image.
-        pad_to_multiple_of: lengths are rounded up to it: fewer shapes for kernels and compilers.
-        packing: records share one row, without padding.
+        pad_id: Fills `input_ids` on the right. Any token works, because the mask is made from lengths.
+        image_id: The id of `<image>`.
+        blanks: ``[3, H, W]`` for each image processor. Used in a batch without images.
+        pad_to_multiple_of: Lengths are rounded up to a multiple, so that kernels and compilers see fewer shapes.
+        packing: Put the samples into one row without padding.
     """
 
     pad_id: int
@@ -56,7 +56,7 @@ class Collator:
     packing: bool = False
 
     def padding_sample(self) -> ProcessedSample:
-        """A padding record: one token, no label, no image."""
+        """Return a padding sample: one token, no label, no image."""
         return ProcessedSample(
             input_ids=torch.tensor([self.pad_id]),
             labels=torch.tensor([IGNORE_INDEX]),
@@ -66,7 +66,7 @@ class Collator:
         )
 
     def __call__(self, samples: Sequence[ProcessedSample]) -> Batch:
-        """The batch, its own window: whoever accumulates sets `window` (stream)."""
+        """Return the batch. It is its own accumulation window until the stream sets `window`."""
         images = torch.tensor([len(sample.pixels[0]) for sample in samples])  # [B]
         supervised = torch.cat([count_supervised(sample.labels[None]) for sample in samples])  # [B]
         counts = Counts(
@@ -75,22 +75,22 @@ class Collator:
             image_token=sum(int((sample.input_ids == self.image_id).sum()) for sample in samples),
             image=int(images.sum()),
         )
-        rows = torch.arange(len(samples)).repeat_interleave(images)  # [M]
-        pixels = [list(chain(*view)) for view in zip(*(sample.pixels for sample in samples), strict=True)]
-        views = [_stack(view or [blank]) for view, blank in zip(pixels, self.blanks, strict=True)]
+        image_sample = torch.arange(len(samples)).repeat_interleave(images)  # [M]
+        pixels = [list(chain(*per_sample)) for per_sample in zip(*(sample.pixels for sample in samples), strict=True)]
+        pixel_values = [_stack(tensors or [blank]) for tensors, blank in zip(pixels, self.blanks, strict=True)]
         return Batch(
             **(self._packed(samples) if self.packing else self._padded(samples)),
-            pixel_values=views[0],
-            image_sample=rows if len(rows) else torch.tensor([PADDING_INDEX]),
-            sample_index=torch.tensor([sample.index for sample in samples]),
+            pixel_values=pixel_values[0],  # [M, 3, H, W]
+            image_sample=image_sample if len(image_sample) else torch.tensor([PADDING_INDEX]),
+            sample_index=torch.tensor([sample.index for sample in samples]),  # [B]
             counts=counts,
             window=counts,
-            pixel_values_teacher=views[1] if len(views) > 1 else None,
+            pixel_values_teacher=pixel_values[1] if len(pixel_values) > 1 else None,
             sample_ids=tuple(sample.sample_id for sample in samples),
         )
 
     def _padded(self, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
-        """``[B, T]``."""
+        """Return the text fields, ``[B, T]`` each."""
         return {
             "input_ids": self._pad([sample.input_ids for sample in samples], self.pad_id),
             "attention_mask": self._pad([torch.ones_like(sample.input_ids) for sample in samples], 0),
@@ -98,14 +98,13 @@ class Collator:
         }
 
     def _packed(self, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
-        """``[1, T]``; the first token of a record is nobody's next."""
+        """Return the text fields, ``[1, T]`` each. The first token of a sample is never a target."""
         position_ids = torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])
+        labels = torch.cat([sample.labels for sample in samples]).masked_fill(position_ids == 0, IGNORE_INDEX)
         return {
             "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
             "attention_mask": None,
-            "labels": torch.cat([sample.labels for sample in samples]).masked_fill(position_ids == 0, IGNORE_INDEX)[
-                None
-            ],
+            "labels": labels[None],
             "position_ids": position_ids[None],
         }
 
@@ -115,7 +114,7 @@ class Collator:
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    """``[M, 3, H, W]``; in a worker, where the run will read it: it is not copied on its way there."""
+    """Stack to ``[M, 3, H, W]``. A worker writes straight to shared memory, which saves a copy to the main process."""
     if get_worker_info() is None:
         return torch.stack(images)
     size = len(images) * images[0].numel()

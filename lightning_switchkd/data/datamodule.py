@@ -1,4 +1,4 @@
-"""`LLaVADataModule`: training, validation and test sets in LLaVA's format, for the Trainer."""
+"""`LLaVADataModule`: training, validation and test sets in LLaVA format, for the Trainer."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class DataPaths:
     """One data set.
 
     Attributes:
-        annotations: LLaVA records: a .json (array), .jsonl, .parquet or .tar file; or a folder or pattern of .parquet
-            or .tar files (``shards/*.parquet``, ``shards/{000..012}.tar``). Of these two also URLs, alike
+        annotations: LLaVA samples: a .json (array), .jsonl, .parquet or .tar file, or a folder or pattern of .parquet
+            or .tar files (``shards/*.parquet``, ``shards/{000..012}.tar``). Parquet and tar files may also be URLs
             (``https://host/{000..012}.tar``, ``hf://datasets/owner/name/data/*.parquet``, ``s3://bucket/*.tar``).
-        image_root: folder that the records' image paths are relative to; not needed where images come with the records.
-        weight: how often an epoch takes each record, on average: 0.5 takes every second one, and the others next time.
+        image_root: Folder that image paths are relative to. Not needed if the samples contain their images.
+        weight: Mean number of times that an epoch uses each sample. With 0.5, an epoch uses half of the samples, and
+            the next epoch the other half.
     """
 
     annotations: str
@@ -46,46 +47,47 @@ class DataPaths:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise UserError(f"the weight of {self.annotations} must be more than 0, not {self.weight}")
+            raise UserError(f"The weight of {self.annotations} must be above 0, got {self.weight}. Set it to 1.")
 
 
 Data: TypeAlias = DataPaths | list[DataPaths]
-"""One data set, or several to be mixed."""
+"""One data set, or several that are mixed."""
 
 
 class LLaVADataModule(LightningDataModule):
-    """Data sets in LLaVA's format, as batches for distillation.
+    """Data sets in LLaVA format, as batches for distillation.
 
-    Building one touches neither disk nor network: `setup`, or the first property that needs a file, opens it.
+    The constructor reads no files and no network. `setup`, or the first property that needs a file, opens it.
 
     Args:
-        processor: folder (or Hugging Face id) of the student's LLaVA processor.
-        train: the training set, or several that are mixed.
-        val: the validation set.
-        test: the test set.
+        processor: Folder (or Hugging Face id) of the student's LLaVA processor.
+        train: The training set, or several that are mixed.
+        val: The validation set.
+        test: The test set.
         prompt_style: "qwen_chatml", "tinyllava_v1" or "plain".
-        system: system prompt of conversations that bring none; None leaves it to the style.
-        teacher_processor: the teacher's, where its images are prepared otherwise; its tokenizer is not used.
-        max_length: most tokens a record may have, images included.
-        batch_size: records in a micro-batch of one process.
-        val_batch_size: the same in validation and test; None is `batch_size`.
-        num_workers: worker processes that read ahead, for each process.
-        seed: of the shuffle.
-        group_window: optimizer steps within which records of like length, and with or without images, are put together,
-            so that less is padded; 1 leaves them as shuffled.
-        on_error: "quarantine" leaves bad records out and writes them to ``quarantine/`` in the run's folder; "raise"
-            stops at the first.
-        max_bad_fraction: share of bad records that stops a run, once 1,000 have been read.
-        max_bad_run: bad records without a good one between them that stop a run.
-        probe: training records whose images are decoded before training, to find a wrong path early.
-        exclude: file with records to leave out, as `validate-data` or a run's quarantine writes it.
-        exif_transpose: turn images as their EXIF data say (LLaVA's own code does not).
-        square_pad: pad images to squares with the processor's mean colour, as LLaVA does.
-        pad_to_multiple_of: batch lengths are rounded up to a multiple of it.
-        packing: put the records of a micro-batch into one row, one after the other, without padding; both models need
-            an attention kernel of variable length (``attn_implementation`` flash_attention_2 or flex_attention).
-        cache_dir: folder for downloaded files of data behind URLs; None is the user's cache folder.
-        cache_gb: most gigabytes they take up there; where not all fit, records are shuffled within as many as do.
+        system: System prompt of conversations without one. None: the default of the style.
+        teacher_processor: The teacher's processor, if it preprocesses images differently. Its tokenizer is not used.
+        max_length: Maximum number of tokens of a sample, images included.
+        batch_size: Samples in a micro-batch of one process.
+        val_batch_size: The same for validation and test. None: `batch_size`.
+        num_workers: Worker processes that prefetch, per process.
+        seed: Seed of the shuffle.
+        group_window: Optimizer steps within which samples of similar length, with or without images, are grouped to
+            reduce padding. 1 keeps the shuffled order.
+        on_error: "quarantine" skips invalid samples and lists them in ``quarantine/`` in the run's folder. "raise"
+            stops at the first one.
+        max_bad_fraction: A higher fraction of invalid samples stops the run, once 1,000 samples are read.
+        max_bad_run: As many invalid samples in a row stop the run.
+        probe: Training samples whose images are decoded before training, to find a wrong path early.
+        exclude: File with samples to skip, as `validate-data` or the quarantine of a run writes it.
+        exif_transpose: Rotate images by their EXIF orientation (LLaVA's own code does not).
+        square_pad: Pad images to squares with the processor's mean color, as LLaVA does.
+        pad_to_multiple_of: Round batch lengths up to a multiple of this number.
+        packing: Put the samples of a micro-batch into one row without padding. Both models need a variable-length
+            attention kernel (``attn_implementation`` flash_attention_2 or flex_attention).
+        cache_dir: Folder for downloads of data behind URLs. None: the user's cache folder.
+        cache_gb: Maximum size of the downloads in gigabytes. If the data set is larger, samples are shuffled within
+            the files that fit.
     """
 
     def __init__(
@@ -117,63 +119,66 @@ class LLaVADataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
-        self.save_hyperparameters(logger=False)  # the run's own record logs them, once
+        self.save_hyperparameters(logger=False)  # the run files log them once
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
-            self.hparams[split] = [asdict(one) for one in paths] or None
+            self.hparams[split] = [asdict(path) for path in paths] or None
         self._datasets: dict[str, VisionTextDataset] = {}
 
     @cached_property
     def processor(self) -> LlavaProcessor:
-        """The student's processor as training uses it: with the template of `prompt_style`, and `square_pad`."""
+        """The student's processor for training, with `square_pad` and the chat template of `prompt_style`."""
         processor = load_processor(self.hparams["processor"], self.hparams["square_pad"])
         style = prompt_style(self.hparams["prompt_style"], self.hparams["system"])
         processor.chat_template = processor.tokenizer.chat_template = chat_template(style)
         return processor
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says of the data: plain values."""
+        """Return the data settings that a checkpoint stores, as plain values."""
         return {
             "annotations": " + ".join(paths.annotations for paths in self._paths["train"]) or None,
             **{name: self.hparams[name] for name in ("processor", "prompt_style", "system", "square_pad")},
         }
 
     def prompt_metadata(self) -> dict[str, Any]:
-        """What the ids and pixels of a record depend on, besides the record: plain values by name of their setting."""
+        """Return everything that ids and pixels depend on besides the sample, as plain values by setting."""
         names = ("prompt_style", "system", "max_length", "exif_transpose", "square_pad")
-        tokenizer, seen = self.processor.tokenizer, self.pixels[-1].image_processor  # the teacher's, where it has one
+        tokenizer = self.processor.tokenizer
+        image_processor = self.pixels[-1].image_processor  # the teacher's if it has its own
         return {
             **{f"data.{name}": self.hparams[name] for name in names},
             "tokenizer (data.processor)": fingerprint(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token),
-            "image processor (data.teacher_processor)": fingerprint(sorted(seen.to_dict().items(), key=repr)),
+            "image processor (data.teacher_processor)": fingerprint(
+                sorted(image_processor.to_dict().items(), key=repr)
+            ),
             "image tokens": self.image_tokens,
         }
 
     @cached_property
     def image_tokens(self) -> int:
-        """How many `<image>` ids stand for one image."""
+        """The `<image>` ids of one image."""
         return image_tokens(self.processor)
 
     @cached_property
     def prompter(self) -> Prompter:
-        """Writes records as ids; its `stop_ids` end generation."""
+        """Encodes conversations as token ids."""
         style = prompt_style(self.hparams["prompt_style"], self.hparams["system"])
         return Prompter(self.processor.tokenizer, style, self.image_tokens, self.hparams["max_length"])
 
     @cached_property
     def pixels(self) -> tuple[Pixels, ...]:
-        """The student's way from image to pixels, and the teacher's where it differs.
+        """The student's image preprocessing, then the teacher's if it differs.
 
         Raises:
-            UserError: an image makes more tokens for one of them than for the other.
+            UserError: The numbers of tokens of an image differ.
         """
         image_processors = [self.processor.image_processor]
         if (path := self.hparams["teacher_processor"]) is not None:
             teacher = load_processor(path, self.hparams["square_pad"])
             if image_tokens(teacher) != self.image_tokens:
                 raise UserError(
-                    f"an image makes {self.image_tokens} tokens by data.processor {self.hparams['processor']!r} but "
-                    f"{image_tokens(teacher)} by data.teacher_processor {path!r}: both models read the same prompt, so "
-                    "choose processors with equally many features an image"
+                    f"An image has {self.image_tokens} tokens with data.processor {self.hparams['processor']!r} but "
+                    f"{image_tokens(teacher)} with data.teacher_processor {path!r}. Both models read the same prompt. "
+                    "Choose processors with equal numbers of features per image."
                 )
             if teacher.image_processor.to_dict() != self.processor.image_processor.to_dict():
                 image_processors.append(teacher.image_processor)
@@ -181,7 +186,7 @@ class LLaVADataModule(LightningDataModule):
 
     @cached_property
     def collate(self) -> Collator:
-        """Makes batches of samples."""
+        """Collates samples into batches."""
         return Collator(
             pad_id=self.processor.tokenizer.pad_token_id,
             image_id=self.processor.image_token_id,
@@ -192,18 +197,18 @@ class LLaVADataModule(LightningDataModule):
 
     @property
     def splits(self) -> list[Split]:
-        """Those that are set."""
+        """The splits that are set."""
         return [split for split in SPLITS if self._paths[split]]
 
     def paths(self, split: Split) -> list[DataPaths]:
-        """The data sets of a split."""
+        """Return the data sets of a split."""
         return self._paths[split]
 
     def dataset(self, split: Split) -> VisionTextDataset:
-        """The samples of a split by index.
+        """Return the samples of a split by index.
 
         Raises:
-            UserError: the split is not set, or its files are not there; the message names the setting.
+            UserError: The split is not set, or a file is missing. The message names the setting.
         """
         if split not in self._datasets:
             source = self._open(split)
@@ -212,15 +217,17 @@ class LLaVADataModule(LightningDataModule):
         return self._datasets[split]
 
     def _open(self, split: Split) -> Source:
-        """The records of a split; the first call indexes them."""
+        """Open the samples of a split. The first call indexes them."""
         if not self._paths[split]:
-            raise UserError(f"data.{split} is not set: give data.{split}.annotations and data.{split}.image_root")
+            raise UserError(f"data.{split} is not set. Set data.{split}.annotations and data.{split}.image_root.")
         sources: list[Source] = []
-        remote = sum("://" in paths.annotations for paths in self._paths[split])
-        cache = ShardCache(self.hparams["cache_dir"], self.hparams["cache_gb"], remote)
+        num_remote = sum("://" in paths.annotations for paths in self._paths[split])
+        cache = ShardCache(self.hparams["cache_dir"], self.hparams["cache_gb"], num_remote)
         for paths in self._paths[split]:
             if paths.image_root is not None and not Path(paths.image_root).is_dir():
-                raise UserError(f"data.{split}.image_root: there is no folder {paths.image_root}")
+                raise UserError(
+                    f"data.{split}.image_root: the folder {paths.image_root} does not exist. Check the path."
+                )
             try:
                 images = ImageFolder(paths.image_root, self.hparams["exif_transpose"])
                 sources.append(open_source(paths.annotations, images, cache))
@@ -230,7 +237,7 @@ class LLaVADataModule(LightningDataModule):
         return sources[0] if weights == [1.0] else Mixture(sources, weights)
 
     def prepare_data(self) -> None:
-        """Index the annotations and look at some images, in one process a node; the others find the index."""
+        """Index the annotations and check some images, in one process per node. The others find the index."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         for split in self.splits:
             self._open(split)
@@ -238,32 +245,32 @@ class LLaVADataModule(LightningDataModule):
             probe(self.dataset("train"), self.hparams["seed"], self.hparams["probe"])
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what the stage needs; in `fit` a validation set may be missing."""
+        """Open the splits of a stage. In `fit`, the validation set is optional."""
         for split in _STAGES.get(stage, SPLITS):
             if self._paths[split] or _STAGES.get(stage, ())[:1] == (split,):
                 self.dataset(split)
 
     def train_dataloader(self) -> BatchStream:
-        """Shuffled, in whole optimizer steps, continuing where the Trainer is."""
+        """Return shuffled batches in whole optimizer steps, from the position of the Trainer."""
         if (trainer := self.trainer) is None:
             return self.stream("train")
         return self.stream("train", trainer.accumulate_grad_batches, trainer.world_size, self._position)
 
     def val_dataloader(self) -> BatchStream | list[Batch]:
-        """In order; no batches where there is no validation set."""
+        """Return the validation batches in order. Empty without a validation set."""
         return self._in_order("val") if self._paths["val"] else []
 
     def test_dataloader(self) -> BatchStream:
-        """In order."""
+        """Return the test batches in order."""
         return self._in_order("test")
 
     @property
     def predict_splits(self) -> list[Split]:
-        """Those whose teacher rows are kept: what a run reads again and again."""
+        """The splits whose teacher hidden states are cached, because a run reads them repeatedly."""
         return [split for split in self.splits if split != "test"]
 
     def predict_dataloader(self) -> list[BatchStream]:
-        """Every record of `predict_splits`, in order: what the teacher cache is filled with."""
+        """Return all samples of `predict_splits` in order, to fill the teacher cache."""
         return [self._in_order(split) for split in self.predict_splits]
 
     def _in_order(self, split: Split) -> BatchStream:
@@ -277,14 +284,14 @@ class LLaVADataModule(LightningDataModule):
         position: Callable[[], Position] | None = None,
         in_order: bool = False,
     ) -> BatchStream:
-        """The batches of a split for this process, or as a Trainer of the given geometry would have them.
+        """Return the batches of a split for this process.
 
         Args:
-            split: "train" is shuffled and cut to whole optimizer steps, the others come in order, padded.
-            accumulate: micro-batches of an optimizer step.
-            world_size: processes.
-            position: where an iteration begins; None is the epoch of `BatchStream.set_epoch`.
-            in_order: the training set comes in order, too, with its last records.
+            split: "train" is shuffled and cut to whole optimizer steps. The others are in order and padded.
+            accumulate: Micro-batches of an optimizer step.
+            world_size: Number of processes.
+            position: Returns the start of an iteration. None: the epoch of `BatchStream.set_epoch`.
+            in_order: Return the training set in order as well, including its tail.
         """
         train = split == "train" and not in_order
         return BatchStream(
@@ -304,7 +311,7 @@ class LLaVADataModule(LightningDataModule):
 
     @cached_property
     def quarantine(self) -> Quarantine | None:
-        """Where bad records go; None where the first one stops the run."""
+        """Records invalid samples. None if the first one stops the run."""
         if self.hparams["on_error"] == "raise":
             return None
         limits, trainer = (self.hparams["max_bad_fraction"], self.hparams["max_bad_run"]), self.trainer
@@ -314,7 +321,7 @@ class LLaVADataModule(LightningDataModule):
         return Quarantine(folder, *limits, trainer.global_rank, trainer.world_size)
 
     def _position(self) -> Position:
-        """Where the Trainer is (STACK D): a restart finds its place there, not in the loader's state."""
+        """Return the position of the Trainer. Resuming relies on its progress, not on the state of the loader."""
         trainer = self.trainer
         assert trainer is not None
         done, stop = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
@@ -324,6 +331,6 @@ class LLaVADataModule(LightningDataModule):
 
 
 def _paths(given: Data | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> list[DataPaths]:
-    """Data sets as the caller or a checkpoint's hyperparameters give them."""
-    several = given if isinstance(given, Sequence) else [] if given is None else [given]
-    return [one if isinstance(one, DataPaths) else DataPaths(**one) for one in several]
+    """Convert data sets from the caller, or from the hyperparameters of a checkpoint."""
+    data_sets = given if isinstance(given, Sequence) else [] if given is None else [given]
+    return [paths if isinstance(paths, DataPaths) else DataPaths(**paths) for paths in data_sets]

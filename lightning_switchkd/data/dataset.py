@@ -1,4 +1,4 @@
-"""A source with its images as samples by index: what training reads, and what evaluation asks."""
+"""A source with its images as samples by index, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ from lightning_switchkd.data.samples import Sample, SampleError
 from lightning_switchkd.data.sources import Mixture, Source, read_sample
 
 BYTES_PER_TOKEN = 4
-"""Of ordinary text, to estimate the length of a record that nobody has tokenised yet."""
+"""Of ordinary text. Estimates the length of a sample that is not tokenized yet."""
 
 
-def mean_supervised_tokens(dataset: VisionTextDataset, image_tokens: bool, look_at: int = 256) -> float:
-    """About how many supervised tokens a record has, and image tokens if asked: the mean of some of them."""
-    found, samples = [], dataset.samples
-    for index in np.random.default_rng(0).permutation(samples)[:look_at].tolist():
+def mean_supervised_tokens(dataset: VisionTextDataset, image_tokens: bool, num_samples: int = 256) -> float:
+    """Estimate the mean number of supervised tokens of a sample, plus its image tokens if `image_tokens`.
+
+    Args:
+        dataset: The samples.
+        image_tokens: Count image tokens as well.
+        num_samples: Size of the random subset that is read.
+    """
+    counts = []
+    for index in np.random.default_rng(0).permutation(dataset.samples)[:num_samples].tolist():
         try:
             encoded = dataset.prompter.encode(dataset.sample(index))
-            rows = int(count_supervised(torch.tensor([encoded.labels])))
-            found.append(rows + image_tokens * encoded.images * dataset.prompter.image_tokens)
-        except SampleError:  # it will be left out, and said so, when its turn comes
+        except SampleError:  # the stream skips and reports it later
             continue
-    return sum(found) / max(1, len(found))
+        supervised = int(count_supervised(torch.tensor([encoded.labels])))
+        counts.append(supervised + image_tokens * encoded.images * dataset.prompter.image_tokens)
+    return sum(counts) / max(1, len(counts))
 
 
 class VisionTextDataset(Dataset[ProcessedSample]):
-    """Samples by index. Stateless: a sample depends on its index alone, whichever worker makes it.
+    """Samples by index. Stateless: a sample depends on its index only, in every worker.
 
     Args:
-        source: raw records.
-        prompter: writes them as ids.
-        pixels: one per image processor, the student's first.
-        excluded: sorted indices of records that are never taken.
+        source: Raw samples.
+        prompter: Encodes conversations as token ids.
+        pixels: One per image processor, the student's first.
+        excluded: Sorted indices of samples that are never used.
     """
 
     def __init__(
@@ -57,42 +63,42 @@ class VisionTextDataset(Dataset[ProcessedSample]):
 
     @property
     def samples(self) -> Indices:
-        """``[n]`` the records that are taken."""
+        """``[n]`` indices of the samples that are used."""
         return np.delete(np.arange(len(self.source)), self.excluded)
 
     def shares(self) -> list[Share]:
-        """What an epoch takes of each source."""
+        """Return the share of each source in an epoch."""
         parts = self.source.sources if isinstance(self.source, Mixture) else (self.source,)
         weights = self.source.weights if isinstance(self.source, Mixture) else (1.0,)
         samples, ends, shares = self.samples, np.cumsum([len(part) for part in parts]), []
         for part, weight, end in zip(parts, weights, ends, strict=True):
             begin = end - len(part)
-            mine = samples[slice(*np.searchsorted(samples, [begin, end]))]
-            blocks = tuple(Blocks(of[mine - begin], window) for of, window in part.blocks)
-            shares.append(Share(mine, weight, blocks))
+            own = samples[slice(*np.searchsorted(samples, [begin, end]))]
+            blocks = tuple(Blocks(ids[own - begin], window) for ids, window in part.blocks)
+            shares.append(Share(own, weight, blocks))
         return shares
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """``[len(self)]`` about how many tokens each record makes; records without images come far below all others."""
-        text, images = self.source.sizes().T
+        """``[len(self)]`` estimated tokens of each sample. Samples without images are far below all others."""
+        text_bytes, num_images = self.source.sizes().T
         limit = self.prompter.max_length
-        tokens = np.minimum(text // BYTES_PER_TOKEN + images * self.prompter.image_tokens, limit)
-        return np.asarray(tokens + (images > 0) * limit)
+        tokens = np.minimum(text_bytes // BYTES_PER_TOKEN + num_images * self.prompter.image_tokens, limit)
+        return np.asarray(tokens + (num_images > 0) * limit)
 
     def sample(self, index: int) -> Sample:
-        """The validated record.
+        """Read and validate a sample.
 
         Raises:
-            RecordError: it is not valid.
+            SampleError: The sample is invalid.
         """
         return read_sample(self.source, index)
 
     def read(self, index: int) -> tuple[Sample, Encoded, tuple[Image, ...]]:
-        """The record, tokenised, and those of its images that are left then.
+        """Read a sample, tokenize it, and decode the images that remain after truncation.
 
         Raises:
-            RecordError: it cannot be used; the message names the record, its file and how to mend it.
+            SampleError: The sample is invalid. The message names the sample, its file and the fix.
         """
         sample = self.sample(index)
         try:
@@ -102,12 +108,12 @@ class VisionTextDataset(Dataset[ProcessedSample]):
             raise error.at(sample.location, sample.id, sample.source) from None
 
     def __getitem__(self, index: int) -> ProcessedSample:
-        """The record, tokenised and with pixels.
+        """Return a sample as token ids, labels and pixels.
 
         Raises:
-            RecordError: as `read` does.
+            SampleError: The sample is invalid.
         """
         sample, encoded, images = self.read(index)
-        pixels = tuple(tuple(view(image) for image in images) for view in self.pixels)
+        pixels = tuple(tuple(to_pixels(image) for image in images) for to_pixels in self.pixels)
         input_ids, labels = (torch.from_numpy(np.array(ids)) for ids in (encoded.input_ids, encoded.labels))
         return ProcessedSample(input_ids, labels, pixels, index, sample.id)

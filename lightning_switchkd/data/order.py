@@ -1,4 +1,4 @@
-"""Which record comes when: pure functions of seed, epoch, sizes and rank; never of workers or history."""
+"""The order of samples: pure functions of seed, epoch, sizes and rank, independent of workers and history."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 PADDING_INDEX = -1
-"""The index of a padding record."""
+"""Index of a padding sample."""
 
 Indices = NDArray[np.int64]
 
 
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014): a bijection that scrambles 64-bit integers.
+    """Scramble 64-bit integers with the splitmix64 finalizer, a bijection (Steele, Lea, Flood 2014).
 
     >>> hex(splitmix64(np.zeros(1, dtype=np.uint64))[0])
     '0xe220a8397b1dcdaf'
@@ -28,26 +28,26 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Blocks(NamedTuple):
-    """The blocks that a source reads as a whole, such as files behind a URL, or a Parquet file's row groups.
+    """The blocks that a source reads as a whole, such as files behind a URL or row groups of a Parquet file.
 
     Attributes:
-        of: ``[n]`` int32, the block of each record.
-        window: blocks that are shuffled together, because a reader keeps as many.
+        ids: ``[n]`` int32, the block of each sample.
+        window: Number of blocks that are shuffled together. A reader keeps that many.
     """
 
-    of: NDArray[np.int32]
+    ids: NDArray[np.int32]
     window: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """What an epoch takes of one source.
+    """The part of one source that an epoch uses.
 
     Attributes:
-        records: ``[n]`` the records that may be taken.
-        weight: how often each of them is taken in an epoch, on average. An epoch takes ``round(weight · n)``, and goes
-            on where the one before it stopped: no record comes twice before all have come once.
-        blocks: what is read as a whole, the largest first, each of the smaller within one of the larger.
+        samples: ``[n]`` indices of the samples that may be used.
+        weight: Mean number of times that an epoch uses each sample. An epoch uses ``round(weight · n)`` samples and
+            continues where the previous epoch stopped. No sample repeats before all have been used once.
+        blocks: Blocks that are read as a whole, the largest first. Each smaller block is part of a larger one.
     """
 
     samples: Indices
@@ -55,31 +55,31 @@ class Share:
     blocks: tuple[Blocks, ...] = ()
 
     @property
-    def taken(self) -> int:
-        """Records in an epoch."""
+    def samples_per_epoch(self) -> int:
+        """Number of samples in an epoch."""
         return max(1, round(self.weight * len(self.samples)))
 
-    def steps_together(self, step: int) -> float:
-        """Optimizer steps of `step` records that one window of blocks fills, at least 1."""
-        windows = (len(self.samples) / len(np.unique(of)) * window for of, window in self.blocks)
+    def steps_per_window(self, step: int) -> float:
+        """Return the optimizer steps of `step` samples in one window of blocks, at least 1. Infinity without blocks."""
+        windows = (len(self.samples) / len(np.unique(ids)) * window for ids, window in self.blocks)
         return min((max(1, samples // step) for samples in windows), default=float("inf"))
 
-    def walk(self, seed: int, epoch: int) -> Indices:
-        """``[taken]`` the records of an epoch: pass after pass over all of them, each pass in another order."""
-        begin, n = epoch * self.taken, len(self.samples)
-        passes = range(begin // n, -(-(begin + self.taken) // n))
-        walked = np.concatenate([self._shuffled(_key(seed, number)) for number in passes])
-        return walked[begin - passes.start * n :][: self.taken]
+    def epoch_samples(self, seed: int, epoch: int) -> Indices:
+        """Return ``[samples_per_epoch]`` samples: pass after pass over all of them, each pass in another order."""
+        begin, n = epoch * self.samples_per_epoch, len(self.samples)
+        passes = range(begin // n, -(-(begin + self.samples_per_epoch) // n))
+        shuffled = np.concatenate([self._shuffled(_key(seed, number)) for number in passes])
+        return shuffled[begin - passes.start * n :][: self.samples_per_epoch]
 
     def _shuffled(self, key: NDArray[np.uint64]) -> Indices:
         scrambled = splitmix64(self.samples.astype(np.uint64) ^ key)
-        window = np.zeros(len(self.samples), dtype=np.int64)
-        for of, together in self.blocks:
-            names, first, positions = np.unique(of, return_index=True, return_inverse=True)
-            places = np.empty(len(names), dtype=np.int64)
-            places[np.lexsort((splitmix64(names.astype(np.uint64) ^ key), window[first]))] = np.arange(len(names))
-            window = places[positions] // together
-        return self.samples[np.lexsort((scrambled, window))]
+        window_of = np.zeros(len(self.samples), dtype=np.int64)
+        for ids, window in self.blocks:
+            unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+            rank = np.empty(len(unique), dtype=np.int64)
+            rank[np.lexsort((splitmix64(unique.astype(np.uint64) ^ key), window_of[first]))] = np.arange(len(unique))
+            window_of = rank[inverse] // window
+        return self.samples[np.lexsort((scrambled, window_of))]
 
 
 def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
@@ -87,62 +87,63 @@ def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
 
 
 def epoch_order(seed: int, epoch: int, shares: Sequence[Share]) -> Indices:
-    """The records of an epoch, the same on every machine and under every version of numpy.
+    """Return the samples of an epoch, the same on every machine and in every version of numpy.
 
-    Every share keeps the order of its walk; together they are evenly mixed.
+    Each share keeps its own order. The shares are evenly mixed.
 
     >>> sorted(epoch_order(0, 3, [Share(np.arange(5))]).tolist())
     [0, 1, 2, 3, 4]
     >>> sorted(epoch_order(0, 0, [Share(np.arange(2), weight=2), Share(np.arange(2, 8), weight=0.5)]).tolist())[:4]
     [0, 0, 1, 1]
     """
-    whose = np.repeat(np.arange(len(shares)), [share.taken for share in shares])
-    whose = whose[np.argsort(splitmix64(np.arange(len(whose), dtype=np.uint64) ^ _key(seed, epoch)), kind="stable")]
-    order = np.empty(len(whose), dtype=np.int64)
+    share_of = np.repeat(np.arange(len(shares)), [share.samples_per_epoch for share in shares])
+    scrambled = splitmix64(np.arange(len(share_of), dtype=np.uint64) ^ _key(seed, epoch))
+    share_of = share_of[np.argsort(scrambled, kind="stable")]
+    order = np.empty(len(share_of), dtype=np.int64)
     for number, share in enumerate(shares):
-        order[whose == number] = share.walk(seed, epoch)
+        order[share_of == number] = share.epoch_samples(seed, epoch)
     return order
 
 
 def group_by_length(
     order: Indices, lengths: NDArray[np.int64], step: int, window: int, seed: int, epoch: int
 ) -> Indices:
-    """The order with records of like length in one optimizer step, so that little is padded.
+    """Reorder samples so that those of one optimizer step have similar lengths, which reduces padding.
 
-    Within every `window` steps, records are sorted, and the steps come in an order of their own: a record stays within
+    Samples are sorted within each `window` of steps. Then the steps of the window are shuffled. A sample never leaves
     its window.
 
     Args:
-        order: ``[n]`` records, whole steps of them.
-        lengths: by record; what shall not share a step (records without images) has lengths far apart.
-        step: records in an optimizer step.
-        window: steps that are sorted together; 1 leaves the order as it is.
-        seed: of the order of the steps.
-        epoch: the same.
+        order: ``[n]`` samples, whole steps.
+        lengths: By sample. Samples that must not share a step (those without images) have very different lengths.
+        step: Samples in an optimizer step.
+        window: Steps that are sorted together. 1 keeps the order.
+        seed: Seed for the order of the steps.
+        epoch: Epoch, for the order of the steps.
     """
     if window == 1:
         return order
     order = order[np.lexsort((lengths[order], np.arange(len(order)) // (step * window)))]
     steps = np.arange(len(order) // step, dtype=np.uint64)
-    places = np.lexsort((splitmix64(steps ^ _key(seed, epoch)), steps // np.uint64(window)))
-    return order.reshape(-1, step)[places].reshape(-1)
+    shuffled = np.lexsort((splitmix64(steps ^ _key(seed, epoch)), steps // np.uint64(window)))
+    return order.reshape(-1, step)[shuffled].reshape(-1)
 
 
 def whole_batches(order: Indices, size: int) -> Indices:
-    """The order without the tail that does not fill a batch of `size`."""
+    """Drop the tail that does not fill a batch of `size`."""
     return order[: len(order) // size * size]
 
 
 def padded_batches(order: Indices, size: int) -> Indices:
-    """The order with padding records at its end, so that every batch of `size` is full."""
+    """Append padding samples so that every batch of `size` is full."""
     return np.pad(order, (0, -len(order) % size), constant_values=PADDING_INDEX)
 
 
 def rank_slice(order: Indices, batch: int, batch_size: int, rank: int, world_size: int) -> Indices:
-    """The records of one rank in one micro-batch.
+    """Return the samples of one rank in one micro-batch.
 
     Micro-batch b of all ranks is ``order[b·G : (b+1)·G]`` with ``G = batch_size · world_size``, split among ranks.
-    So one rank of 8, two ranks of 4, and 4 with two accumulated micro-batches see the same 8 records before a step.
+    One rank of 8, two ranks of 4, and 4 with two accumulated micro-batches use the same 8 samples in a step.
     """
     start = (batch * world_size + rank) * batch_size
     return order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""A data set in another format: JSON, JSONL, Parquet or tar. Records and image files stay the same, to the byte."""
+"""Convert a data set to JSON, JSONL, Parquet or tar. Samples and image files stay the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from lightning_switchkd.data.samples import Role, Sample
 from lightning_switchkd.data.sources import Source, open_source
 
 ROW_GROUP = 100
-"""Rows of a Parquet row group: what is read together."""
+"""Rows of a Parquet row group, which are read together."""
 
 _NAMES: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record to be written.
+    """One sample to write.
 
     Attributes:
-        raw: as its source gave it, without images.
-        record: the same, validated.
-        images: name and bytes of each image file.
+        raw: The raw sample without images.
+        sample: The validated sample.
+        images: Name and bytes of each image file.
     """
 
     raw: dict[str, Any]
@@ -43,7 +43,7 @@ class Row:
     images: list[tuple[str, bytes]]
 
     def named(self, names: list[str]) -> dict[str, Any]:
-        """The raw record with images by name."""
+        """Return the raw sample with its images by name."""
         return {**self.raw, **({"image": names[0] if len(names) == 1 else names} if names else {})}
 
 
@@ -54,27 +54,27 @@ def repack(
     exclude: str | None = None,
     records_per_shard: int = 10_000,
 ) -> None:
-    """Write a data set in another format: images go into a .parquet or .tar file, and beside a .json or .jsonl file.
+    """Convert a data set to another format. Images go into .parquet or .tar files, or next to a .json or .jsonl file.
 
-    The order of the records stays, so training sees the same batches. A record that cannot be used stops it, with what
-    is wrong and where; `validate-data` finds all of them and writes a list for ``--exclude``.
+    The order of samples stays, so training uses the same batches. An invalid sample stops the command with an error.
+    `validate-data` finds all invalid samples and writes a list for ``--exclude``.
 
     Args:
-        annotations: the data set: a .json, .jsonl, .parquet or .tar file, or a folder or pattern of such files.
-        output: what to write; its ending says the format. Several .parquet or .tar files are numbered.
-        image_root: folder that the records' image paths are relative to.
-        exclude: list of records to leave out.
-        records_per_shard: most records in one .parquet or .tar file.
+        annotations: The data set: a .json, .jsonl, .parquet or .tar file, or a folder or pattern of such files.
+        output: The file to write. Its suffix defines the format. Several .parquet or .tar files are numbered.
+        image_root: Folder that image paths are relative to.
+        exclude: List of samples to skip.
+        records_per_shard: Maximum number of samples in one .parquet or .tar file.
     """
     target = Path(output)
     if target.suffix not in WRITERS:
-        raise UserError(f"--output {output}: the ending must be one of {', '.join(WRITERS)}")
+        raise UserError(f"--output must end in one of {', '.join(WRITERS)}, got {output}.")
     if target.exists():
-        raise UserError(f"--output: there is a {output} already: choose another name, or move it away")
+        raise UserError(f"--output: {output} already exists. Choose another name, or move it away.")
     source = open_source(annotations, ImageFolder(image_root))
     excluded = [] if exclude is None else read_exclusions(exclude, source)
     indices = np.delete(np.arange(len(source)), np.array(excluded, dtype=np.int64)).tolist()
-    rows = iter(tqdm(_rows(source, indices), total=len(indices), desc=f"writing {target.name}", unit="record"))
+    rows = iter(tqdm(_rows(source, indices), total=len(indices), desc=f"Writing {target.name}", unit="sample"))
     size = records_per_shard if target.suffix in (".parquet", ".tar") else len(indices)
     shards = -(-len(indices) // size)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def repack(
         path = target.with_name(f"{target.stem}{number}{target.suffix}")
         with atomic_path(path) as partial:
             WRITERS[target.suffix](partial, path, islice(rows, size))
-    print(f"{len(indices)} records of {annotations} written to {output}" + (f", {shards} files" if shards > 1 else ""))
+    print(f"Wrote {len(indices)} samples of {annotations} to {output}" + (f" ({shards} files)" if shards > 1 else ""))
 
 
 def _rows(source: Source, indices: list[int]) -> Iterator[Row]:
@@ -98,8 +98,8 @@ def _rows(source: Source, indices: list[int]) -> Iterator[Row]:
 
 
 def _extension(data: bytes) -> str:
-    known = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
-    return known.get(data[:4], ".jpg")
+    extensions = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
+    return extensions.get(data[:4], ".jpg")
 
 
 def _write_json(partial: Path, path: Path, rows: Iterator[Row]) -> None:
@@ -115,7 +115,7 @@ def _write_lines(partial: Path, path: Path, rows: Iterator[Row]) -> None:
 
 
 def _unpacked(row: Row, path: Path) -> str:
-    """The record as JSON; images that came inside it become files beside `path`, in a folder of its name."""
+    """Return the sample as JSON. Write images that it contains as files, to a folder next to `path` with its name."""
     names = []
     for (name, data), ref in zip(row.images, row.sample.images, strict=True):
         if ref.data is not None:
@@ -153,7 +153,7 @@ def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
     schema = pa.schema(columns)
     with parquet.ParquetWriter(partial, schema) as writer:
         while group := list(islice(rows, ROW_GROUP)):
-            found = [
+            columns = [
                 {
                     "id": row.sample.id,
                     "images": [{"bytes": data, "path": name} for name, data in row.images],
@@ -162,7 +162,7 @@ def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
                 }
                 for row in group
             ]
-            writer.write_table(pa.Table.from_pylist(found, schema=schema), row_group_size=ROW_GROUP)
+            writer.write_table(pa.Table.from_pylist(columns, schema=schema), row_group_size=ROW_GROUP)
 
 
 WRITERS: dict[str, Callable[[Path, Path, Iterator[Row]], None]] = {

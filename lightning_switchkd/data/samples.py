@@ -1,4 +1,4 @@
-"""One raw LLaVA record -> one validated `Sample`, or a `SampleError` that says what is wrong and how to mend it."""
+"""The validated form of one LLaVA sample, and the error that reports an invalid one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_switchkd.core.types import DefectCode
 T = TypeVar("T")
 
 IMAGE_TOKEN = "<image>"
-"""Where an image stands in the text of a user turn."""
+"""Placeholder of an image in the text of a user turn."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -34,13 +34,13 @@ class ImageReader(Protocol):
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """Where a raw record lies.
+    """The location of a raw sample.
 
     Attributes:
-        path: its file, as messages name it.
-        index: its position in that file.
-        images: what reads its images; None where nobody will.
-        group: its data set's name, for records that do not say it themselves; empty is the stem of `path`.
+        path: Its file, as messages show it.
+        index: Its position in that file.
+        images: Reads its images. None if images are not needed.
+        group: Name of its data set, for samples without a `source` field. Empty: the stem of `path`.
     """
 
     path: str
@@ -50,19 +50,19 @@ class SampleLocation:
 
     @property
     def source(self) -> str:
-        """The data set that a record belongs to if it says no other."""
+        """The data set of a sample without a `source` field."""
         return self.group or PurePath(self.path).stem
 
 
 class SampleError(UserError):
-    """A record that cannot be used.
+    """An invalid sample.
 
     Attributes:
-        code: the kind of defect, one of `DefectCode`.
-        problem: what is wrong and how to mend it.
-        place: where the record lies; None until `at` says it.
-        id: its own id, where it could be read.
-        source: its data set, where it could be read.
+        code: The kind of defect, one of `DefectCode`.
+        problem: The problem, the value and the fix.
+        location: The location of the sample. None until `at` sets it.
+        id: The sample's own id, if it could be read.
+        source: Its data set, if it could be read.
     """
 
     def __init__(
@@ -73,27 +73,27 @@ class SampleError(UserError):
         id: object = None,
         source: str = "",
     ) -> None:
-        super().__init__(code, problem, location, id, source)  # as they are: a worker's error travels by pickle
+        super().__init__(code, problem, location, id, source)  # all arguments: a worker's error is pickled
         self.code, self.problem, self.location, self.id, self.source = code, problem, location, id, source
 
     def at(self, location: SampleLocation, id: object = None, source: str = "") -> SampleError:
-        """The same error, of this record."""
+        """Return the same error with the location of the sample."""
         return SampleError(self.code, self.problem, location, id, source or location.source)
 
     def __str__(self) -> str:
         if self.location is None:
             return f"{self.problem} [{self.code}]"
         name = "" if self.id is None else f" (id {self.id!r})"
-        return f"record {self.location.index}{name} of {self.location.path}: {self.problem} [{self.code}]"
+        return f"Sample {self.location.index}{name} of {self.location.path}: {self.problem} [{self.code}]"
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of a record.
+    """A reference to an image of a sample.
 
     Attributes:
-        path: relative to the image root; of an image that came with its record, only a name.
-        data: the file's bytes, where they came with the record.
+        path: Path relative to the image root. Only a name if `data` is set.
+        data: The bytes of the image file, if the sample contains them.
     """
 
     path: str
@@ -102,16 +102,16 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. In a record with images, `<image>` in a user turn stands for the next image."""
+    """One message. In a sample with images, each `<image>` in a user turn stands for the next image."""
 
     role: Role
     text: str
 
     @property
     def text_only(self) -> str:
-        """What it says, without the places of images.
+        r"""The text without image placeholders.
 
-        >>> Turn("user", "<image>\\nWhat is it?").text_only
+        >>> Turn("user", "<image>\nWhat is it?").text_only
         'What is it?'
         """
         return self.text.replace(IMAGE_TOKEN, "").strip()
@@ -119,14 +119,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: an optional system turn, then user and assistant in turn, ending with the assistant.
+    """One conversation: an optional system turn, then alternating user and assistant turns, ending with the assistant.
 
     Attributes:
-        id: the record's own id, as text; its index where it has none.
-        images: image references, in the order of their placeholders; empty for a text-only record.
-        turns: the conversation; a text-only record's `<image>` is literal text.
-        source: the data set it belongs to (its `source` field, else its place's): scores are grouped by it.
-        place: where it lies.
+        id: The sample's own id as text. Its index if it has no id.
+        images: Image references in the order of their placeholders. Empty for a text-only sample.
+        turns: The conversation. In a text-only sample, `<image>` is literal text.
+        source: Its data set (the `source` field, otherwise that of its location). Scores are grouped by it.
+        location: Its location.
     """
 
     id: str
@@ -137,28 +137,28 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """The last assistant turn: what generation is compared with."""
+        """The last assistant turn, which generated answers are compared with."""
         return self.turns[-1].text
 
     def load_images(self, count: int | None = None) -> tuple[Image, ...]:
-        """Its images, decoded; of all, or of the first `count`.
+        """Decode the images, or only the first `count`.
 
         Raises:
-            RecordError: one of them is missing or cannot be read.
+            SampleError: An image is missing or cannot be decoded.
         """
         return tuple(self._read(lambda folder, ref: folder.read(ref), count))
 
     def image_bytes(self) -> tuple[bytes, ...]:
-        """Its image files, byte for byte.
+        """Read the image files without decoding them.
 
         Raises:
-            RecordError: one of them is missing.
+            SampleError: An image is missing.
         """
         return tuple(self._read(lambda folder, ref: folder.bytes_of(ref)))
 
     def _read(self, read: Callable[[ImageReader, ImageRef], T], count: int | None = None) -> Iterator[T]:
         if self.location.images is None:
-            raise ValueError("these records were opened without their images")
+            raise ValueError("This source was opened without an image reader. Pass `images` to open_source.")
         for ref in self.images[:count]:
             try:
                 yield read(self.location.images, ref)

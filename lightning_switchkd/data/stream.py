@@ -1,4 +1,4 @@
-"""The loader: whole accumulation windows of one rank, in an order that a restart continues exactly."""
+"""The loader: whole accumulation windows of one rank, in an order that resuming continues exactly."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lightning_switchkd.data.workers import prefetch
 
 
 class Position(NamedTuple):
-    """Where in training an iteration begins.
+    """The position in training at which an iteration begins.
 
     Attributes:
-        epoch: which order.
-        start: micro-batches of it already done.
-        stop: micro-batch at which the epoch is cut short; None where it is whole.
+        epoch: The epoch, which defines the order.
+        start: Micro-batches of the epoch that are already done.
+        stop: Micro-batch at which the epoch is cut short. None: a full epoch.
     """
 
     epoch: int
@@ -46,31 +46,31 @@ class Position(NamedTuple):
 class BatchStream:
     """Micro-batches of one rank.
 
-    In training, records are shuffled anew each epoch, a tail that fills no optimizer step is left out, and each
-    `Batch` knows the counts of its accumulation window. Otherwise records come in order, every one exactly once, and
-    padding records (index -1) fill up the last batches, so that all ranks run equally many. The slot of a bad record is
-    dropped, positions never shift; a batch of bad records alone is one padding record.
+    In training, samples are shuffled in every epoch, and a tail that does not fill an optimizer step is dropped. Each
+    `Batch` has the counts of its accumulation window. Otherwise samples come in order, each exactly once. Padding
+    samples (index -1) fill the last batches, so that all ranks run equally many. An invalid sample leaves its place
+    empty, and positions never shift. A batch of invalid samples only becomes one padding sample.
 
-    Lightning leaves a loader that is no `DataLoader` alone, asks it for `iter` earlier than it needs batches, and
-    stores what `state_dict` gives. So the position is asked for at the first batch, not at `iter` (STACK D), and the
-    state holds no position, only what the order is made of.
+    Lightning does not modify a loader that is not a `DataLoader`. It calls `iter` before it needs batches, and stores
+    `state_dict` in checkpoints. So the position is read at the first batch, when the
+    Trainer has restored its progress, and not at `iter`. The state holds no position, only what defines the order.
 
     Args:
-        dataset: samples by index.
-        collate: samples -> Batch.
-        batch_size: records in a micro-batch of this rank.
-        train: shuffle and cut, or keep the order and pad.
-        seed: of the shuffle.
-        accumulate: micro-batches an optimizer step takes.
-        rank: this process.
-        world_size: processes that share an epoch.
-        num_workers: worker processes that read ahead; 0 reads here.
-        group_window: optimizer steps within which records of like length are put together; 1 leaves all as shuffled.
-        quarantine: takes note of bad records; None makes the first of them an error.
-        position: tells where to begin, asked whenever an iteration starts; None begins the epoch of `set_epoch`.
+        dataset: Samples by index.
+        collate: Makes a `Batch` of samples.
+        batch_size: Samples in a micro-batch of this rank.
+        train: True: shuffle and cut. False: keep the order and pad.
+        seed: Seed of the shuffle.
+        accumulate: Micro-batches of an optimizer step.
+        rank: This process.
+        world_size: Processes that share an epoch.
+        num_workers: Worker processes that prefetch. 0 reads in this process.
+        group_window: Optimizer steps within which samples of similar length are grouped. 1 keeps the shuffled order.
+        quarantine: Records invalid samples. None: the first invalid sample is an error.
+        position: Returns the start, at the start of each iteration. None: the start of the epoch of `set_epoch`.
 
     Raises:
-        UserError: there are too few records for one optimizer step.
+        UserError: There are too few samples for one optimizer step.
     """
 
     def __init__(
@@ -89,52 +89,52 @@ class BatchStream:
         quarantine: Quarantine | None = None,
         position: Callable[[], Position] | None = None,
     ) -> None:
-        self._dataset, self._collate = dataset, collate  # private: Lightning rewraps what has a `dataset`
+        self._dataset, self._collate = dataset, collate  # private: Lightning rewraps a loader with a `dataset`
         self.batch_size, self.train, self.seed, self.accumulate = batch_size, train, seed, accumulate
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.group_window, self.quarantine = group_window, quarantine
         self._shares = dataset.shares()
         self._position = position or (lambda: Position(self._epoch))
         self._epoch = 0
-        self._waited = 0.0
-        samples = sum(share.taken for share in self._shares) if train else len(dataset.samples)
+        self._wait_seconds = 0.0
+        samples = sum(share.samples_per_epoch for share in self._shares) if train else len(dataset.samples)
         steps = samples // (batch_size * world_size * accumulate)
         self._length = steps * accumulate if train else -(-samples // (batch_size * world_size))
         if not self._length:
             raise UserError(
-                f"{dataset.source.path} holds {samples} records, fewer than one optimizer step takes "
-                f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated): lower one of these"
+                f"{dataset.source.path} has {samples} samples, fewer than one optimizer step needs "
+                f"({batch_size} per batch x {world_size} processes x {accumulate} accumulated). Lower one of these."
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration begins, where nobody gave a `position`."""
+        """Set the epoch of the next iteration. Ignored if `position` is given."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Micro-batches of a whole epoch, wherever the iteration began."""
+        """Return the micro-batches of a full epoch, wherever the iteration began."""
         return self._length
 
     def pop_wait_seconds(self) -> float:
-        """Seconds that an iteration has waited for batches to be made since this was last asked."""
-        waited, self._waited = self._waited, 0.0
-        return waited
+        """Return the seconds spent waiting for batches since the last call."""
+        seconds, self._wait_seconds = self._wait_seconds, 0.0
+        return seconds
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, stop = self._position()
         stop = len(self) if stop is None else min(stop, len(self))
         window: list[Batch] = []
         if self.quarantine is not None:
-            self.quarantine.begin()
+            self.quarantine.read_existing()
         for batch, done in zip(self._batches(self.order(epoch), start, stop), range(start + 1, stop + 1), strict=True):
             if self.quarantine is not None:
-                self.quarantine.note(self.batch_size, batch.defects, epoch=epoch, batch=done - 1)
+                self.quarantine.add(self.batch_size, batch.defects, epoch=epoch, batch=done - 1)
             window.append(batch)
             if done % self.accumulate == 0 or done == stop:
                 yield from _with_window(window)
                 window = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of records is made of. It is the same on all ranks: only rank 0's is stored."""
+        """Return everything that defines the order of samples. Equal on all ranks, and only rank 0's is stored."""
         return {
             "seed": self.seed,
             "records": len(self._dataset),
@@ -143,33 +143,33 @@ class BatchStream:
             "accumulate_grad_batches": self.accumulate,
             "group_window": self.group_window,
             "files read together (data.cache_gb)": [
-                [together, len(np.unique(of))] for share in self._shares for of, together in share.blocks
+                [window, len(np.unique(ids))] for share in self._shares for ids, window in share.blocks
             ]
             or None,
             "excluded records": fingerprint(self._dataset.excluded),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Check that a checkpoint's epoch can be continued.
+        """Check that a checkpoint's epoch can be resumed.
 
         Raises:
-            UserError: the records would come in another order; the message names what changed.
+            UserError: The order of samples would differ. The message names the setting that changed.
         """
-        for field, now in self.state_dict().items():
-            if state.get(field) != now:
+        for name, current in self.state_dict().items():
+            if state.get(name) != current:
                 raise UserError(
-                    f"this checkpoint cannot be resumed: {field!r} was {state.get(field)!r} and is {now!r} now, so the "
-                    f"records of {self._dataset.source.path} would come in another order: set it back"
+                    f"Cannot resume this checkpoint: {name!r} was {state.get(name)!r} and is now {current!r}, which "
+                    f"changes the order of the samples of {self._dataset.source.path}. Restore the old value."
                 )
 
     def order(self, epoch: int) -> Indices:
-        """``[n]`` the records of an epoch, all ranks' micro-batches one after the other; -1 is a padding record."""
+        """Return ``[n]`` samples of an epoch, the micro-batches of all ranks in sequence. -1 is a padding sample."""
         batch = self.batch_size * self.world_size
         if not self.train:
             return padded_batches(self._dataset.samples, batch)
         step = batch * self.accumulate
         order = whole_batches(epoch_order(self.seed, epoch, self._shares), step)
-        windows = [self.group_window, *(share.steps_together(step) for share in self._shares)]
+        windows = [self.group_window, *(share.steps_per_window(step) for share in self._shares)]
         return group_by_length(order, self._dataset.lengths, step, int(min(windows)), self.seed, epoch)
 
     def _batches(self, order: Indices, start: int, stop: int) -> Iterator[Batch]:
@@ -178,15 +178,15 @@ class BatchStream:
             (rank_slice(order, b, self.batch_size, self.rank, self.world_size) for b in range(start, stop)),
             self.num_workers,
         )
-        asked = time.perf_counter()
+        start_time = time.perf_counter()
         for batch in loader:
-            self._waited += time.perf_counter() - asked
+            self._wait_seconds += time.perf_counter() - start_time
             yield batch
-            asked = time.perf_counter()
+            start_time = time.perf_counter()
 
 
 class _MicroBatches(Dataset[Batch | UserError]):
-    """Indices -> Batch, or the user's mistake as a value: raised in a worker it would come out as a traceback."""
+    """Batches by indices. A `UserError` is returned as a value, because raising in a worker would show a traceback."""
 
     def __init__(self, dataset: VisionTextDataset, collate: Collator, strict: bool) -> None:
         self.dataset, self.collate, self.strict = dataset, collate, strict
@@ -207,7 +207,7 @@ class _MicroBatches(Dataset[Batch | UserError]):
 
 
 def _with_window(batches: list[Batch]) -> Iterator[Batch]:
-    """The micro-batches of one window, each with the counts of all."""
+    """Yield the micro-batches of one window, each with the counts of the whole window."""
     window = sum((batch.counts for batch in batches), Counts())
     for position, batch in enumerate(batches):
         yield replace(batch, window=window, window_start=position == 0, window_end=position == len(batches) - 1)

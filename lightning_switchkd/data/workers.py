@@ -1,4 +1,4 @@
-"""Processes that read ahead, and end with the run they read for."""
+"""Worker processes that prefetch, and exit with their run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ T = TypeVar("T")
 
 
 def prefetch(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_workers: int) -> Iterator[T]:
-    """What `dataset` makes of each of `indices`, in their order, by worker processes that end with this one.
+    """Yield `dataset[i]` for each of `indices`, in order. Worker processes exit with this process.
 
     Args:
-        dataset: makes something of an array of indices; a `UserError` comes as a value, raised it would be a traceback.
-        indices: asked for one by one, a few ahead.
-        num_workers: worker processes; 0 reads here.
+        dataset: Takes an array of indices. It returns a `UserError` as a value, because raising in a worker would
+            show a traceback.
+        indices: Iterated a few items ahead.
+        num_workers: Worker processes. 0 reads in this process.
 
     Raises:
-        UserError: where `dataset` gave one.
+        UserError: `dataset` returned one.
     """
     loader = DataLoader(
         dataset,
@@ -37,32 +38,35 @@ def prefetch(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_wo
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_obey_the_run_alone, os.getpid()) if num_workers else None,
-        generator=torch.Generator(),  # leaves the global random state, that is dropout, alone
+        worker_init_fn=partial(_follow_parent, os.getpid()) if num_workers else None,
+        generator=torch.Generator(),  # keeps the global random state, and so dropout, unchanged
     )
-    for found in loader:
-        if isinstance(found, UserError):
-            raise found
-        yield found
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 PARENT_CHECK_SECONDS = 5.0
-"""Seconds between a worker's looks whether its run lives."""
+"""Seconds between a worker's checks that its run is alive."""
 
 
-def _obey_the_run_alone(run: int, _: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process of a run; who reads for it waits to be told by it."""
+def _follow_parent(parent: int, _: int) -> None:
+    """Ignore Ctrl-C and a scheduler's SIGTERM, which reach every process of a run. Obey only the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # not on macOS, where a scheduler's signal ends the worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_run, args=(run,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with_the_run(run: int) -> None:
-    """PyTorch's own look at a killed run is not enough: a worker that leaves then waits to hand over its last batches
-    through a pipe that nobody empties, and that its sisters hold open."""
-    while os.getppid() == run:
-        told = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
-        if told is not None and told.si_pid == run:
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent dies or sends SIGTERM.
+
+    PyTorch's own check for a dead parent is not enough. An exiting worker waits until its last batches are read from
+    a pipe that no process reads and that the other workers keep open.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
+        if received is not None and received.si_pid == parent:
             break
     os._exit(0)

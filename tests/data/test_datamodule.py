@@ -161,7 +161,7 @@ def test_missing_annotations_are_named_by_their_setting(make_data: MakeData, tmp
 def test_a_bad_image_is_named_by_record_and_file(make_data: MakeData, write: Callable[..., DataPaths]) -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     data = make_data(train=write([{"id": "r0", "image": "lost.png", "conversations": turns}]))
-    with pytest.raises(UserError, match=r"record 0 \(id 'r0'\) of .*train\.json: image 'lost\.png' is not below"):
+    with pytest.raises(UserError, match=r"Sample 0 \(id 'r0'\) of .*train\.json: image 'lost\.png' is not below"):
         data.dataset("train")[0]
 
 

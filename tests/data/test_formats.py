@@ -106,7 +106,7 @@ def test_repack_refuses_what_it_cannot_do(paths: DataPaths) -> None:
     with pytest.raises(UserError, match="already"):
         repack(paths.annotations, paths.annotations)
     (folder / "1.png").unlink()
-    with pytest.raises(SampleError, match=r"record 1 \(id 'r1'\)"):
+    with pytest.raises(SampleError, match=r"Sample 1 \(id 'r1'\)"):
         repack(paths.annotations, str(folder / "a.tar"), paths.image_root)
     assert not (folder / "a.tar").exists(), "whole or not at all"
 
@@ -134,7 +134,7 @@ def test_parquet_with_one_image_column_and_conversations_as_text(tmp_path: Path)
     assert [[ref.data for ref in sample.images] for sample in found] == [[b"png"], [b"png"], []]
     assert [sample.answer for sample in found] == ["0", "1", "2"]
     (row_groups,) = source.blocks
-    assert row_groups.of.tolist() == [0, 0, 1]
+    assert row_groups.ids.tolist() == [0, 0, 1]
 
 
 def test_parquet_with_paths_and_chat_messages(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_tar_names_what_is_wrong(tmp_path: Path) -> None:
     source = open_source(
         tar(tmp_path / "b.tar", {"a.jpg": b"", "a.json": turns("1", image=["x", "y"]), "b.json": b"{"})
     )
-    with pytest.raises(SampleError, match=r"record 0 of .*names 2 images, but the tar holds 1"):
+    with pytest.raises(SampleError, match=r"Sample 0 of .*names 2 images, but the tar holds 1"):
         source.read(0)
-    with pytest.raises(SampleError, match=r"record 1 of .*b\.tar: broken JSON"):
+    with pytest.raises(SampleError, match=r"Sample 1 of .*b\.tar: broken JSON"):
         source.read(1)
     (tmp_path / "c.tar").write_bytes(b"\x1f\x8b" + b"no tar" * 200)
     with pytest.raises(UserError, match=r"c\.tar cannot be read as a tar file.*unpack"):

@@ -96,20 +96,20 @@ def test_small_blocks_come_within_large_ones() -> None:
         Blocks((np.arange(n) // 20).astype(np.int32), 5),
     )
     share = Share(np.arange(n), blocks=(files, row_groups))
-    order = share.walk(0, 0)
+    order = share.epoch_samples(0, 0)
     assert sorted(order) == list(range(n))
     assert [len(set(order[i : i + 200] // 100)) for i in range(0, n, 200)] == [2] * 4
     assert [len(set(order[i : i + 100] // 20)) for i in range(0, n, 100)] == [5] * 8
-    assert share.steps_together(8) == 12
-    alone = Share(np.arange(n), blocks=(row_groups,)).walk(0, 0)
+    assert share.steps_per_window(8) == 12
+    alone = Share(np.arange(n), blocks=(row_groups,)).epoch_samples(0, 0)
     assert len(set(alone[:200] // 100)) > 2
 
 
 @given(n=st.integers(1, 40), weight=st.sampled_from([0.1, 0.5, 1.0, 1.7, 3.0]), seed=st.integers(0, 9))
 def test_no_record_comes_again_before_all_have_come(n: int, weight: float, seed: int) -> None:
     share = Share(np.arange(n) + 100, weight)
-    walked = np.concatenate([share.walk(seed, epoch) for epoch in range(8)])
-    assert len(walked) == 8 * share.taken
+    walked = np.concatenate([share.epoch_samples(seed, epoch) for epoch in range(8)])
+    assert len(walked) == 8 * share.samples_per_epoch
     for start in range(0, len(walked) - n + 1, n):
         assert sorted(walked[start : start + n]) == list(range(100, 100 + n))
 

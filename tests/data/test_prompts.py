@@ -134,10 +134,10 @@ def test_text_never_becomes_control(make_prompter: Callable[..., Prompter], styl
     calm = prompter.encode(sample("say", "ok", system="be"))
     encoded = prompter.encode(sample(evil, evil, system=evil))
     for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>"):
-        token = prompter.control[name]
+        token = prompter.control_ids[name]
         assert encoded.input_ids.count(token) == calm.input_ids.count(token), name
     end = "<|im_end|>"
-    assert learnt(prompter, encoded) == [prompter.style.lead + evil + end]
+    assert learnt(prompter, encoded) == [prompter.style.answer_prefix + evil + end]
 
 
 def test_a_leading_newline_of_an_answer_stays_in_the_answer(make_prompter: Callable[..., Prompter]) -> None:
@@ -161,7 +161,7 @@ def test_the_question_is_what_comes_before_the_last_answer(make_prompter: Callab
 def test_truncation_drops_whole_exchanges(make_prompter: Callable[..., Prompter]) -> None:
     conversation = sample("What?", "A cat.", "<image> and?", "Red.", "Sure?", "Yes", images=1)
     whole = make_prompter().encode(conversation)
-    ends = [i + 2 for i, token in enumerate(whole.input_ids) if token == make_prompter().control["<|im_end|>"]][1::2]
+    ends = [i + 2 for i, token in enumerate(whole.input_ids) if token == make_prompter().control_ids["<|im_end|>"]][1::2]
     assert len(whole.input_ids) == ends[-1]
     for max_length in range(ends[0], ends[-1] + 1):
         encoded = make_prompter(max_length=max_length).encode(conversation)

@@ -32,7 +32,7 @@ def defect(index: int, code: DefectCode = "image_missing") -> Defect:
 
 
 def quarantine(folder: Path | None, rank: int = 0, world_size: int = 1, **changes: Any) -> Quarantine:
-    return Quarantine(folder, **{"max_share": 0.01, "max_run": 100} | changes, rank=rank, world_size=world_size)
+    return Quarantine(folder, **{"max_bad_fraction": 0.01, "max_bad_run": 100} | changes, rank=rank, world_size=world_size)
 
 
 def written(folder: Path) -> list[tuple[str, int]]:
@@ -42,9 +42,9 @@ def written(folder: Path) -> list[tuple[str, int]]:
 
 def test_a_record_is_written_and_counted_once(tmp_path: Path) -> None:
     first = quarantine(tmp_path)
-    first.begin()
+    first.read_existing()
     for epoch in range(2):
-        first.note(8, [defect(3), defect(5, "schema")], epoch=epoch, batch=0)
+        first.add(8, [defect(3), defect(5, "schema")], epoch=epoch, batch=0)
     assert written(tmp_path) == [("rank0", 3), ("rank0", 5)]
     line = json.loads((tmp_path / "rank0.jsonl").read_text().splitlines()[0])
     assert line == {"epoch": 0, "batch": 0, "path": "a.json", "index": 3, "id": "id3", "source": "a",
@@ -52,8 +52,8 @@ def test_a_record_is_written_and_counted_once(tmp_path: Path) -> None:
     with (tmp_path / "rank0.jsonl").open("a") as file:
         file.write('{"epoch": 1, "pa')  # killed as it wrote
     again = quarantine(tmp_path)
-    again.begin()
-    again.note(8, [defect(3), defect(7)])
+    again.read_existing()
+    again.add(8, [defect(3), defect(7)])
     assert first.counts == {"image_missing": 1, "schema": 1}
     assert again.counts == {"image_missing": 2, "schema": 1}
 
@@ -62,31 +62,31 @@ def test_ranks_know_of_each_others_records(tmp_path: Path) -> None:
     """In the next epoch a record may come to another rank; the sum over the ranks is the number of records."""
     ranks = [quarantine(tmp_path, rank, 2) for rank in range(2)]
     for rank, one in enumerate(ranks):
-        one.begin()
-        one.note(4, [defect(rank)])
+        one.read_existing()
+        one.add(4, [defect(rank)])
     for rank, one in enumerate(ranks):
-        one.begin()
-        one.note(4, [defect(1 - rank)])
+        one.read_existing()
+        one.add(4, [defect(1 - rank)])
     assert written(tmp_path) == [("rank0", 0), ("rank1", 1)]
     assert [one.counts.total() for one in ranks] == [1, 1]
     alone = quarantine(tmp_path)  # goes on where there were two
-    alone.begin()
+    alone.read_existing()
     assert alone.counts.total() == 2
 
 
 def test_too_many_stop_the_run(tmp_path: Path) -> None:
     share = quarantine(tmp_path)
     for i in range(99):
-        share.note(10, [defect(i)] if i < 10 else [])
-    share.note(10, [])  # 10 of 1,000 is one per cent
+        share.add(10, [defect(i)] if i < 10 else [])
+    share.add(10, [])  # 10 of 1,000 is one per cent
     with pytest.raises(UserError, match=r"11 of 1010 records are bad, more than 1\.0% .*data\.max_bad_fraction"):
-        share.note(10, [defect(99)])
-    run = quarantine(None, max_run=16)
-    run.note(8, [defect(i) for i in range(8)])
-    run.note(8, [])
-    run.note(8, [defect(i) for i in range(8)])
+        share.add(10, [defect(99)])
+    run = quarantine(None, max_bad_run=16)
+    run.add(8, [defect(i) for i in range(8)])
+    run.add(8, [])
+    run.add(8, [defect(i) for i in range(8)])
     with pytest.raises(UserError, match="the last 16 records are all bad"):
-        run.note(8, [defect(i) for i in range(8)])
+        run.add(8, [defect(i) for i in range(8)])
 
 
 def test_an_exclusion_list_names_records_of_any_source(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
@@ -187,7 +187,7 @@ def test_a_failing_disk_is_no_record_s_fault(
 def test_the_first_one_stops_where_asked(make_data: MakeData, write: Write) -> None:
     bad = write([*samples(11), {"id": "x", "conversations": talk("q", "")}])
     for workers in (0, 2):
-        with pytest.raises(UserError, match=r"record 11 \(id 'x'\) of .*train\.json: .*\[empty_answer\]"):
+        with pytest.raises(UserError, match=r"Sample 11 \(id 'x'\) of .*train\.json: .*\[empty_answer\]"):
             list(make_data(train=bad, batch_size=4, on_error="raise", num_workers=workers).train_dataloader())
 
 

@@ -80,7 +80,7 @@ def test_placeholders(texts: tuple[str, ...], images: int, expected: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("record", "code", "says"),
+    ("sample", "code", "says"),
     [
         ("text", "schema", "must be a JSON object"),
         (raw("q", "a", id=1.5), "schema", "'id'"),
@@ -114,7 +114,7 @@ def test_bad_records_say_what_where_and_how_to_mend(sample: Any, code: str, says
         parse(sample)
     assert caught.value.code == code
     assert says in str(caught.value)
-    assert "record 7" in str(caught.value)
+    assert "Sample 7" in str(caught.value)
     assert "folder/mix.json" in str(caught.value)
     if isinstance(sample, dict) and "id" in sample:
         assert f"id {sample['id']!r}" in str(caught.value)

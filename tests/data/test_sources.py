@@ -122,7 +122,7 @@ def test_a_record_that_does_not_parse_is_a_bad_one_among_good_ones(tmp_path: Pat
     source = open_source(written(tmp_path, content))
     assert len(source) == 3
     assert (source.read(0), source.read(2)) == ({"a": 1}, {"b": 2})
-    with pytest.raises(SampleError, match=r"record 1 of .*data\.json: broken JSON") as caught:
+    with pytest.raises(SampleError, match=r"Sample 1 of .*data\.json: broken JSON") as caught:
         source.read(1)
     assert caught.value.code == "bad_json"
 
@@ -130,7 +130,7 @@ def test_a_record_that_does_not_parse_is_a_bad_one_among_good_ones(tmp_path: Pat
 def test_a_file_cut_short_loses_its_last_line_alone(tmp_path: Path) -> None:
     source = open_source(written(tmp_path, '{"a": 1}\n{"b": 2}\n{"c": "cu', "cut.jsonl"))
     assert [source.read(i) for i in range(2)] == [{"a": 1}, {"b": 2}]
-    with pytest.raises(SampleError, match="record 2 of"):
+    with pytest.raises(SampleError, match="Sample 2 of"):
         source.read(2)
 
 
@@ -213,6 +213,6 @@ def test_a_file_changed_while_in_use_is_a_bad_record(tmp_path: Path) -> None:
     source = open_source(path)
     with path.open("r+b") as file:
         file.write(b"[x")
-    with pytest.raises(SampleError, match=r"record 0 of .*data\.json: broken JSON") as caught:
+    with pytest.raises(SampleError, match=r"Sample 0 of .*data\.json: broken JSON") as caught:
         source.read(0)
     assert caught.value.code == "bad_json"

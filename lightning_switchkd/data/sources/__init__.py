@@ -1,4 +1,4 @@
-"""Where raw records come from: any file as a sequence of records, read one by one, with flat memory."""
+"""Sources of raw samples: any file as a sequence of samples, read one by one in constant memory."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ __all__ = ["Mixture", "ShardCache", "Source", "open_source", "read_sample"]
 
 
 def open_source(path: str | Path, images: ImageFolder | None = None, cache: ShardCache | None = None) -> Source:
-    """The records of a JSON array, JSONL, Parquet or tar file, or of a folder or pattern of Parquet or tar files.
+    """Open a JSON array, JSONL, Parquet or tar file, or a folder or pattern of Parquet or tar files.
 
-    The first call on a file indexes it.
+    The first call for a file indexes it.
 
     Args:
         path: ``train.json``, ``train.jsonl``, ``shards/*.parquet``, ``shards/{000..012}.tar``, ``shards/``, or a
             URL: ``https://host/{000..012}.tar``, ``hf://datasets/owner/name/data/*.parquet``, ``s3://bucket/*.tar``.
-        images: reads the images that records name by path.
-        cache: where files behind URLs are kept; None is the one in the user's cache folder.
+        images: Reads images that samples name by path.
+        cache: Stores files behind URLs. None: the user's cache folder.
 
     Raises:
-        UserError: files are missing, empty, broken or no such files; the message says which and where.
-        ReadError: the network fails, time after time.
+        UserError: A file is missing, empty, damaged or of another format. The message names the file and the place.
+        ReadError: The network failed on every attempt.
     """
     name = str(path)
     suffix, remote = Path(name).suffix, "://" in name
     if not remote and Path(name).is_dir():
-        inside = {file.suffix for file in Path(name).rglob("*") if file.suffix in (".parquet", ".tar")}
-        if len(inside) != 1:
-            raise UserError(f"the folder {name} must hold either .parquet or .tar files, it holds {sorted(inside)}")
-        (suffix,) = inside
+        suffixes = {file.suffix for file in Path(name).rglob("*") if file.suffix in (".parquet", ".tar")}
+        if len(suffixes) != 1:
+            raise UserError(
+                f"The folder {name} must contain either .parquet or .tar files, found {sorted(suffixes)}. "
+                "Use a pattern such as 'shards/*.parquet'."
+            )
+        (suffix,) = suffixes
     kind = {".parquet": ParquetSource, ".tar": TarSource}.get(suffix, JsonSource)
     shards = find_remote(name, suffix, cache or ShardCache()) if remote else find_shards(name, suffix)
     return kind(name, shards, images)
 
 
 def read_sample(source: Source, index: int) -> Sample:
-    """The validated record.
+    """Read and validate a sample.
 
     Raises:
-        RecordError: it is not valid.
+        SampleError: The sample is invalid.
     """
     return parse_sample(source.read(index), source.location(index))

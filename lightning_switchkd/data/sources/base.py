@@ -10,32 +10,34 @@ from lightning_switchkd.data.sources.index import Index
 
 
 class Source(Protocol):
-    """Raw records by index.
+    """Raw samples by index.
 
     Attributes:
-        path: what it was opened by, as messages name it.
-        fingerprint: equal for equal records in equal order, wherever the files lie.
-        blocks: what has to be read together, the largest first; none where any order costs the same.
+        path: The path, pattern or URL that it was opened with, for messages.
+        fingerprint: Equal for equal samples in equal order, wherever the files are.
+        blocks: Blocks that are read as a whole, the largest first. Empty if random access is cheap.
     """
 
     path: str
     fingerprint: str
     blocks: tuple[Blocks, ...]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
 
     def read(self, index: int) -> Any:
-        """The record, not yet validated; images that lie in the source itself come with it, as bytes."""
+        """Return the raw sample, before validation. Images stored in the source itself are included as bytes."""
         ...
 
     def location(self, index: int) -> SampleLocation:
-        """Where the record lies, for messages, and what reads its images."""
+        """Return the location of the sample for messages, with the reader of its images."""
         ...
 
     def sizes(self) -> Index:
-        """``[n, 2]``: bytes of text and number of images of each record, to estimate its length."""
+        """Return ``[n, 2]``: bytes of text and number of images of each sample, to estimate its length."""
         ...
 
     def files(self) -> dict[str, range]:
-        """The record numbers of each file, by its full name."""
+        """Return the sample indices of each file, by its absolute name."""
         ...

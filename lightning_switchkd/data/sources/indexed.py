@@ -1,4 +1,4 @@
-"""What all file formats share: an index of each file, records counted through them, a few files kept open."""
+"""The base of all file formats: an index of each file, samples numbered across files, a few open files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from lightning_switchkd.core.files import pread
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.order import Blocks
 from lightning_switchkd.data.samples import SampleLocation
-from lightning_switchkd.data.sources.index import CRC, IMAGES, OF_IMAGE, TEXT, Index, cached_index, fingerprint
-from lightning_switchkd.data.sources.shards import Shard, data_set_name
+from lightning_switchkd.data.sources.index import (
+    CRC,
+    IMAGE_ROW,
+    NUM_IMAGES,
+    TEXT_BYTES,
+    Index,
+    cached_index,
+    fingerprint,
+)
+from lightning_switchkd.data.sources.shards import Shard, dataset_name
 
-_OPEN = 32  # files that a process keeps open
+_MAX_OPEN = 32  # files that a process keeps open
 
 
 class IndexedFiles(ABC):
-    """Records of one or more files, by the files' indices. Sent to another process, it opens them there.
+    """Samples of one or more files, found by the indices of the files. Unpickling opens the files again.
 
     Attributes:
-        path: file, folder or pattern, as messages name it.
-        shards: the files.
-        rows: ``[r, 5]`` their indices, one after the other; a record may have rows for its images after its own.
-        first: ``[n + 1]`` the row of each record, and the end.
-        starts: number of the first record of each file, and the end.
-        blocks: what has to be read together, the largest first; none where any order costs the same.
+        path: File, folder or pattern, for messages.
+        shards: The files.
+        rows: ``[r, 5]`` the indices of all files in sequence. Rows for the images of a sample may follow its own row.
+        first: ``[n + 1]`` the row of each sample, and the end.
+        starts: Index of the first sample of each file, and the end.
+        blocks: Blocks that are read as a whole, the largest first. Empty if random access is cheap.
     """
 
     def __init__(
@@ -38,11 +46,11 @@ class IndexedFiles(ABC):
         self.path, self.shards, self._images = path, shards, images
         indices = [cached_index(shard, lambda shard=shard: build(shard)) for shard in shards]  # type: ignore[misc]
         self.rows: Index = np.concatenate(indices) if len(indices) > 1 else indices[0]
-        self.first = np.append(np.flatnonzero(self.rows[:, IMAGES] != OF_IMAGE), len(self.rows))
+        self.first = np.append(np.flatnonzero(self.rows[:, NUM_IMAGES] != IMAGE_ROW), len(self.rows))
         self.starts: list[int] = np.searchsorted(self.first, np.cumsum([0, *map(len, indices)])).tolist()
         self.blocks: tuple[Blocks, ...] = ()
         self.fingerprint = fingerprint(self.rows[:, 1 : CRC + 1])
-        self._group = data_set_name(path) if shards[1:] else ""
+        self._group = dataset_name(path) if shards[1:] else ""
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
@@ -50,38 +58,40 @@ class IndexedFiles(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """The record at `index`, as `Source.read` has it."""
+        """Return the raw sample (see `Source.read`)."""
 
     def location(self, index: int) -> SampleLocation:
+        """Return the location of the sample."""
         shard = self.shard_of(index)
         return SampleLocation(self.shards[shard].name, index - self.starts[shard], self._images, self._group)
 
     def sizes(self) -> Index:
-        return self.rows[self.first[:-1], TEXT : IMAGES + 1]
+        """Return ``[n, 2]``: bytes of text and number of images of each sample."""
+        return self.rows[self.first[:-1], TEXT_BYTES : NUM_IMAGES + 1]
 
     def files(self) -> dict[str, range]:
-        """The record numbers of each file, by its full name."""
+        """Return the sample indices of each file, by its absolute name."""
         spans = zip(self.starts, self.starts[1:], strict=False)
-        return {shard.full_name: range(*span) for shard, span in zip(self.shards, spans, strict=True)}
+        return {shard.absolute_name: range(*span) for shard, span in zip(self.shards, spans, strict=True)}
 
     def shard_of(self, index: int) -> int:
-        """The number of the record's file."""
+        """Return the number of the file of a sample."""
         return bisect_right(self.starts, index) - 1
 
-    def _files_together(self) -> tuple[Blocks, ...]:
-        """Whole files as blocks, where not all of them can be at hand."""
-        if (together := self.shards[0].together) is None:
+    def _file_blocks(self) -> tuple[Blocks, ...]:
+        """Return whole files as blocks, if the cache cannot hold all of them."""
+        if (window := self.shards[0].window) is None:
             return ()
-        return (Blocks(np.repeat(np.arange(len(self.shards), dtype=np.int32), np.diff(self.starts)), together),)
+        return (Blocks(np.repeat(np.arange(len(self.shards), dtype=np.int32), np.diff(self.starts)), window),)
 
     def bytes_of(self, shard: int, offset: int, length: int) -> bytes:
-        """A part of a file. Read by place, not mapped, so that no page of it is charged to this process."""
-        if self.shards[shard].folder is None:  # kept open, a file that had to make way would still fill the disk
+        """Read part of a file. The file is not memory-mapped, so its pages do not count as memory of this process."""
+        if self.shards[shard].folder is None:  # an open file would use disk space even after its removal
             with self.shards[shard].open() as file:
                 return pread(file.fileno(), length, offset)
         if shard not in self._open:
             self._open[shard] = self.shards[shard].open()
-            if len(self._open) > _OPEN:
+            if len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
         return pread(self._open[shard].fileno(), length, offset)

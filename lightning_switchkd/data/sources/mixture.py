@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Several sources combined into one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_switchkd.data.sources.index import Index, fingerprint
 
 
 class Mixture:
-    """The records of several sources, one source after the other.
+    """The samples of several sources in sequence.
 
     Args:
-        sources: the sources.
-        weights: how many times an epoch takes each record of a source, on average (`order.Share`).
+        sources: The sources.
+        weights: For each source, the mean number of times that an epoch uses a sample (`order.Share`).
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
         self.sources, self.weights = tuple(sources), tuple(weights)
-        self.blocks: tuple[Blocks, ...] = ()  # its sources have them
+        self.blocks: tuple[Blocks, ...] = ()  # the sources have their own
         self.path = " + ".join(source.path for source in sources)
         self.fingerprint = fingerprint([source.fingerprint for source in sources], self.weights)
         self.starts: list[int] = np.cumsum([0, *map(len, sources)]).tolist()
@@ -37,18 +37,21 @@ class Mixture:
         return self.sources[part], index - self.starts[part]
 
     def read(self, index: int) -> Any:
-        """The record at `index`."""
+        """Return the raw sample."""
         source, local = self._locate(index)
         return source.read(local)
 
     def location(self, index: int) -> SampleLocation:
+        """Return the location of the sample."""
         source, local = self._locate(index)
         return source.location(local)
 
     def sizes(self) -> Index:
+        """Return ``[n, 2]``: bytes of text and number of images of each sample."""
         return np.concatenate([source.sizes() for source in self.sources])
 
     def files(self) -> dict[str, range]:
+        """Return the sample indices of each file, by its absolute name."""
         return {
             name: range(start + span.start, start + span.stop)
             for start, source in zip(self.starts, self.sources, strict=False)

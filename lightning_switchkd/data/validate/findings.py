@@ -1,4 +1,4 @@
-"""What `validate-data` learns about each sample and each split."""
+"""The results of `validate-data` for each sample and each split."""
 
 from __future__ import annotations
 
@@ -13,85 +13,85 @@ from lightning_switchkd.core.types import Defect, DefectCode
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.order import Indices
 
-EXAMPLES = 3
+MAX_EXAMPLES = 3
 """Samples shown for each defect code."""
 
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """One record.
+    """The result for one sample.
 
     Attributes:
-        index: its number in the source.
-        source: its data set.
-        id: 64 bits of its own id.
-        tokens: of its text and images, as training would have them.
-        supervised: those of them that are learnt.
-        images: 64 bits each, of the bytes or the path.
-        whole: `max_length` cut nothing off.
-        defect: why it cannot be used; then the numbers say nothing.
+        index: Its index in the source.
+        source: Its data set.
+        id_hash: 64-bit hash of its own id.
+        num_tokens: Tokens of its text and images, as in training.
+        num_supervised: Supervised tokens.
+        image_hashes: 64-bit hash of each image, of its bytes or path.
+        truncated: Whether `max_length` cut it.
+        defect: The defect of an invalid sample, whose other fields are empty.
     """
 
     index: int
     source: str
-    id: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    images: tuple[int, ...] = ()
-    whole: bool = True
+    id_hash: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+    image_hashes: tuple[int, ...] = ()
+    truncated: bool = False
     defect: Defect | None = None
 
 
 @dataclass
 class Findings:
-    """What one split is like, in a few numbers a record.
+    """The results for one split, a few numbers per sample.
 
     Attributes:
-        split: its name.
-        path: its files.
-        tokens: ``[n]`` int32 by record; 0 where it is bad or excluded.
-        images: ``[n]`` int32 by record.
-        ids: ``[n]`` uint64 by record.
-        supervised: tokens of all records that are learnt.
-        cut: records of which `max_length` leaves only a part.
-        excluded: records that were not looked at.
-        pictures: 64 bits of every image.
-        read: records of each data set.
-        bad: the bad ones among them.
-        codes: bad records by code.
-        examples: some of them.
+        split: Its name.
+        path: Its files.
+        tokens: ``[n]`` int32, tokens of each sample. 0 if it is invalid or excluded.
+        images: ``[n]`` int32, images of each sample.
+        id_hashes: ``[n]`` uint64, hashes of the samples' ids.
+        num_supervised: Supervised tokens of all samples.
+        num_truncated: Samples cut by `max_length`.
+        num_excluded: Samples that were not checked.
+        image_hashes: 64-bit hashes of all images.
+        num_read: Samples by data set.
+        num_invalid: Invalid samples by data set.
+        codes: Invalid samples by code.
+        examples: Some invalid samples by code.
     """
 
     split: Split
     path: str
     tokens: NDArray[np.int32]
     images: NDArray[np.int32]
-    ids: NDArray[np.uint64]
-    supervised: int = 0
-    cut: int = 0
-    excluded: int = 0
-    pictures: array[int] = field(default_factory=lambda: array("Q"))
-    read: Counter[str] = field(default_factory=Counter)
-    bad: Counter[str] = field(default_factory=Counter)
+    id_hashes: NDArray[np.uint64]
+    num_supervised: int = 0
+    num_truncated: int = 0
+    num_excluded: int = 0
+    image_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    num_read: Counter[str] = field(default_factory=Counter)
+    num_invalid: Counter[str] = field(default_factory=Counter)
     codes: Counter[DefectCode] = field(default_factory=Counter)
     examples: dict[DefectCode, list[Defect]] = field(default_factory=dict)
 
     @property
-    def good(self) -> Indices:
-        """``[g]`` the records that can be used."""
+    def valid(self) -> Indices:
+        """``[g]`` indices of the valid samples."""
         return np.flatnonzero(self.tokens)
 
     def add(self, check: SampleCheck) -> None:
-        """Takes note of a record."""
-        self.read[check.source] += 1
+        """Add the result for one sample."""
+        self.num_read[check.source] += 1
         if (defect := check.defect) is not None:
-            self.bad[check.source] += 1
+            self.num_invalid[check.source] += 1
             self.codes[defect.code] += 1
-            if len(shown := self.examples.setdefault(defect.code, [])) < EXAMPLES:
-                shown.append(defect)
+            if len(examples := self.examples.setdefault(defect.code, [])) < MAX_EXAMPLES:
+                examples.append(defect)
             return
-        self.tokens[check.index], self.images[check.index] = check.tokens, len(check.images)
-        self.ids[check.index] = check.id
-        self.pictures.extend(check.images)
-        self.supervised += check.supervised
-        self.cut += not check.whole
+        self.tokens[check.index], self.images[check.index] = check.num_tokens, len(check.image_hashes)
+        self.id_hashes[check.index] = check.id_hash
+        self.image_hashes.extend(check.image_hashes)
+        self.num_supervised += check.num_supervised
+        self.num_truncated += check.truncated

@@ -1,4 +1,4 @@
-"""The whole of a data set looked at before training: every record read, tokenised, and its images decoded."""
+"""Check a whole data set before training: read and tokenize every sample, and decode its images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from lightning_switchkd.data.validate.findings import Findings, SampleCheck
 from lightning_switchkd.data.validate.report import write_report
 from lightning_switchkd.data.workers import prefetch
 
-CHUNK = 32  # records that a worker reads at a time
+CHUNK = 32
+"""Samples that a worker reads at a time."""
 
 
 class _SampleChecks(Dataset["list[SampleCheck] | UserError"]):
-    """Indices -> looks at the records."""
+    """Checks samples by indices."""
 
     def __init__(self, dataset: VisionTextDataset) -> None:
         self.dataset = dataset
@@ -44,62 +45,69 @@ class _SampleChecks(Dataset["list[SampleCheck] | UserError"]):
         except SampleError as error:
             return SampleCheck(index, error.source, defect=defect_of(error))
         root = sample.location.images.root if sample.location.images else None
-        images = tuple(_key(ref.data or f"{root}/{ref.path}") for ref in sample.images)
+        image_hashes = tuple(_hash(ref.data or f"{root}/{ref.path}") for ref in sample.images)
         supervised = sum(label != IGNORE_INDEX for label in encoded.labels)
-        tokens = len(encoded.input_ids)
-        return SampleCheck(index, sample.source, _key(sample.id), tokens, supervised, images, encoded.whole)
+        return SampleCheck(
+            index,
+            sample.source,
+            _hash(sample.id),
+            len(encoded.input_ids),
+            supervised,
+            image_hashes,
+            encoded.truncated,
+        )
 
 
-def _key(what: str | bytes) -> int:
-    data = what.encode("utf-8", "surrogatepass") if isinstance(what, str) else what
+def _hash(value: str | bytes) -> int:
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return int.from_bytes(blake2b(data, digest_size=8).digest())
 
 
 def validate_data(
     data: LLaVADataModule, output: Path, workers: int, accumulate: int = 1, world_size: int | None = 1
 ) -> bool:
-    """Reads every record of every split that is set, writes a report, and says whether all can be used.
+    """Check every sample of every split, write a report, and return whether all samples are valid.
 
     Args:
-        data: opens the splits.
-        output: folder of ``report.md``, ``report.json``, ``lengths.png`` and ``exclude.jsonl``. The list names what
-            ``data.exclude`` names as well, so that it may take that file's place.
-        workers: processes that read; 0 reads here.
-        accumulate: micro-batches of an optimizer step, to say how many steps an epoch takes.
-        world_size: processes that train, for the same; None, where nobody knows, counts as one.
+        data: Opens the splits.
+        output: Folder of ``report.md``, ``report.json``, ``lengths.png`` and ``exclude.jsonl``. This list includes the
+            samples of ``data.exclude``, so that it can replace that file.
+        workers: Worker processes. 0 reads in this process.
+        accumulate: Micro-batches of an optimizer step, to report the steps of an epoch.
+        world_size: Training processes, to report the steps of an epoch. None: unknown, reported for one process.
 
     Raises:
-        UserError: no split is set, or the data cannot be read at all.
+        UserError: No split is set, or the data cannot be read at all.
     """
     if not (splits := data.splits):
-        raise UserError("there is no data to look at: give data.train.annotations and data.train.image_root")
-    for split in splits:  # a wrong path is said before any of them is read
+        raise UserError("No data to check. Set data.train.annotations and data.train.image_root.")
+    for split in splits:  # reports a wrong path before any split is read
         data.dataset(split)
     stream = data.stream("train", accumulate, world_size or 1) if "train" in splits else None
     output.mkdir(parents=True, exist_ok=True)
     exclude = data.hparams["exclude"]
     with atomic_path(output / "exclude.jsonl") as partial:
         append_jsonl(partial, read_jsonl(Path(exclude), allow_cut=True) if exclude else [])
-        found = [check_split(data, split, workers, partial) for split in splits]
-    numbers = write_report(output, found, stream, data.hparams, guessed=world_size is None)
-    for name, of_split in numbers.items():
-        codes = f": {format_counts(of_split['codes'])}" if of_split["bad"] else ""
-        print(f"{name}: {of_split['usable']} of {of_split['records']} records can be used{codes}")
-    print(f"The report is in {output / 'report.md'}.")
-    return not any(findings.codes for findings in found)
+        findings = [check_split(data, split, workers, partial) for split in splits]
+    report = write_report(output, findings, stream, data.hparams, world_size_known=world_size is not None)
+    for split, numbers in report.items():
+        invalid = f". Invalid: {format_counts(numbers['codes'])}" if numbers["bad"] else ""
+        print(f"{split}: {numbers['usable']} of {numbers['records']} samples are valid{invalid}")
+    print(f"Report: {output / 'report.md'}")
+    return not any(of_split.codes for of_split in findings)
 
 
 def check_split(data: LLaVADataModule, split: Split, workers: int, exclude: Path) -> Findings:
-    """Reads all records of a split, and appends the bad ones to a list for ``data.exclude``.
+    """Check all samples of a split, and append the invalid ones to a list for ``data.exclude``.
 
     Args:
-        data: opens the split.
-        split: which.
-        workers: processes that read; 0 reads here.
-        exclude: the list.
+        data: Opens the split.
+        split: The split.
+        workers: Worker processes. 0 reads in this process.
+        exclude: The list.
 
     Raises:
-        UserError: the data cannot be read at all.
+        UserError: The data cannot be read at all.
     """
     dataset = data.dataset(split)
     n, samples = len(dataset), dataset.samples
@@ -108,15 +116,15 @@ def check_split(data: LLaVADataModule, split: Split, workers: int, exclude: Path
         dataset.source.path,
         tokens=np.zeros(n, np.int32),
         images=np.zeros(n, np.int32),
-        ids=np.zeros(n, np.uint64),
-        excluded=n - len(samples),
+        id_hashes=np.zeros(n, np.uint64),
+        num_excluded=n - len(samples),
     )
     chunks: Iterator[Indices] = (samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK))
-    with tqdm(total=len(samples), desc=split, unit="record") as progress:
+    with tqdm(total=len(samples), desc=split, unit="sample") as progress:
         for checks in prefetch(_SampleChecks(dataset), chunks, workers):
             for check in checks:
                 findings.add(check)
             append_jsonl(exclude, [asdict(check.defect) for check in checks if check.defect is not None])
             progress.update(len(checks))
-            progress.set_postfix(bad=findings.codes.total(), refresh=False)
+            progress.set_postfix(invalid=findings.codes.total(), refresh=False)
     return findings
