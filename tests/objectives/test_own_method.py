@@ -1,4 +1,4 @@
-"""docs/objectives.md: a method of one's own is one file and one configuration; what the page shows is run."""
+"""Run the example of docs/how-to/add-a-method.md: one file and one configuration make a method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_switchkd.cli.main import main
 
 
 def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8").split("## A method of your own")[1]
+    page = (ROOT / "docs" / "how-to" / "add-a-method.md").read_text(encoding="utf-8")
     code, settings = (re.search(rf"```{language}\n(.*?)```", page, re.DOTALL) for language in ("python", "yaml"))
     assert code is not None
     assert settings is not None
