@@ -1,6 +1,6 @@
-"""A folder of ours in lmms-eval: the same questions, asked by its own code, get the same answers.
+"""Test that an exported folder gives the same answers in lmms-eval.
 
-It has a virtual environment of its own, for it pins much: ``make harness`` makes it, ``make test-all`` as well.
+lmms-eval pins many versions, so it has its own virtual environment. ``make harness`` and ``make test-all`` create it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PYTHON = ROOT / ".venv-lmms" / "bin" / "python"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / ".venv-lmms" / "ready").is_file(), reason="lmms-eval is not installed: make harness")
+@pytest.mark.skipif(not (ROOT / ".venv-lmms" / "ready").is_file(), reason="lmms-eval is missing: run make harness")
 @pytest.mark.parametrize("way", [[], ["--force_simple"]], ids=["chat", "simple"])
-def test_lmms_eval_hears_the_same_answers(way: list[str], tmp_path: Path) -> None:
+def test_lmms_eval_gives_the_same_answers(way: list[str], tmp_path: Path) -> None:
     folder = tiny.write_pair(tmp_path)
-    records = json.loads((folder / "records.json").read_text(encoding="utf-8"))
-    single = [r for r in records if r.get("image") and len(r["conversations"]) == 2]
+    samples = json.loads((folder / "records.json").read_text(encoding="utf-8"))
+    single = [s for s in samples if s.get("image") and len(s["conversations"]) == 2]
     (folder / "single.json").write_text(json.dumps(single), encoding="utf-8")
     task = tmp_path / "task"
     shutil.copytree(ROOT / "conf" / "lmms_eval", task)
@@ -44,16 +44,16 @@ def test_lmms_eval_hears_the_same_answers(way: list[str], tmp_path: Path) -> Non
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     environment = {**os.environ, **offline, "IMAGE_ROOT": str(folder / "images")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    (samples,) = (tmp_path / "out").rglob("*samples*.jsonl") if done.returncode == 0 else (None,)
-    assert samples is not None, done.stderr[-2000:]
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    said = [row["filtered_resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
-    heard = [(text if isinstance(text, str) else text[0]).strip() for text in said]
+    (log,) = (tmp_path / "out").rglob("*samples*.jsonl") if done.returncode == 0 else (None,)
+    assert log is not None, done.stderr[-2000:]
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    responses = [row["filtered_resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
+    answers = [(text if isinstance(text, str) else text[0]).strip() for text in responses]
 
     (folder / "single.yaml").write_text(
         "title: x\nscoring: exact\nlayouts: [{reader: llava, records: single.json}]\n", encoding="utf-8"
     )
     items = Benchmark.read(str(folder / "single.yaml")).items(folder)
     model = load_model(str(folder / "teacher"), "cpu")
-    assert len(heard) == len(items) > 5
-    assert heard == model.ask([as_question(item) for item in items], 16)
+    assert len(answers) == len(items) > 5
+    assert answers == model.ask([as_question(item) for item in items], 16)

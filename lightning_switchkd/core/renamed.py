@@ -58,7 +58,7 @@ MODULES: dict[str, str] = {
     "evaluation.benchmarks": "evaluation.benchmarks.definition",
     "evaluation.charts": "evaluation.report.charts",
     "evaluation.evaluate": "evaluation.runner",
-    "evaluation.formats": "evaluation.report.text_tables",
+    "evaluation.formats": "core.text",
     "evaluation.generate": "models.generation",
     "evaluation.items": "evaluation.benchmarks.items",
     "evaluation.judgements": "evaluation.benchmarks.judgements",
@@ -136,6 +136,18 @@ CONFIG_FOLDERS: dict[str, str] = {
     "with": "overlay",
 }
 """Folders of ``conf/``."""
+
+SWEEP_FIELDS: dict[str, str] = {
+    "about": "description",
+    "against": "baselines",
+    "expected": "expected_order",
+    "like": "extends",
+    "majority": "text_only_baseline",
+}
+"""Fields of the files in ``conf/sweep/``."""
+
+RESULTS: dict[str, str] = {"blind": "no_image", "majority": "text_only_baseline"}
+"""Endings of result files (``BENCHMARK.blind.json``), and names of systems."""
 
 METRICS: dict[str, str] = {"train/steps_left_out": "train/skipped_steps", "data/left_out": "data/skipped_samples"}
 """Metrics; a name also stands for all names below it (``data/left_out/CODE``)."""

@@ -1,4 +1,4 @@
-"""Answer files of any system, and whose question each answer belongs to."""
+"""Answer files: read those of any system, match answers to questions, and write files for benchmark servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import evalai
 
 IDS = ("question_id", "questionId", "id", "index", "image")
 TEXTS = ("text", "answer", "prediction", "pred_answer")
-SHOWN = 5
+NUM_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Answer:
     """One line of an answer file.
 
     Attributes:
-        id: of the question.
-        text: what was said.
-        prompt: what was asked, where it is written down: it tells questions of one id apart.
-        error: why nothing was said.
+        id: Id of the question.
+        text: The answer.
+        prompt: The prompt, if the file has it. It distinguishes questions that share an id.
+        error: Reason why the answer is missing.
     """
 
     id: str
@@ -40,15 +40,15 @@ class Answer:
 
 @dataclass
 class Matched:
-    """Answers at their questions, and whatever is odd about the file.
+    """Answers matched to their questions, and the defects of the file.
 
     Attributes:
-        texts: one a question; None where there is none.
-        errors: why some questions have none, by id.
-        missing: ids of questions without an answer.
-        unknown: ids of answers without a question.
-        doubled: ids of questions with several answers, of which the first counts.
-        damaged: lines that cannot be read.
+        texts: One answer per question, or None.
+        errors: Reasons why answers are missing, by id.
+        missing: Ids of questions without an answer.
+        unknown: Ids of answers without a question.
+        doubled: Ids of questions with several answers. The first answer counts.
+        damaged: Lines that cannot be parsed.
     """
 
     texts: list[str | None]
@@ -58,39 +58,42 @@ class Matched:
     doubled: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
-    def oddities(self) -> dict[str, list[str]]:
-        """What is odd, by kind; nothing for a clean file."""
+    def defects(self) -> dict[str, list[str]]:
+        """Return the defects by kind. The dict is empty for a clean file."""
         kinds = {name: getattr(self, name) for name in ("missing", "unknown", "doubled", "damaged")}
         kinds["failed"] = list(self.errors)
-        return {name: found for name, found in kinds.items() if found}
+        return {kind: ids for kind, ids in kinds.items() if ids}
 
-    def words(self) -> str:
-        """The same in a line."""
-        return "; ".join(f"{len(found)} {kind} ({_some(found)})" for kind, found in self.oddities().items())
+    def summary(self) -> str:
+        """Return the defects as one line."""
+        return "; ".join(f"{len(ids)} {kind} ({_shorten(ids)})" for kind, ids in self.defects().items())
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
 
 
 def read_answers(file: Path) -> tuple[list[Answer], list[str]]:
-    """The answers of a file, and the lines that cannot be read.
+    """Read an answer file.
 
     Args:
-        file: JSONL with a line an answer, as LLaVA and its relatives write it (``question_id``, ``text``, ``prompt``),
-            or JSON: a list of such, or ``{id: text}`` as for MMMU.
+        file: JSONL with one answer per line in LLaVA's format (``question_id``, ``text``, ``prompt``), or JSON: a list
+            of such answers, or ``{id: text}`` as for MMMU.
+
+    Returns:
+        The answers, and the lines that cannot be parsed.
 
     Raises:
-        UserError: there is no such file, or it is a JSON file that cannot be read at all.
+        UserError: The file is missing, or is not valid JSON.
     """
     if not file.is_file():
-        raise UserError(f"--answers: there is no file {file}.")
+        raise UserError(f"--answers: file {file} does not exist. Give the file with the answers.")
     answers: list[Answer] = []
     damaged: list[str] = []
-    for where, row in _rows(file):
+    for location, row in _rows(file):
         answer = _answer(row)
         if answer is None:
-            damaged.append(where)
+            damaged.append(location)
         else:
             answers.append(answer)
     return answers, damaged
@@ -99,11 +102,13 @@ def read_answers(file: Path) -> tuple[list[Answer], list[str]]:
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     if file.suffix == ".json":
         try:
-            found = orjson.loads(file.read_bytes())
+            content = orjson.loads(file.read_bytes())
         except orjson.JSONDecodeError as error:
-            raise UserError(f"{file} is no JSON: {error}. With a line an answer, call it .jsonl.") from None
-        rows = [{"id": k, "text": v} for k, v in found.items()] if isinstance(found, dict) else found
-        yield from ((f"entry {place}", row) for place, row in enumerate(rows))
+            raise UserError(
+                f"{file} is not valid JSON: {error}. If it has one answer per line, rename it to .jsonl."
+            ) from None
+        rows = [{"id": k, "text": v} for k, v in content.items()] if isinstance(content, dict) else content
+        yield from ((f"entry {number}", row) for number, row in enumerate(rows))
         return
     yield from ((f"line {number}", row) for number, _, row in iter_jsonl(file))
 
@@ -119,39 +124,45 @@ def _answer(row: Any) -> Answer | None:
 
 
 def match(items: Sequence[Item], answers: Iterable[Answer], damaged: Sequence[str] = ()) -> Matched:
-    """Finds each answer's question: by id, and among questions of one id by the prompt, which begins with the question.
+    """Match answers to questions by id.
 
-    Where no prompt is written down, questions of one id are answered in their order.
+    If several questions share an id, the prompt decides: it must start with the question. Answers without a prompt are
+    matched in the order of the questions.
+
+    Args:
+        items: The questions.
+        answers: The answers.
+        damaged: Lines of the answer file that cannot be parsed.
     """
-    places: dict[str, list[int]] = {}
+    indices_by_id: dict[str, list[int]] = {}
     for number, item in enumerate(items):
-        places.setdefault(item.id, []).append(number)
-    found = Matched([None] * len(items), damaged=list(damaged))
+        indices_by_id.setdefault(item.id, []).append(number)
+    matched = Matched([None] * len(items), damaged=list(damaged))
     seen: set[int] = set()
     for answer in answers:
-        place = _place(items, places.get(answer.id, []), answer, seen)
-        if place is None:
-            found.unknown.append(answer.id)
-        elif place in seen:
-            found.doubled.append(answer.id)
+        index = _index(items, indices_by_id.get(answer.id, []), answer, seen)
+        if index is None:
+            matched.unknown.append(answer.id)
+        elif index in seen:
+            matched.doubled.append(answer.id)
         else:
-            seen.add(place)
+            seen.add(index)
             if answer.error:
-                found.errors[answer.id] = answer.error
+                matched.errors[answer.id] = answer.error
             else:
-                found.texts[place] = answer.text
-    found.missing = [item.id for number, item in enumerate(items) if number not in seen]
-    return found
+                matched.texts[index] = answer.text
+    matched.missing = [item.id for number, item in enumerate(items) if number not in seen]
+    return matched
 
 
-def _place(items: Sequence[Item], places: Sequence[int], answer: Answer, seen: set[int]) -> int | None:
-    if len(places) <= 1:
-        return places[0] if places else None
+def _index(items: Sequence[Item], indices: Sequence[int], answer: Answer, seen: set[int]) -> int | None:
+    if len(indices) <= 1:
+        return indices[0] if indices else None
     if not answer.prompt:
-        return next((place for place in places if place not in seen), places[-1])
-    asked = _plain(answer.prompt)
-    fitting = [place for place in places if asked.startswith(_plain(items[place].question))]
-    return max(fitting, key=lambda place: len(items[place].question), default=None)
+        return next((index for index in indices if index not in seen), indices[-1])
+    prompt = _plain(answer.prompt)
+    matching = [index for index in indices if prompt.startswith(_plain(items[index].question))]
+    return max(matching, key=lambda index: len(items[index].question), default=None)
 
 
 def _plain(text: str) -> str:
@@ -159,19 +170,19 @@ def _plain(text: str) -> str:
 
 
 def export(
-    kind: str, items: Sequence[Item], texts: Sequence[str | None], file: Path, further: Sequence[str] = ()
+    kind: str, items: Sequence[Item], texts: Sequence[str | None], file: Path, further_ids: Sequence[str] = ()
 ) -> None:
-    """Writes what a benchmark's server takes; an unanswered question gets an empty answer.
+    """Write the file that a benchmark's server requires. An unanswered question gets an empty answer.
 
     Args:
-        kind: ``vqav2`` and ``vizwiz``: JSON for EvalAI, answers normalised as LLaVA does; ``mmbench``: XLSX.
-        items: all questions.
-        texts: their answers.
-        file: is written.
-        further: ids that the server wants as well, with an empty answer.
+        kind: Format. ``vqav2`` and ``vizwiz``: JSON for EvalAI, with answers normalized as in LLaVA. ``mmbench``: XLSX.
+        items: All questions.
+        texts: Their answers.
+        file: File to write.
+        further_ids: Ids that the server also requires. They get an empty answer.
 
     Raises:
-        UserError: openpyxl is missing.
+        UserError: openpyxl is not installed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if kind == "mmbench":
@@ -185,8 +196,8 @@ def export(
         }
         for item, text in zip(items, texts, strict=True)
     ]
-    asked = {item.id for item in items}
-    rows += [{key: int(name) if name.isdecimal() else name, "answer": ""} for name in further if name not in asked]
+    ids = {item.id for item in items}
+    rows += [{key: int(name) if name.isdecimal() else name, "answer": ""} for name in further_ids if name not in ids]
     file.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -194,7 +205,7 @@ def _xlsx(items: Sequence[Item], texts: Sequence[str | None], file: Path) -> Non
     try:
         from openpyxl import Workbook
     except ImportError:
-        raise UserError("MMBench's server takes XLSX files, which need openpyxl: pip install openpyxl") from None
+        raise UserError("MMBench's server needs an XLSX file. Install openpyxl: pip install openpyxl") from None
     letters = sorted({letter for item in items for letter in item.options})
     book = Workbook(write_only=True)
     sheet = book.create_sheet()

@@ -1,4 +1,4 @@
-"""A conversation about an image in the terminal: one model, or two side by side, with what each might have said."""
+"""Questions to one model or two in the terminal: a single question, or a chat with alternatives for each token."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, SampleError, 
 from lightning_switchkd.models.generation import LoadedModel, Question, load_model
 
 HELP = """\
-Ask about the image. /top: what else each token of the last answer might have been; /image FILE: another image;
-/new: forget what was said; /quit or Ctrl-D: leave."""
+Ask about the image. Commands:
+/top          show the most likely alternatives for each token of the last answers
+/image FILE   load another image, and start a new conversation
+/new          start a new conversation
+/quit         leave (or Ctrl-D)"""
 
 
 def read_image(path: str) -> Image.Image:
-    """An image file.
+    """Read an image file.
 
     Raises:
-        RecordError: there is none, or it cannot be read.
+        SampleError: The file is missing or damaged.
     """
     file = Path(path).resolve()
     return ImageFolder(file.parent).read(ImageRef(file.name))
 
 
 def alternatives(model: LoadedModel, question: Question, answer: str, count: int) -> str:
-    """A line for each token of an answer: the likeliest tokens there, with their probabilities in per cent."""
-    lines = []
-    for candidates in model.alternatives(question, answer, count):
-        lines.append("    " + "   ".join(f"{token!r} {100 * p:.1f}" for token, p in candidates))
-    return "\n".join(lines)
+    """Return one line per token of an answer: the most likely tokens with their probabilities in percent."""
+    return "\n".join(
+        "    " + "   ".join(f"{token!r} {100 * p:.1f}" for token, p in candidates)
+        for candidates in model.alternatives(question, answer, count)
+    )
 
 
 @dataclass
 class Chat:
-    """What was said so far, by model: each has its own answers in its history.
+    """A conversation with several models. Each model sees its own answers in its history.
 
     Attributes:
-        models: by name.
-        max_new_tokens: longest answer.
-        image: what it is about.
-        count: alternatives shown of a token.
-        histories: turns by model.
+        models: Models by name.
+        max_new_tokens: Maximum length of an answer.
+        image: Image of the conversation.
+        count: Number of alternatives to show per token.
+        histories: Turns by model.
     """
 
     models: Mapping[str, LoadedModel]
@@ -56,21 +59,20 @@ class Chat:
     histories: dict[str, tuple[Turn, ...]] = field(default_factory=dict)
 
     def ask(self, text: str) -> dict[str, str]:
-        """The models' answers to a question in their conversations."""
-        found = {}
+        """Ask all models, and return their answers by name."""
+        answers = {}
         for name, model in self.models.items():
             history = self.histories.get(name, ())
-            placed = IMAGE_TOKEN in text or self.image is None or bool(history)
-            asked = text if placed else f"{IMAGE_TOKEN}\n{text}"
-            turns = (*history, Turn("user", asked))
-            found[name] = model.ask([Question(turns, self._images())], self.max_new_tokens)[0]
-            self.histories[name] = (*turns, Turn("assistant", found[name]))
-        return found
+            has_placeholder = IMAGE_TOKEN in text or self.image is None or bool(history)
+            turns = (*history, Turn("user", text if has_placeholder else f"{IMAGE_TOKEN}\n{text}"))
+            answers[name] = model.ask([Question(turns, self._images())], self.max_new_tokens)[0]
+            self.histories[name] = (*turns, Turn("assistant", answers[name]))
+        return answers
 
     def top(self) -> str:
-        """The alternatives of the last answers."""
+        """Return the alternatives of the last answers."""
         if not self.histories:
-            return "Nothing was said yet."
+            return "There is no answer yet. Ask a question first."
         parts = []
         for name, turns in self.histories.items():
             question = Question(turns[:-1], self._images())
@@ -80,43 +82,43 @@ class Chat:
     def _images(self) -> tuple[Image.Image, ...]:
         return () if self.image is None else (self.image,)
 
-    def line(self, text: str) -> str | None:
-        """What to print for a line that was typed; None where it ends the chat."""
-        command, _, rest = text.strip().partition(" ")
+    def reply(self, line: str) -> str | None:
+        """Process a typed line. Return the text to print, or None at the end of the chat."""
+        command, _, rest = line.strip().partition(" ")
         if command in ("/quit", "/exit"):
             return None
         if command == "/top":
             return self.top()
         if command == "/new":
             self.histories.clear()
-            return "Forgotten."
+            return "Started a new conversation."
         if command == "/image":
             try:
                 self.image = read_image(rest.strip())
             except SampleError as error:
                 return f"{error.problem}."
             self.histories.clear()
-            return f"The image is {rest.strip()}; what was said is forgotten."
+            return f"Loaded {rest.strip()}. Started a new conversation."
         if command.startswith("/") or not command:
             return HELP
-        answers = self.ask(text.strip())
+        answers = self.ask(line.strip())
         width = max(map(len, answers))
         return "\n".join(f"{name:>{width}}: {answer}" for name, answer in answers.items())
 
 
-def talk(chat: Chat) -> None:
-    """Reads lines from the terminal (or a pipe) until there are no more."""
+def run_chat(chat: Chat) -> None:
+    """Read lines from the terminal or a pipe, and print the replies, until the input ends."""
     print(HELP)
     while True:
         try:
-            text = input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        said = chat.line(text)
-        if said is None:
+        reply = chat.reply(line)
+        if reply is None:
             return
-        print(said, flush=True)
+        print(reply, flush=True)
 
 
 def generate(
@@ -124,36 +126,36 @@ def generate(
     question: str | None = None,
     image: str | None = None,
     chat: bool = False,
-    beside: str | None = None,
+    compare: str | None = None,
     top: int = 0,
     max_new_tokens: int = 128,
     device: str = "auto",
 ) -> None:
-    """Asks a model folder about an image: one question, or a chat in the terminal.
+    """Ask a model about an image: one question, or a chat in the terminal.
 
     Args:
         model: folder of an exported student, or any LLaVA folder or hub id.
-        question: what to ask; not needed for a chat.
-        image: image file the question is about.
-        chat: go on asking; /top shows what else each token of the last answer might have been.
-        beside: another model (the teacher) that is asked the same.
-        top: also show so many alternatives of each token of the answer.
-        max_new_tokens: longest answer.
-        device: ``cpu``, ``cuda`` or ``auto``.
+        question: the question; optional with --chat.
+        image: image file that the question is about.
+        chat: start a chat; /top shows alternatives for each token of the last answer.
+        compare: another model, such as the teacher, that gets the same questions.
+        top: number of alternatives to show for each token of the answer.
+        max_new_tokens: maximum length of an answer.
+        device: cpu, cuda or auto.
     """
     if question is None and not chat:
-        raise UserError("--question is missing: give one, or --chat to type them.")
+        raise UserError("--question is missing. Give a question, or --chat to type questions.")
     if image is not None and not Path(image).is_file():
-        raise UserError(f"--image: there is no file '{image}'.")
-    names = {"model": model} if beside is None else {Path(model).name: model, Path(beside).name: beside}
-    if beside is not None and len(names) < 2:  # both folders have one name
-        names = {model: model, beside: beside}
+        raise UserError(f"--image: file '{image}' does not exist. Give an image file.")
+    names = {"model": model} if compare is None else {Path(model).name: model, Path(compare).name: compare}
+    if compare is not None and len(names) < 2:  # both folders have the same name
+        names = {model: model, compare: compare}
     models = {name: load_model(folder, device) for name, folder in names.items()}
-    talking = Chat(models, max_new_tokens, None if image is None else read_image(image), count=top or 5)
+    conversation = Chat(models, max_new_tokens, None if image is None else read_image(image), count=top or 5)
     if question is not None:
-        answers = talking.ask(question)
-        print("\n".join(answers.values() if beside is None else (f"{n}: {a}" for n, a in answers.items())))
+        answers = conversation.ask(question)
+        print("\n".join(answers.values() if compare is None else (f"{n}: {a}" for n, a in answers.items())))
         if top:
-            print(talking.top())
+            print(conversation.top())
     if chat:
-        talk(talking)
+        run_chat(conversation)

@@ -1,4 +1,4 @@
-"""Asks a model the questions of a benchmark: in batches, on one or several processes, going on where it was stopped."""
+"""Inference on a benchmark: in batches, on one or several processes, resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -24,186 +24,189 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class AnswerLog:
-    """Answers as they come: each process appends to a file of its own, and at the end they become one, in order.
+    """Answers on disk. Each process appends to its own file. At the end the files are merged in the questions' order.
 
     Attributes:
-        file: ``NAME.jsonl``, in LLaVA's format; ``NAME.asked.json`` beside it says what was asked.
-        items: the questions.
-        prompts: what is asked, one a question.
-        asked: what else the answers depend on.
+        file: ``NAME.jsonl`` in LLaVA's format. ``NAME.asked.json`` next to it records the settings.
+        items: The questions.
+        prompts: One prompt per question.
+        settings: Everything else that the answers depend on.
     """
 
     file: Path
     items: Sequence[Item]
     prompts: Sequence[str]
-    asked: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
     def parts(self) -> list[Path]:
-        """Files of a run that was stopped."""
+        """List the files of processes that have not been merged yet."""
         return sorted(self.file.parent.glob(f"{self.file.stem}.part-*.jsonl"))
 
     def begin(self) -> None:
-        """Takes away the answers of another model, or to other questions."""
+        """Record the settings. Delete the answers of other settings, such as another model or other questions."""
         questions = hashlib.sha256(repr([(i.id, p) for i, p in zip(self.items, self.prompts, strict=True)]).encode())
-        now = json.dumps({**self.asked, "questions": questions.hexdigest()[:16]}, indent=1)
-        beside = self.file.with_suffix(".asked.json")
-        if not beside.is_file() or beside.read_text(encoding="utf-8") != now:
+        settings = json.dumps({**self.settings, "questions": questions.hexdigest()[:16]}, indent=1)
+        settings_file = self.file.with_suffix(".asked.json")
+        if not settings_file.is_file() or settings_file.read_text(encoding="utf-8") != settings:
             for old in (self.file, *self.parts()):
                 old.unlink(missing_ok=True)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(now, encoding="utf-8")
+        settings_file.write_text(settings, encoding="utf-8")
 
     def lines(self) -> dict[int, Line]:
-        """What is written down, by number of the question; an answer goes before a failure."""
-        found: dict[int, Line] = {}
+        """Return the lines on disk by index of the question. An answer takes precedence over an error."""
+        lines: dict[int, Line] = {}
         for file in (self.file, *self.parts()):
             for _, _, line in iter_jsonl(file) if file.is_file() else ():
                 if line is None:  # cut by a crash
                     continue
-                place = int(line["answer_id"])
-                if place not in found or "error" in found[place]:
-                    found[place] = line
-        return found
+                index = int(line["answer_id"])
+                if index not in lines or "error" in lines[index]:
+                    lines[index] = line
+        return lines
 
-    def todo(self) -> list[int]:
-        """Numbers of the questions without an answer, the longest prompt first."""
-        found = self.lines()
-        left = [n for n in range(len(self.items)) if n not in found or "error" in found[n]]
-        return sorted(left, key=lambda n: -len(self.prompts[n]))
+    def unanswered(self) -> list[int]:
+        """Return the indices of the questions without an answer, longest prompt first."""
+        lines = self.lines()
+        indices = [i for i in range(len(self.items)) if i not in lines or "error" in lines[i]]
+        return sorted(indices, key=lambda i: -len(self.prompts[i]))
 
-    def line(self, place: int, text: str, error: str = "") -> Line:
-        """An answer, as LLaVA writes it."""
+    def line(self, index: int, text: str, error: str = "") -> Line:
+        """Build a line in LLaVA's format."""
         return {
-            "question_id": self.items[place].id,
-            "prompt": self.prompts[place],
+            "question_id": self.items[index].id,
+            "prompt": self.prompts[index],
             "text": text,
-            "answer_id": str(place),
-            "model_id": self.asked["model"],
+            "answer_id": str(index),
+            "model_id": self.settings["model"],
             "metadata": {},
             **({"error": error} if error else {}),
         }
 
     def append(self, rank: int, lines: Sequence[Line]) -> None:
-        """Writes answers of a process down."""
+        """Append lines of a process."""
         append_jsonl(self.file.with_suffix(f".part-{rank}.jsonl"), lines)
 
     def finish(self) -> None:
-        """Writes all answers in the order of the questions."""
+        """Merge all lines in the order of the questions."""
         write_jsonl(self.file, (line for _, line in sorted(self.lines().items())))
         for part in self.parts():
             part.unlink()
 
 
 class _Questions(Dataset[tuple[int, Question | str]]):
-    """Questions with their images read, or why they cannot be."""
+    """Indices of questions, each with the question and its images, or with the error that prevents asking it."""
 
-    def __init__(self, log: AnswerLog, places: Sequence[int]) -> None:
-        self.log, self.places = log, places
+    def __init__(self, log: AnswerLog, indices: Sequence[int]) -> None:
+        self.log, self.indices = log, indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[int, Question | str]:
-        place = self.places[index]
+    def __getitem__(self, position: int) -> tuple[int, Question | str]:
+        index = self.indices[position]
         try:
-            return place, as_question(self.log.items[place], self.log.prompts[place])
+            return index, as_question(self.log.items[index], self.log.prompts[index])
         except SampleError as error:
-            return place, error.problem
+            return index, error.problem
+
+
+@dataclass
+class QuestionBatch:
+    """A batch of questions.
+
+    Attributes:
+        indices: Indices of the questions.
+        prompts: Inputs of the model. None if no question of the batch can be asked.
+        failed: Indices of the questions that cannot be asked, with the errors.
+    """
+
+    indices: list[int]
+    prompts: Prompts | None
+    failed: list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class _Collate:
     prepare: Preparer
-    blind: bool
+    no_image: bool
 
-    def __call__(self, entries: Sequence[tuple[int, Question | str]]) -> Asked:
-        whole = [(place, question) for place, question in entries if isinstance(question, Question)]
-        failed = [(place, error) for place, error in entries if isinstance(error, str)]
-        prompts = self.prepare([question for _, question in whole], self.blind) if whole else None
-        return Asked([place for place, _ in whole], prompts, failed)
-
-
-@dataclass
-class Asked:
-    """A batch.
-
-    Attributes:
-        places: numbers of its questions.
-        prompts: ready for the model; None where no question can be asked.
-        failed: numbers of the questions that cannot be, and why.
-    """
-
-    places: list[int]
-    prompts: Prompts | None
-    failed: list[tuple[int, str]]
+    def __call__(self, entries: Sequence[tuple[int, Question | str]]) -> QuestionBatch:
+        valid = [(index, question) for index, question in entries if isinstance(question, Question)]
+        failed = [(index, error) for index, error in entries if isinstance(error, str)]
+        prompts = self.prepare([question for _, question in valid], self.no_image) if valid else None
+        return QuestionBatch([index for index, _ in valid], prompts, failed)
 
 
 class Asker(L.LightningModule):
-    """``trainer.predict(Asker(…))`` asks what is not answered yet.
+    """Module whose ``trainer.predict(Asker(…))`` asks all unanswered questions.
 
     Args:
-        model: who is asked.
-        log: what is asked, and where the answers go.
-        batch_size: questions at once, on each process.
-        max_new_tokens: longest answer.
-        blind: blank every image.
-        workers: processes that read images.
+        model: Model to ask.
+        log: Questions, and the files of the answers.
+        batch_size: Questions in a batch, on each process.
+        max_new_tokens: Maximum length of an answer.
+        no_image: Whether to replace every image with a blank one.
+        workers: Number of processes that read images.
     """
 
     def __init__(
-        self, model: LoadedModel, log: AnswerLog, batch_size: int, max_new_tokens: int, blind: bool, workers: int
+        self, model: LoadedModel, log: AnswerLog, batch_size: int, max_new_tokens: int, no_image: bool, workers: int
     ) -> None:
         super().__init__()
-        self.vlm, self.loaded, self.log_of_answers = model.vlm, model, log
-        self.batch_size, self.max_new_tokens, self.blind, self.workers = batch_size, max_new_tokens, blind, workers
-        self.places: list[int] = []
+        self.vlm, self.loaded, self.answer_log = model.vlm, model, log
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.no_image, self.workers = no_image, workers
+        self.indices: list[int] = []
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """What is left; Lightning deals it out to the processes."""
+        """Load the unanswered questions. Lightning distributes them over the processes."""
         return DataLoader(
-            _Questions(self.log_of_answers, self.places),
+            _Questions(self.answer_log, self.indices),
             batch_size=self.batch_size,
             num_workers=self.workers,
-            collate_fn=_Collate(self.loaded.prepare, self.blind),
+            collate_fn=_Collate(self.loaded.prepare, self.no_image),
         )
 
-    def transfer_batch_to_device(self, batch: Asked, device: torch.device, dataloader_idx: int) -> Asked:
-        """Moves the prompts."""
-        return Asked(batch.places, batch.prompts.to(device) if batch.prompts else None, batch.failed)
+    def transfer_batch_to_device(
+        self, batch: QuestionBatch, device: torch.device, dataloader_idx: int
+    ) -> QuestionBatch:
+        """Move the prompts to the device."""
+        return QuestionBatch(batch.indices, batch.prompts.to(device) if batch.prompts else None, batch.failed)
 
-    def predict_step(self, batch: Asked, batch_idx: int) -> None:
-        """Asks, and writes the answers down at once."""
+    def predict_step(self, batch: QuestionBatch, batch_idx: int) -> None:
+        """Answer a batch, and write the answers to disk at once."""
         texts = self.loaded.answers(batch.prompts, self.max_new_tokens) if batch.prompts else []
-        lines = [self.log_of_answers.line(place, text) for place, text in zip(batch.places, texts, strict=True)]
-        lines += [self.log_of_answers.line(place, "", error) for place, error in batch.failed]
-        self.log_of_answers.append(self.global_rank, lines)
+        lines = [self.answer_log.line(index, text) for index, text in zip(batch.indices, texts, strict=True)]
+        lines += [self.answer_log.line(index, "", error) for index, error in batch.failed]
+        self.answer_log.append(self.global_rank, lines)
 
     def on_predict_end(self) -> None:
-        """When all are done, one process puts the answers together."""
+        """Let one process merge the answers when all processes have finished."""
         self.trainer.strategy.barrier("answered")
         if self.trainer.is_global_zero:
-            self.log_of_answers.finish()
+            self.answer_log.finish()
         self.trainer.strategy.barrier("written")
 
 
-class AskingBar(TQDMProgressBar):
-    """Says who is asked what; batches done, and the time left."""
+class InferenceBar(TQDMProgressBar):
+    """Progress bar that shows the model and the benchmark."""
 
     name = ""
 
     @property
     def predict_description(self) -> str:
-        """Set before each benchmark."""
+        """Return the name, which :func:`ask` sets for each benchmark."""
         return self.name
 
 
-def asking_trainer(accelerator: str, devices: int) -> L.Trainer:
-    """A trainer that only asks, on one device or several processes."""
+def inference_trainer(accelerator: str, devices: int) -> L.Trainer:
+    """Create a trainer for inference, on one device or with several processes."""
     return L.Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        callbacks=[AskingBar()],
+        callbacks=[InferenceBar()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -211,19 +214,20 @@ def asking_trainer(accelerator: str, devices: int) -> L.Trainer:
 
 
 def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:
-    """Asks what is not answered yet, all processes of a trainer together.
+    """Ask all unanswered questions, on all processes of a trainer.
 
     Args:
-        trainer: of :func:`asking_trainer`.
-        asker: who is asked what.
-        name: for the progress bar.
+        trainer: Trainer from :func:`inference_trainer`.
+        asker: Model and questions.
+        name: Name for the progress bar.
     """
     for bar in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(bar, AskingBar):
+        if isinstance(bar, InferenceBar):
             bar.name = name
     if trainer.is_global_zero:
-        asker.log_of_answers.begin()
+        asker.answer_log.begin()
     trainer.strategy.barrier("begun")
-    asker.places = asker.log_of_answers.todo()  # before any process writes: Lightning has all of them meet in predict
-    if asker.places:
+    # Before any process writes: all processes need the same list, because Lightning synchronizes them in predict.
+    asker.indices = asker.answer_log.unanswered()
+    if asker.indices:
         trainer.predict(asker, return_predictions=False)

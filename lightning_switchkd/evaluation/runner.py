@@ -1,4 +1,4 @@
-"""Model folders on benchmarks: asked, scored, and shown side by side."""
+"""The command `evaluate`: run models on benchmarks, score their answers, and write a report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_switchkd.evaluation.answers import Matched, match, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, asking_trainer
+from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, inference_trainer
+from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
-from lightning_switchkd.evaluation.report.report import BLIND, report
-from lightning_switchkd.evaluation.report.text_tables import MAJORITY
+from lightning_switchkd.evaluation.report.report import report
 from lightning_switchkd.evaluation.score import check_protocol, rate
-from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
+from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 from lightning_switchkd.models.adapter import fingerprint
 from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.models.spec import DType
@@ -32,7 +32,7 @@ def evaluate(
     annotations: dict[str, str] | None = None,
     data_root: str = DATA_ROOT,
     protocol: str = "llava",
-    blind: bool = False,
+    no_image: bool = False,
     run: str | None = None,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
@@ -43,69 +43,71 @@ def evaluate(
     dtype: DType = "float32",
     published: str = PUBLISHED,
 ) -> None:
-    """Greedy answers of model folders on benchmarks, scored, beside published figures: HTML, Markdown and JSON.
+    """Run models on benchmarks with greedy decoding, score the answers, and compare them with published results.
 
-    Answers are written down as they come: a run that was stopped goes on, and what is finished is not asked again.
+    The report is written as HTML, Markdown and JSON. An interrupted evaluation resumes. Finished answers are kept.
 
     Args:
         models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``.
-        output: folder of answers, results and report.
-        benchmarks: names in conf/benchmark/, or YAML files; by default the ten of the paper.
-        annotations: folders of benchmarks' files that lie elsewhere than their YAML says, ``--annotations.gqa=DIR``.
-        data_root: what {root} stands for in the YAML files.
-        protocol: llava, lmms or vlmevalkit: prompts and rules where the harnesses disagree.
-        blind: ask everything with every image blanked as well: what can be guessed from the question.
-        run: run folder whose metrics.csv gives the report its training curves.
-        batch_size: questions asked at once, on each device.
-        max_new_tokens: longest answer; by default as each benchmark says.
-        limit: only the first so many questions of each.
+        output: folder for answers, results and report.
+        benchmarks: names in conf/benchmark/, or YAML files; by default the ten benchmarks of the paper.
+        annotations: folders of benchmark files, if not the ones in the YAML files, ``--annotations.gqa=DIR``.
+        data_root: value of {root} in the YAML files.
+        protocol: llava, lmms or vlmevalkit: prompts and rules to apply where the harnesses disagree.
+        no_image: also evaluate with blank images, to measure how much the questions alone give away.
+        run: run folder whose metrics.csv provides the training curves of the report.
+        batch_size: questions in a batch, on each device.
+        max_new_tokens: maximum length of an answer; by default the benchmark's own.
+        limit: number of questions of each benchmark, from the first.
         workers: processes that read images, for each device.
         accelerator: cpu, gpu or auto.
-        devices: processes, one a device.
-        dtype: of the weights.
-        published: YAML file of rows to compare with.
+        devices: number of processes, one per device.
+        dtype: dtype of the weights.
+        published: YAML file with published results.
     """
     rules = check_protocol(protocol)
-    if reserved := {MAJORITY, BLIND} & models.keys():
-        raise UserError(f"--models: {', '.join(sorted(reserved))} is a name of the report; take another.")
+    if reserved := {TEXT_ONLY_BASELINE, NO_IMAGE} & models.keys():
+        raise UserError(f"--models: the name '{min(reserved)}' is reserved for the report. Choose another name.")
     papers = read_published(published)
-    asking = []
-    for one in map(Benchmark.read, benchmarks or papers[0].benchmarks):
-        folder = one.folder(data_root, (annotations or {}).get(one.name))
-        asking.append((one, folder, one.items(folder)[:limit]))
+    tasks = []
+    for benchmark in map(Benchmark.read, benchmarks or papers[0].benchmarks):
+        folder = benchmark.folder(data_root, (annotations or {}).get(benchmark.name))
+        tasks.append((benchmark, folder, benchmark.items(folder)[:limit]))
     for model_folder in models.values():
-        load_processor(model_folder)  # a wrong name is said before the first model has been asked for hours
-    trainer = asking_trainer(accelerator, devices)
+        load_processor(model_folder)  # report a wrong folder before the first model runs for hours
+    trainer = inference_trainer(accelerator, devices)
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype)
-        asked = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
-        for (one, folder, items), is_blind in product(asking, (False, True) if blind else (False,)):
-            longest = max_new_tokens or one.max_new_tokens
-            place = Path(output, name, f"{one.name}.{BLIND}" if is_blind else one.name)
+        settings = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
+        for (benchmark, folder, items), blank in product(tasks, (False, True) if no_image else (False,)):
+            length = max_new_tokens or benchmark.max_new_tokens
+            stem = f"{benchmark.name}.{NO_IMAGE}" if blank else benchmark.name
             log = AnswerLog(
-                file=place.with_name(f"{place.name}{ANSWERS}"),
+                file=Path(output, name, f"{stem}{ANSWERS}"),
                 items=items,
-                prompts=[one.prompt_of(item, rules) for item in items],
-                asked={**asked, "max_new_tokens": longest, "blind": is_blind},
+                prompts=[benchmark.prompt_of(item, rules) for item in items],
+                # "blind" is the key of version 0.1.0, whose answers stay valid.
+                settings={**settings, "max_new_tokens": length, "blind": blank},
             )
-            ask(trainer, Asker(model, log, batch_size, longest, is_blind, workers), f"{name}, {place.name}")
+            ask(trainer, Asker(model, log, batch_size, length, blank, workers), f"{name}, {stem}")
             if trainer.is_global_zero:
                 matched = match(items, *read_answers(log.file))
-                rate(one, folder, items, matched, rules, str(log.file)).write(place.with_name(f"{place.name}.json"))
+                result = rate(benchmark, folder, items, matched, rules, str(log.file))
+                result.write(Path(output, name, f"{stem}.json"))
     if not trainer.is_global_zero:
         return
     systems = {name: str(Path(output, name)) for name in models}
-    for one, folder, items in asking:
-        if one.training:
-            _majority(one, folder, items, rules, Path(output, MAJORITY))
-            systems = {MAJORITY: str(Path(output, MAJORITY)), **systems}
-    report(systems, output, [one.name for one, _, _ in asking], run, published)
+    for benchmark, folder, items in tasks:
+        if benchmark.training:
+            _rate_text_only_baseline(benchmark, folder, items, rules, Path(output, TEXT_ONLY_BASELINE))
+            systems = {TEXT_ONLY_BASELINE: str(Path(output, TEXT_ONLY_BASELINE)), **systems}
+    report(systems, output, [benchmark.name for benchmark, _, _ in tasks], run, published)
 
 
-def _majority(
+def _rate_text_only_baseline(
     benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: ScoringProtocol, output: Path
 ) -> None:
-    """Scores what the training answers say to each question."""
-    said = majority_answers(read_conversations(benchmark.training), [item.question for item in items])
-    result = rate(benchmark, folder, items, Matched(list(said)), protocol, benchmark.training)
+    """Score the most common training answer to each question."""
+    answers = text_only_answers(read_conversations(benchmark.training), [item.question for item in items])
+    result = rate(benchmark, folder, items, Matched(list(answers)), protocol, benchmark.training)
     result.write(output / f"{benchmark.name}.json")

@@ -165,7 +165,8 @@ def check_protocol(protocol: str) -> ScoringProtocol:
         UserError: The protocol is unknown.
     """
     if protocol not in get_args(ScoringProtocol):
-        raise UserError(f"--protocol: unknown protocol '{protocol}'. Use one of {', '.join(get_args(ScoringProtocol))}.")
+        available = ", ".join(get_args(ScoringProtocol))
+        raise UserError(f"--protocol: unknown protocol '{protocol}'. Use one of {available}.")
     return protocol  # type: ignore[return-value]
 
 
@@ -208,7 +209,7 @@ def score(
         )
     if server_file is not None:
         if not definition.export:
-            raise UserError(f"--server_file: '{definition.name}' has no server. Remove the flag: its labels are public.")
+            raise UserError(f"--server_file: '{definition.name}' has no server. Remove this flag.")
         export(definition.export, items, matched.texts, Path(server_file), _further_ids(definition, folder))
         print(f"For the server: {server_file}")
     result = rate(definition, folder, items, matched, rules, answers)

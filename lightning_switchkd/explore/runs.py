@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation.labels import NO_IMAGE, upgrade_result
 from lightning_switchkd.evaluation.report.charts import read_metrics
-from lightning_switchkd.evaluation.report.report import BLIND as NO_IMAGE
 from lightning_switchkd.evaluation.score import Result, read_results
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def _benchmark(name: str) -> tuple[str, bool]:
 
 
 def _results(report: str | Path) -> Mapping[str, Mapping[str, Result]]:
-    results = {folder.name: read_results(folder) for folder in sorted(Path(report).glob("*")) if folder.is_dir()}
+    folders = [folder for folder in sorted(Path(report).glob("*")) if folder.is_dir()]
+    results = {upgrade_result(folder.name): read_results(folder) for folder in folders}
     if not any(results.values()):
         raise UserError(f"{report} has no results of `evaluate`. `make train` writes a report to RUN/report.")
     return results

@@ -21,7 +21,7 @@ from lightning_switchkd.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, 
 from lightning_switchkd.evaluation.answers import Matched
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.score import rate
-from lightning_switchkd.evaluation.text_only_baseline import majority_answers, read_conversations
+from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 
 SETTINGS = Settings()
 TRAINING = ("captions.json", "train.json", "train_balanced.json", "train_small.json")
@@ -134,7 +134,7 @@ def test_captions_contradict_no_answer(folder: Path) -> None:
 
 def test_text_only_baseline(folder: Path) -> None:
     items = Benchmark.read("easy_vqa").items(folder)
-    answers = majority_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
+    answers = text_only_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
     scores = rate(Benchmark.read("easy_vqa"), folder, items, Matched(list(answers)), "llava", "")
     assert scores.score == pytest.approx(67.0, abs=0.3)
     assert scores.categories["shape"] < 40

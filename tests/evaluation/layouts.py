@@ -1,8 +1,8 @@
-"""Small files in exactly the layouts that the ten benchmarks come in, answers to them, and what these must score.
+"""Small files in the layouts of the ten benchmarks, answers to them, and the expected scores.
 
-The traps of each are in: rotations that are missing, ids that repeat, labels in another order, golds that are all
-identical, punctuation, options called "None". Scores are worked out by hand, beside the data. Longer than other files:
-ten benchmarks, each in both of its layouts, to be compared at a glance.
+The files contain the pitfalls of each benchmark: missing rotations, repeated ids, labels in another order, identical
+correct answers, punctuation, and options called "None". Each score is computed by hand next to the data. The file is
+long, so that all ten benchmarks can be compared, each in both layouts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def as_json(path: Path, value: Any) -> None:
 
 
 def table(path: Path, rows: list[Row]) -> None:
-    """Parquet, images as the hub writes them; small row groups, so that several are crossed."""
+    """Write Parquet with images as on the hub, in small row groups so that the file has several."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
 
@@ -57,7 +57,7 @@ def image_cell(shade: int) -> Row:
 
 
 def people(*answers: str, ids: bool = True) -> list[Row]:
-    """Ten people's answers, given as ``blue*4``."""
+    """Return ten people's answers, given as ``blue*4``."""
     texts = [text for part in answers for text in [part.split("*")[0]] * int([*part.split("*"), "1"][1])]
     assert len(texts) == 10
     return [
@@ -66,8 +66,8 @@ def people(*answers: str, ids: bool = True) -> list[Row]:
     ]
 
 
-def said(question_id: Any, text: str, prompt: str = "") -> Row:
-    """A line as LLaVA writes it."""
+def answer(question_id: Any, text: str, prompt: str = "") -> Row:
+    """Return a line in LLaVA's format."""
     return {
         "question_id": question_id,
         "prompt": prompt,
@@ -78,7 +78,7 @@ def said(question_id: Any, text: str, prompt: str = "") -> Row:
     }
 
 
-# -- MME: every category has two images; of one both questions are right, of the other one: 75 + 50 = 125 of 200
+# -- MME: two images per category; both answers are correct for one, one answer for the other: 75 + 50 = 125 of 200
 
 MME_SCORE = 62.5
 
@@ -87,20 +87,20 @@ def mme(root: Path) -> list[Row]:
     answers = []
     for number, category in enumerate((*PERCEPTION, *COGNITION)):
         folder = root / "MME_Benchmark_release_version" / category
-        nested = number % 2 == 0  # half of the release has sub-folders
+        nested = number % 2 == 0  # half of the release has subfolders
         for image in range(2):
             name = f"{image:04d}"
             picture(folder / "images" / f"{name}.jpg" if nested else folder / f"{name}.jpg", image)
-            two = "  " if image else " "  # two spaces before the request, here and there
+            two = "  " if image else " "  # some questions have two spaces before the request
             request = f"{two}Please answer yes or no."
             text = f"Is there a cat?{request}\tYes\nIs there a cat there?{request}\tNo\n"
-            place = folder / "questions_answers_YN" if nested else folder
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{name}.txt").write_text(text, encoding="utf-8")
+            texts = folder / "questions_answers_YN" if nested else folder
+            texts.mkdir(parents=True, exist_ok=True)
+            (texts / f"{name}.txt").write_text(text, encoding="utf-8")
             key = f"{category}/{name}.jpg"
             answers += [
-                said(key, "No, it is not" if image == 0 else "Not sure", f"Is there a cat there?{SHORT}"),
-                said(key, "Yes." if image == 0 else "I know", f"Is there a cat?{SHORT}"),
+                answer(key, "No, it is not" if image == 0 else "Not sure", f"Is there a cat there?{SHORT}"),
+                answer(key, "Yes." if image == 0 else "I know", f"Is there a cat?{SHORT}"),
             ]
     return answers
 
@@ -121,7 +121,7 @@ def mme_hub(root: Path) -> None:
     table(root / "data" / "test-00000-of-00001.parquet", rows)
 
 
-# -- MMBench: 0 right in all rotations; 1 wrong in one; 2 has three rows only, and an option called None: 2 of 3
+# -- MMBench: 0 is correct in all rotations; 1 wrong in one; 2 has only three rows, and an option called None: 2 of 3
 
 MMBENCH_SCORE = 200 / 3
 MMBENCH_COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source")
@@ -149,9 +149,9 @@ def mmbench_rows() -> list[Row]:
 
 
 def mmbench_answers() -> list[Row]:
-    forms = ["{}", "({})", "{}. dog", "The answer is {}."]
+    templates = ["{}", "({})", "{}. dog", "The answer is {}."]
     return [
-        said(row["index"], "b" if row["index"] == 1_000_001 else forms[n % 4].format(row["answer"]))
+        answer(row["index"], "b" if row["index"] == 1_000_001 else templates[n % 4].format(row["answer"]))
         for n, row in enumerate(mmbench_rows())
     ]
 
@@ -172,14 +172,14 @@ def mmbench_hub(root: Path, language: str = "en") -> None:
     table(root / language / "dev-00000-of-00001.parquet", rows)
 
 
-# -- VQAv2: "Yes." against ten identical golds is wrong, against nine of ten right; 2 of ten: .6
+# -- VQAv2: "Yes." is wrong if ten people agree on "yes", and correct if nine of ten do; 2 of ten: .6
 
 VQAV2_SCORE = 40.0
 VQAV2 = [
     (1, "Is it raining?", people("yes*10"), "Yes.", 0.0),
     (2, "Is it dry?", people("yes*9", "no"), "Yes.", 1.0),
     (3, "How many?", people("2*2", "3*8"), "two", 0.6),
-    (4, "What colour?", people("red*10"), "yes, it is", 0.0),
+    (4, "What color?", people("red*10"), "yes, it is", 0.0),
 ]
 
 
@@ -199,7 +199,7 @@ def vqav2(root: Path) -> list[Row]:
     as_json(root / "v2_mscoco_val2014_annotations.json", {"info": {}, "annotations": labels})
     for n, *_ in VQAV2:
         picture(root / "val2014" / f"COCO_val2014_{n:012d}.jpg", n)
-    return [said(10 + n, text) for n, _, _, text, _ in VQAV2]
+    return [answer(10 + n, text) for n, _, _, text, _ in VQAV2]
 
 
 def vqav2_hub(root: Path) -> None:
@@ -217,7 +217,7 @@ def vqav2_hub(root: Path) -> None:
     table(root / "data" / "validation-00000-of-00001.parquet", rows)
 
 
-# -- GQA: two of four right; a question that is not balanced does not count
+# -- GQA: two of four correct; an unbalanced question does not count
 
 GQA_SCORE = 50.0
 GQA = [("101", "yes", "Yes."), ("102", "yes", "yes, it is"), ("103", "t-shirt", "T-shirt"), ("104", "car", "the car")]
@@ -238,7 +238,7 @@ def gqa(root: Path) -> list[Row]:
     as_json(root / "data" / "testdev_balanced_questions.json", labels)
     for key, _, _ in GQA:
         picture(root / "data" / "images" / f"n{key}.jpg")
-    return [said(key, text) for key, _, text in reversed(GQA)]
+    return [answer(key, text) for key, _, text in reversed(GQA)]
 
 
 def gqa_hub(root: Path) -> None:
@@ -259,7 +259,7 @@ def gqa_hub(root: Path) -> None:
     table(root / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", images)
 
 
-# -- ScienceQA: "B" right, "B." wrong, "The answer is B." right, "D" out of range; of one without an image, nothing
+# -- ScienceQA: "B" correct, "B." wrong, "The answer is B." correct, "D" out of range; without an image: not counted
 
 SCIENCEQA_SCORE = 50.0
 SCIENCEQA = [("1", "B"), ("2", "B."), ("3", "The answer is B."), ("4", "D"), ("5", "B")]
@@ -284,7 +284,7 @@ def scienceqa(root: Path) -> list[Row]:
     as_json(root / "pid_splits.json", {"test": [key for key, _ in SCIENCEQA], "train": ["6"]})
     for key, _ in SCIENCEQA[:4]:
         picture(root / "images" / "test" / key / "image.png")
-    return [said(key, text) for key, text in SCIENCEQA]
+    return [answer(key, text) for key, text in SCIENCEQA]
 
 
 def scienceqa_hub(root: Path) -> None:
@@ -292,7 +292,7 @@ def scienceqa_hub(root: Path) -> None:
     table(root / "ScienceQA-IMG" / "test-00000-of-00001.parquet", rows)
 
 
-# -- MMMU: a letter, the last of two letters, an open answer in a sentence; a wrong number: 3 of 4
+# -- MMMU: a letter, the last of two letters, an open answer in a sentence, and a wrong number: 3 of 4
 
 MMMU_SCORE = 75.0
 MMMU = [
@@ -349,7 +349,7 @@ def mmmu_hub(root: Path) -> None:
         table(root / subject / "validation-00000-of-00001.parquet", rows)
 
 
-# -- TextVQA: two questions on one image share its id; "thats" is "that's": (1 + 0 + .9) / 3
+# -- TextVQA: two questions about one image share its id; "thats" is "that's": (1 + 0 + .9) / 3
 
 TEXTVQA_SCORE = 190 / 3
 TEXTVQA = [
@@ -373,7 +373,7 @@ def textvqa(root: Path) -> list[Row]:
     )
     for name in ("aa", "bb"):
         picture(root / "train_images" / f"{name}.jpg")
-    return [said(i, text, p) for (i, _, _, text), p in reversed(list(zip(TEXTVQA, prompts, strict=True)))]
+    return [answer(i, text, p) for (i, _, _, text), p in reversed(list(zip(TEXTVQA, prompts, strict=True)))]
 
 
 def textvqa_hub(root: Path) -> None:
@@ -391,7 +391,7 @@ def textvqa_hub(root: Path) -> None:
     table(root / "data" / "validation-00000-of-00001.parquet", rows)
 
 
-# -- VizWiz: six identical answers of ten, without ids, must count six: (1 + .6 + 0) / 3
+# -- VizWiz: six identical answers of ten, without ids, count as six: (1 + .6 + 0) / 3
 
 VIZWIZ_SCORE = 160 / 3
 VIZWIZ = [
@@ -409,7 +409,7 @@ def vizwiz(root: Path) -> list[Row]:
     as_json(root / "val.json", labels)
     for name, *_ in VIZWIZ:
         picture(root / "val" / name)
-    return [said(name, text) for name, _, text, _ in VIZWIZ]
+    return [answer(name, text) for name, _, text, _ in VIZWIZ]
 
 
 def vizwiz_hub(root: Path) -> None:
@@ -461,7 +461,7 @@ def pope(root: Path) -> list[Row]:
                     "category": split,
                 }
             )
-            answers.append(said(key, text))
+            answers.append(answer(key, text))
     lines(root / "llava_pope_test.jsonl", questions)
     picture(root / "val2014" / "COCO_1.jpg")
     return answers
@@ -511,7 +511,7 @@ HUB = {
 
 
 def write_answers(root: Path, name: str, answers: Any) -> Path:
-    """JSONL, or MMMU's JSON."""
+    """Write JSONL, or MMMU's JSON."""
     if isinstance(answers, dict):
         as_json(root / f"{name}.json", answers)
         return root / f"{name}.json"

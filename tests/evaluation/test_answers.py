@@ -1,4 +1,4 @@
-"""Answer files with everything that can be wrong with them."""
+"""Tests of answer files with every possible defect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ N = 100_000
 
 
 def vqav2_of(folder: Path, count: int) -> list[str]:
-    """Files of VQAv2 with so many questions, and answers, of which three quarters are right."""
+    """Write VQAv2 files with `count` questions. Return answers, three quarters of them correct."""
     chance = random.Random(0)
     words = ["yes", "no", "2", "red", "blue car", "man on a horse", "t-shirt", "1,000"]
     questions = [{"question_id": n, "image_id": n // 3, "question": f"Q {n}?"} for n in range(count)]
@@ -41,50 +41,50 @@ def vqav2_of(folder: Path, count: int) -> list[str]:
     return [gold if n % 4 else "nothing at all" for n, gold in enumerate(golds)]
 
 
-def test_a_hundred_thousand_lines_one_in_a_hundred_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_in_a_hundred_of_many_lines_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = vqav2_of(tmp_path / "vqav2", N)
-    rows = [json.dumps(layouts.said(n, text)) for n, text in enumerate(texts)]
-    harm: list[Callable[[str], str]] = [
+    rows = [json.dumps(layouts.answer(n, text)) for n, text in enumerate(texts)]
+    damage: list[Callable[[str], str]] = [
         lambda row: row[: len(row) // 2],  # cut off
         lambda row: "null",
         lambda row: row.replace('"text"', '"txet"'),
         lambda row: row.replace('"question_id"', '"id_of_question"'),
     ]
     for n in range(0, N, 100):
-        rows[n] = harm[n // 100 % 4](rows[n])
-    file = tmp_path / "said.jsonl"
-    file.write_text("\n".join([*rows, "", json.dumps(layouts.said(N + 5, "x")), rows[1]]), encoding="utf-8")
+        rows[n] = damage[n // 100 % 4](rows[n])
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join([*rows, "", json.dumps(layouts.answer(N + 5, "x")), rows[1]]), encoding="utf-8")
     arguments = ["score", "--benchmark=vqav2", f"--data_root={tmp_path}", f"--answers={file}"]
     main([*arguments, f"--output={tmp_path / 'out.json'}"])
     result = Result.read(tmp_path / "out.json")
     assert result.odd == {"missing": 1000, "unknown": 1, "doubled": 1, "damaged": 1000}
     assert result.examples_of_odd["damaged"][0] == "line 1"
-    assert result.score == pytest.approx(75.0)  # what is damaged was wrong already: every fourth is
+    assert result.score == pytest.approx(75.0)  # the damaged lines were wrong already: every fourth is
     assert "damaged: 1000 (line 1, line 101" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*arguments, "--strict"])
-    said = capsys.readouterr().err
-    assert said.startswith("error: --strict:")
-    assert "1000 damaged (line 1, line 101, line 201" in said
+    error = capsys.readouterr().err
+    assert error.startswith("error: --strict:")
+    assert "1000 damaged (line 1, line 101, line 201" in error
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.text(max_size=5)), max_size=40), st.randoms())
-def test_an_order_without_doubles_changes_nothing(rows: list[tuple[int, str]], chance: Any) -> None:
+def test_order_of_unique_answers_does_not_matter(rows: list[tuple[int, str]], chance: Any) -> None:
     items = [Item(str(n), f"Q{n}", ("yes",)) for n in range(20)]
     unique = [Answer(str(n), text) for n, text in dict(rows).items()]
-    found = match(items, unique)
+    matched = match(items, unique)
     chance.shuffle(unique)
     again = match(items, unique)
-    assert again.texts == found.texts
-    assert sorted(again.unknown) == sorted(found.unknown)
-    assert len(found.missing) == sum(text is None for text in found.texts)
-    assert len(unique) == sum(text is not None for text in found.texts) + len(found.unknown)
+    assert again.texts == matched.texts
+    assert sorted(again.unknown) == sorted(matched.unknown)
+    assert len(matched.missing) == sum(text is None for text in matched.texts)
+    assert len(unique) == sum(text is not None for text in matched.texts) + len(matched.unknown)
 
 
-def test_questions_of_one_id_are_told_apart_by_the_prompt_or_the_order() -> None:
+def test_questions_that_share_an_id_are_matched_by_prompt_or_order() -> None:
     items = [Item("a", "Is it red?"), Item("a", "Is it red or blue?"), Item("b", "What?")]
-    told = [Answer("a", "blue", "Is it red  or blue?\nAnswer."), Answer("a", "yes", "<image>\nIs it red?\nAnswer.")]
-    assert match(items, told).texts == ["yes", "blue", None]
+    prompted = [Answer("a", "blue", "Is it red  or blue?\nAnswer."), Answer("a", "yes", "<image>\nIs it red?\nAnswer.")]
+    assert match(items, prompted).texts == ["yes", "blue", None]
     assert match(items, [Answer("a", "1"), Answer("a", "2"), Answer("a", "3")]).texts == ["1", "2", None]
     other = match(items, [Answer("a", "x", "Is it green?")])
     assert other.unknown == ["a"]
@@ -99,7 +99,7 @@ def test_questions_of_one_id_are_told_apart_by_the_prompt_or_the_order() -> None
         ("a.jsonl", '{"image": "1", "answer": "yes"}'),
     ],
 )
-def test_forms_of_answer_files(name: str, text: str, tmp_path: Path) -> None:
+def test_formats_of_answer_files(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_answers(tmp_path / name) == ([Answer("1", "yes")], [])
 
@@ -107,42 +107,40 @@ def test_forms_of_answer_files(name: str, text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--answers=none.jsonl"], "there is no file none.jsonl"),
-        (["--answers={answers}", "--protocol=mine"], "'mine' is none of llava, lmms, vlmevalkit"),
+        (["--answers=none.jsonl"], "file none.jsonl does not exist"),
+        (["--answers={answers}", "--protocol=mine"], "unknown protocol 'mine'. Use one of llava, lmms, vlmevalkit"),
         (["--answers={answers}", "--server_file=x.json"], "has no server"),
-        (["--answers={answers}", "--output=reports/gqa"], "must be a .json file; FOLDER/gqa.json"),
-        (["--answers={folder}/damaged.json"], "is no JSON"),
+        (["--answers={answers}", "--output=reports/gqa"], "is not a .json file. Use FOLDER/gqa.json"),
+        (["--answers={folder}/damaged.json"], "is not valid JSON"),
     ],
 )
-def test_mistakes_end_in_a_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = layouts.write_answers(tmp_path, "said", layouts.gqa(tmp_path / "gqa"))
+def test_user_errors(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = layouts.write_answers(tmp_path, "answers", layouts.gqa(tmp_path / "gqa"))
     (tmp_path / "damaged.json").write_text("{", encoding="utf-8")
-    filled = [argument.format(answers=said, folder=tmp_path) for argument in arguments]
+    filled = [argument.format(answers=file, folder=tmp_path) for argument in arguments]
     with pytest.raises(SystemExit) as stopped:
         main(["score", "--benchmark=gqa", f"--data_root={tmp_path}", *filled])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_labels_that_a_server_keeps_need_a_file_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_labels_need_a_server_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"question_id": 7, "image": "7.jpg", "text": "Q?"}
     layouts.lines(tmp_path / "vqav2" / "llava_vqav2_mscoco_test-dev2015.jsonl", [row])
-    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said(7, "x")])
+    file = layouts.lines(tmp_path / "answers.jsonl", [layouts.answer(7, "x")])
     with pytest.raises(SystemExit):
-        main(["score", "--benchmark=vqav2_test", f"--data_root={tmp_path}", f"--answers={said}"])
+        main(["score", "--benchmark=vqav2_test", f"--data_root={tmp_path}", f"--answers={file}"])
     assert "Set --server_file=FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(layouts.LLAVA))
-def test_batches_that_repeat_questions_change_no_score(name: str, tmp_path: Path) -> None:
-    """As samplers of several ranks do: a question counts once, the first time."""
+def test_repeated_questions_count_once(name: str, tmp_path: Path) -> None:
+    """Samplers of several ranks repeat questions."""
     write, expected = layouts.LLAVA[name]
-    said = layouts.write_answers(tmp_path, "said", write(tmp_path / name))
+    file = layouts.write_answers(tmp_path, "answers", write(tmp_path / name))
     benchmark = Benchmark.read(name)
     items = benchmark.items(tmp_path / name)
-    texts = match(items, *read_answers(said)).texts
+    texts = match(items, *read_answers(file)).texts
     metric = Judgements(benchmark, items)
     order = random.Random(1).sample(range(len(items)), len(items))
     for start in range(0, len(order), 3):
@@ -154,18 +152,18 @@ def test_batches_that_repeat_questions_change_no_score(name: str, tmp_path: Path
 
 
 def rank_scores(rank: int, folder: str) -> None:
-    """Each of two ranks has its half of POPE's answers, and one question of the other's."""
+    """Score half of POPE's answers on each of two ranks, and one question of the other half."""
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     benchmark = Benchmark.read("pope")
     items = benchmark.items(Path(folder, "pope"))
-    texts = match(items, *read_answers(Path(folder, "said.jsonl"))).texts
-    mine = [*range(rank, len(items), 2), 1 - rank]
+    texts = match(items, *read_answers(Path(folder, "answers.jsonl"))).texts
+    indices = [*range(rank, len(items), 2), 1 - rank]
     metric = Judgements(benchmark, items)
-    metric.update(mine, [texts[n] for n in mine])
+    metric.update(indices, [texts[n] for n in indices])
     assert metric.compute() == pytest.approx(layouts.POPE_SCORE)
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_add_up(tmp_path: Path) -> None:
-    layouts.write_answers(tmp_path, "said", layouts.pope(tmp_path / "pope"))
+def test_scores_add_up_over_ranks(tmp_path: Path) -> None:
+    layouts.write_answers(tmp_path, "answers", layouts.pope(tmp_path / "pope"))
     tiny.on_two_ranks(rank_scores, str(tmp_path))

@@ -1,4 +1,4 @@
-"""A chat in the terminal, and what else each token of an answer might have been."""
+"""Tests of the chat in the terminal, and of the alternatives of each token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_models_talk_and_remember(
+def test_chat_with_two_models(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = folder / "images" / "0.png"
@@ -39,19 +39,19 @@ def test_two_models_talk_and_remember(
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     main([
-        "generate", f"--model={folder / 'student'}", f"--beside={folder / 'teacher'}", f"--image={image}", "--chat",
+        "generate", f"--model={folder / 'student'}", f"--compare={folder / 'teacher'}", f"--image={image}", "--chat",
         "--max_new_tokens=3", "--device=cpu",
     ])  # fmt: skip
-    said = capsys.readouterr().out
-    assert said.count("student: ") == 2
-    assert said.count("teacher: ") == 2
-    assert "student:\n    '" in said
-    assert "Forgotten." in said
-    assert "is not below the image root" in said
-    assert said.count("/quit or Ctrl-D") == 2
+    output = capsys.readouterr().out
+    assert output.count("student: ") == 2
+    assert output.count("teacher: ") == 2
+    assert "student:\n    '" in output
+    assert "Started a new conversation.\n" in output
+    assert "is not below the image root" in output
+    assert output.count("leave (or Ctrl-D)") == 2
 
 
-def test_the_second_question_is_asked_after_the_first(folder: Path) -> None:
+def test_second_question_follows_the_first(folder: Path) -> None:
     model = load_model(str(folder / "student"), "cpu")
     chat = Chat({"one": model}, 4)
     first = chat.ask("What is there?")["one"]
@@ -59,26 +59,29 @@ def test_the_second_question_is_asked_after_the_first(folder: Path) -> None:
     assert chat.ask("And now?")["one"] == model.ask([Question(turns, ())], 4)[0]
 
 
-def test_alternatives_are_the_model_s_own_probabilities(folder: Path) -> None:
+def test_alternatives_equal_the_probabilities_of_the_model(folder: Path) -> None:
     model = load_model(str(folder / "student"), "cpu")
     question = Question((Turn("user", "What?"),), ())
-    found = model.alternatives(question, "a cat", 3)
+    alternatives = model.alternatives(question, "a cat", 3)
     tokenizer = model.prepare.processor.tokenizer
     ids = [*model.prepare([question]).input_ids[0].tolist(), *tokenizer("a cat", add_special_tokens=False).input_ids]
     with torch.no_grad():
         logits = model.vlm.model(input_ids=torch.tensor([ids])).logits[0]
     answer = len(tokenizer("a cat", add_special_tokens=False).input_ids)
     best = logits[-answer - 1 :, : len(tokenizer)].softmax(-1).topk(3)
-    assert len(found) == answer + 1
-    for candidates, values in zip(found, best.values.tolist(), strict=True):
+    assert len(alternatives) == answer + 1
+    for candidates, values in zip(alternatives, best.values.tolist(), strict=True):
         assert [p for _, p in candidates] == pytest.approx(values, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--model=x"], "--question is missing"), (["--model=x", "--question=y", "--image=none.png"], "there is no file")],
+    [
+        (["--model=x"], "--question is missing"),
+        (["--model=x", "--question=y", "--image=none.png"], "file 'none.png' does not exist"),
+    ],
 )
-def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", *arguments])
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every worked example of how the reference codes score."""
+"""Tests of the scorers on every worked example of the reference codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from lightning_switchkd.evaluation.benchmarks.scorers.choice import (
 )
 from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import consensus, equal, evalai, official
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
-from lightning_switchkd.evaluation.benchmarks.scoring import MME, POPE, Circular, Floats
+from lightning_switchkd.evaluation.benchmarks.tallies import MME, POPE, Circular
+from lightning_switchkd.evaluation.significance import Floats
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
 USED = {
@@ -30,7 +31,7 @@ USED = {
 
 
 def as_judged(rows: list[tuple[float, float]]) -> Floats:
-    """Score, and 1 for a yes."""
+    """Return an array of scores, and 1 for a yes."""
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
@@ -38,7 +39,7 @@ def cases(name: str) -> Any:
     return pytest.mark.parametrize("case", GOLDEN[name], ids=lambda case: str(case.get("pred", ""))[:30])
 
 
-def test_nothing_is_left_out() -> None:
+def test_every_golden_example_is_used() -> None:
     assert GOLDEN.keys() == USED
 
 
@@ -48,7 +49,7 @@ def test_consensus(case: dict[str, Any]) -> None:
     assert consensus(case["pred"], case["gold"], "official") == pytest.approx(case["official"])
 
 
-def test_normalisers() -> None:
+def test_normalizers() -> None:
     assert {text: evalai(text) for text in GOLDEN["vqa_normalise_evalai"]} == GOLDEN["vqa_normalise_evalai"]
     assert {text: official(text) for text in GOLDEN["vqa_normalise_official"]} == GOLDEN["vqa_normalise_official"]
 
@@ -69,8 +70,8 @@ def test_mme(case: dict[str, Any]) -> None:
 def test_mme_scores(case: dict[str, Any]) -> None:
     if "pairs" in case:
         items = [Item(str(n), "", image=str(n), category="count") for n in range(len(case["pairs"])) for _ in range(2)]
-        found = as_judged([(right, 0) for pair in case["pairs"] for right in pair])
-        assert MME().category(items, found) == pytest.approx(case["category_score"])
+        judged = as_judged([(correct, 0) for pair in case["pairs"] for correct in pair])
+        assert MME().category(items, judged) == pytest.approx(case["category_score"])
     else:
         share = case["perception_total"] / len(PERCEPTION)
         categories = dict.fromkeys(PERCEPTION, share) | dict.fromkeys(COGNITION, 50.0)
@@ -78,8 +79,8 @@ def test_mme_scores(case: dict[str, Any]) -> None:
         assert figures["perception"] / 20 == pytest.approx(case["percent"])
         assert figures["cognition"] == 200
         items = [Item(f"{c}{n}", "", image=f"{c}{n}", category=c) for c in PERCEPTION for n in range(1000)]
-        found = as_judged([(n < 5 * share, 0) for _ in PERCEPTION for n in range(1000)])  # so many of 1,000 right
-        assert MME().score(items, found) == pytest.approx(case["percent"], abs=0.1)
+        judged = as_judged([(n < 5 * share, 0) for _ in PERCEPTION for n in range(1000)])
+        assert MME().score(items, judged) == pytest.approx(case["percent"], abs=0.1)
 
 
 @cases("pope_parse")
@@ -90,20 +91,20 @@ def test_pope(case: dict[str, Any]) -> None:
     assert pope_reply(case["pred"], "vlmevalkit") == names[case["vlmevalkit"]]
 
 
-def detection(said: list[str], true: list[str]) -> tuple[float, dict[str, float]]:
-    """F1 and the other figures of one split, from replies, as answers of a benchmark."""
-    items = [Item(str(n), "", (label,)) for n, label in enumerate(true)]
-    found = as_judged([(reply == label, reply == "yes") for reply, label in zip(said, true, strict=True)])
-    return POPE().score(items, found), POPE().figures(items, found, {})
+def detection(replies: list[str], labels: list[str]) -> tuple[float, dict[str, float]]:
+    """Return F1 and the other figures of one split, from replies and labels."""
+    items = [Item(str(n), "", (label,)) for n, label in enumerate(labels)]
+    judged = as_judged([(reply == label, reply == "yes") for reply, label in zip(replies, labels, strict=True)])
+    return POPE().score(items, judged), POPE().figures(items, judged, {})
 
 
 @pytest.mark.parametrize("case", GOLDEN["pope_f1"])
 def test_pope_scores(case: dict[str, Any]) -> None:
     if "pred" in case:
         f1, figures = detection(case["pred"], case["gold"])
-        found = {"f1": f1, **{name.replace("accuracy", "acc").replace(" ", "_"): v for name, v in figures.items()}}
+        figures = {"f1": f1, **{name.replace("accuracy", "acc").replace(" ", "_"): v for name, v in figures.items()}}
         names = ("acc", "precision", "recall", "f1", "yes_ratio")
-        assert found == pytest.approx({name: 100 * case[name] for name in names})
+        assert figures == pytest.approx({name: 100 * case[name] for name in names})
     else:
         assert 100 * sum(case["split_f1"]) / 3 == pytest.approx(case["reported"], abs=0.005)
 
@@ -124,11 +125,11 @@ def test_mmbench(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", GOLDEN["mmbench_circular"])
 def test_circular(case: dict[str, Any]) -> None:
     items = [
-        Item(str(7 + turn * 1_000_000), "", (right,), dict.fromkeys("ABCD", ""))
-        for turn, (right, _) in enumerate(case["rows"])
+        Item(str(7 + turn * 1_000_000), "", (correct,), dict.fromkeys("ABCD", ""))
+        for turn, (correct, _) in enumerate(case["rows"])
     ]
-    found = as_judged([(right == said, 0) for right, said in case["rows"]])
-    assert Circular().score(items, found) == 100 * case["hit"]
+    judged = as_judged([(correct == letter, 0) for correct, letter in case["rows"]])
+    assert Circular().score(items, judged) == 100 * case["hit"]
 
 
 @cases("mmmu_mc")
@@ -151,7 +152,7 @@ WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_siz
 
 
 @given(WORDS, st.lists(WORDS, min_size=10, max_size=10), st.randoms())
-def test_consensus_minds_no_order_and_no_case(prediction: str, answers: list[str], chance: Any) -> None:
+def test_consensus_ignores_order_and_case(prediction: str, answers: list[str], chance: Any) -> None:
     score = consensus(prediction, answers)
     shuffled = list(answers)
     chance.shuffle(shuffled)
@@ -160,7 +161,7 @@ def test_consensus_minds_no_order_and_no_case(prediction: str, answers: list[str
 
 
 @given(WORDS)
-def test_normalising_twice_changes_nothing_more_than_marks(text: str) -> None:
+def test_normalization_ignores_case_and_removes_marks(text: str) -> None:
     assert evalai(text.upper()) == evalai(text.lower())
     assert not set(evalai(text)) & set('/[]{}()=+<>@`"')
 
@@ -169,7 +170,7 @@ def test_normalising_twice_changes_nothing_more_than_marks(text: str) -> None:
     st.lists(st.tuples(st.sampled_from(["yes", "no", "other"]), st.sampled_from(["yes", "no"])), min_size=1),
     st.randoms(),
 )
-def test_detection_minds_no_order(pairs: list[tuple[str, str]], chance: Any) -> None:
+def test_detection_ignores_order(pairs: list[tuple[str, str]], chance: Any) -> None:
     f1, figures = detection(*map(list, zip(*pairs, strict=True)))
     chance.shuffle(pairs)
     assert detection(*map(list, zip(*pairs, strict=True))) == (f1, figures)

@@ -1,4 +1,4 @@
-"""The questions of a benchmark, as any scorer and any model takes them."""
+"""Questions of a benchmark, in the form that every scorer and every model reads."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageReader, ImageRef, 
 from lightning_switchkd.models.generation import Question
 
 Picture = Callable[[], Image.Image]
-"""Reads and decodes an image when it is called. Raises ``SampleError`` where it is missing or damaged."""
+"""Function that reads and decodes an image. Raises ``SampleError`` if the image is missing or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
-    """An image file below a folder, or the bytes of one."""
+    """Image file in a folder, or the bytes of an image file."""
 
     folder: ImageReader
     ref: ImageRef
 
     def __call__(self) -> Image.Image:
-        """The image."""
+        """Read and decode the image."""
         return self.folder.read(self.ref)
 
 
 @dataclass(frozen=True, slots=True)
 class Base64Picture:
-    """An image as the text of a table's cell."""
+    """Image in a cell of a table, encoded as base64."""
 
     name: str
     text: str
 
     def __call__(self) -> Image.Image:
-        """The image."""
+        """Decode the image."""
         try:
             data = base64.b64decode(self.text, validate=True)
         except binascii.Error as error:
-            raise SampleError("image_decode", f"image of {self.name} is no base64 text: {error}") from None
+            raise SampleError("image_decode", f"image of {self.name} is not valid base64: {error}") from None
         return ImageFolder(None).read(ImageRef(self.name, data))
 
 
@@ -50,17 +50,17 @@ class Item:
     """One question of a benchmark.
 
     Attributes:
-        id: as answer files name it; several questions may share one (MME, TextVQA: the image's).
-        question: the question alone, without hints, options and instructions.
-        answers: what is right: one text, one letter, or the answers of several people; empty where nobody knows.
-        options: texts by letter; empty for an open question.
-        pictures: its images.
-        image: name of its image; questions about one image are no independent evidence.
-        category: what scores are broken down by.
-        hint: context that some questions come with.
-        ocr: words that another program read in the image, comma by comma.
-        prompt: the ready prompt, where the benchmark's files hold it.
-        history: turns before the question.
+        id: Id in answer files. Several questions may share one (in MME and TextVQA, the id of the image).
+        question: The question alone, without hint, options and instructions.
+        answers: Correct answers: one text, one letter, or the answers of several people. Empty if unknown.
+        options: Text of each option by letter. Empty for an open question.
+        pictures: Its images.
+        image: Name of its image. Questions about the same image are not independent evidence.
+        category: Category for the scores by category.
+        hint: Context of the question.
+        ocr: Words that another program read in the image, separated by commas.
+        prompt: The complete prompt, if the benchmark's files contain it.
+        history: Turns before the question.
     """
 
     id: str
@@ -77,21 +77,23 @@ class Item:
 
 
 def as_question(item: Item, prompt: str = "") -> Question:
-    """The item with its images read, ready for a model.
+    """Read the item's images, and build the question for a model.
 
     Args:
-        item: the question.
-        prompt: what is asked, with or without places of images; by default the item's own prompt.
+        item: The item.
+        prompt: Prompt, with or without image placeholders. Default: the item's own prompt.
 
     Raises:
-        RecordError: an image is missing or damaged, or images and their places do not agree.
+        SampleError: An image is missing or damaged, or the number of placeholders differs from the number of images.
     """
     text = prompt or item.prompt
     images = tuple(picture() for picture in item.pictures)
-    placed = sum(turn.text.count(IMAGE_TOKEN) for turn in item.history) + text.count(IMAGE_TOKEN)
-    if placed == 0 and images:
+    num_placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in item.history) + text.count(IMAGE_TOKEN)
+    if num_placeholders == 0 and images:
         text = f"{IMAGE_TOKEN * len(images)}\n{text}"
-    elif placed != len(images):
-        raise SampleError("image_count", f"question '{item.id}' has {placed} places for {len(images)} images")
+    elif num_placeholders != len(images):
+        raise SampleError(
+            "image_count", f"question '{item.id}' has {num_placeholders} placeholders for {len(images)} images"
+        )
     answer = item.answers[0] if item.answers else ""
     return Question((*item.history, Turn("user", text)), images, answer, item.category)

@@ -1,4 +1,4 @@
-"""Answers of a benchmark judged over batches and ranks, as a torchmetrics metric."""
+"""Scores of a benchmark's answers, collected over batches and ranks by a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.benchmarks.scoring import Floats
+from lightning_switchkd.evaluation.significance import Floats
 
 
 class Judgements(Metric):
-    """What answers are worth on a benchmark, over batches and ranks.
+    """Scores of answers on a benchmark, over batches and ranks.
+
+    A question that several ranks or batches contain (samplers pad) counts once, with its first answer.
 
     Args:
-        benchmark: whose rules.
-        items: its questions.
-        protocol: whose rules where harnesses disagree.
-
-    A question that several ranks or batches bring (samplers pad) counts once, the first time.
+        benchmark: The benchmark.
+        items: Its questions.
+        protocol: Rules to apply where evaluation harnesses disagree.
     """
 
     full_state_update = False
-    places: list[Tensor]
+    indices: list[Tensor]
     values: list[Tensor]
 
     def __init__(self, benchmark: Benchmark, items: Sequence[Item], protocol: ScoringProtocol = "llava") -> None:
         super().__init__()
         self.benchmark, self.items, self.protocol = benchmark, list(items), protocol
-        self.add_state("places", default=[], dist_reduce_fx="cat")
+        self.add_state("indices", default=[], dist_reduce_fx="cat")
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
-    def update(self, places: Iterable[int], texts: Sequence[str | None]) -> None:
-        """Adds answers.
+    def update(self, indices: Iterable[int], texts: Sequence[str | None]) -> None:
+        """Add answers.
 
         Args:
-            places: numbers of their questions.
-            texts: what was answered; None is wrong.
+            indices: Indices of their questions.
+            texts: The answers. A missing answer (None) scores 0.
         """
-        numbers = list(places)
+        indices = list(indices)
         judged = [
-            self.benchmark.judge(self.items[n], text, self.protocol) for n, text in zip(numbers, texts, strict=True)
+            self.benchmark.judge(self.items[i], text, self.protocol) for i, text in zip(indices, texts, strict=True)
         ]
-        self.places.append(torch.tensor(numbers, dtype=torch.int64, device=self.device))
-        values = [(one.score, one.positive) for one in judged]
+        self.indices.append(torch.tensor(indices, dtype=torch.int64, device=self.device))
+        values = [(answer.score, answer.positive) for answer in judged]
         self.values.append(torch.tensor(values, dtype=torch.float64, device=self.device).reshape(-1, 2))
 
     def judged(self) -> Floats:
-        """``[N, 2]``: score, and 1 for a yes, of every question; 0 of one without an answer."""
-        found = np.zeros((len(self.items), 2))
-        if not len(self.places):
-            return found
-        places, values = (dim_zero_cat(state).cpu().numpy() for state in (self.places, self.values))
-        _, first = np.unique(places, return_index=True)
-        found[places[first]] = values[first]
-        return found
+        """Return ``[N, 2]``: the score of every question, and 1 for a yes. A question without an answer has 0."""
+        judged = np.zeros((len(self.items), 2))
+        if not len(self.indices):
+            return judged
+        indices, values = (dim_zero_cat(state).cpu().numpy() for state in (self.indices, self.values))
+        _, first = np.unique(indices, return_index=True)
+        judged[indices[first]] = values[first]
+        return judged
 
     def compute(self) -> float:
-        """The benchmark's headline in per cent."""
+        """Return the benchmark's headline score in percent."""
         return self.benchmark.rules.tally.score(self.items, self.judged())

@@ -1,4 +1,4 @@
-"""How the files of each benchmark become questions: one function a layout that no table of columns can describe."""
+"""Readers of benchmark files: one for tables, and one for each layout that a table of columns cannot describe."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ def table(
     where: Mapping[str, Any] | None = None,
     images: str = ".",
 ) -> list[Item]:
-    """Any table.
+    """Read the questions of a table.
 
     Args:
-        root: folder of the benchmark.
-        rows: its file or files (a pattern), below ``root``: JSON, JSONL, Parquet, TSV, CSV.
-        columns: which column is the item's ``id``, ``question``, ``answers``, ``options``, ``image``, ``category``,
-            ``hint``, ``ocr``, ``prompt``, ``group`` (what several questions share; else their image). ``#`` is the
-            row's number. A dot leads into a column, a text with ``{column}`` is filled in. ``options`` and ``image``
-            may be lists of columns. ``{from: COLUMN, pattern: REGEX}`` takes the first group.
-        at: key of the rows in a JSON object.
-        join: ``{rows, at, by: COLUMN or [ours, theirs]}``: another table, whose columns are added.
-        where: only rows whose columns have these values; ``true`` and ``false``: something, nothing.
-        images: folder below ``root`` that image names are relative to.
+        root: Folder of the benchmark.
+        rows: File or files (a pattern) below ``root``: JSON, JSONL, Parquet, TSV or CSV.
+        columns: Column of each attribute of an item: ``id``, ``question``, ``answers``, ``options``, ``image``,
+            ``category``, ``hint``, ``ocr``, ``prompt``, and ``group``, which several questions share (default: the
+            image). ``#`` is the row's number. A dot leads into a column. In other text, ``{column}`` is replaced.
+            ``options`` and ``image`` may be lists of columns. ``{from: COLUMN, pattern: REGEX}`` takes the first group.
+        at: Key of the rows in a JSON object.
+        join: Another table, whose columns are added: ``{rows, at, by: COLUMN or [left column, right column]}``.
+        where: Values that columns must have. ``true`` matches any value that is not empty, ``false`` an empty one.
+        images: Folder below ``root`` that image names are relative to.
     """
     folder = ImageFolder(root / images)
-    found: Iterable[Row] = read_rows(find(root, rows), at)
+    table_rows: Iterable[Row] = read_rows(find(root, rows), at)
     if join is not None:
-        found = _joined(root, found, join)
-    kept = [{NUMBER: n, **row} for n, row in enumerate(found) if _matches(row, where or {})]
-    texts = {str(cell(row, columns["id"])): row for row in kept}  # rows of a table may show another row's image
-    items = [_item(row, columns, folder, texts) for row in kept]
+        table_rows = _joined(root, table_rows, join)
+    selected = [{NUMBER: n, **row} for n, row in enumerate(table_rows) if _matches(row, where or {})]
+    by_id = {str(cell(row, columns["id"])): row for row in selected}  # a row may refer to another row's image
+    items = [_item(row, columns, folder, by_id) for row in selected]
     if len({item.id for item in items}) < len(items):
         items = [replace(item, id=f"{item.id}#{n}") for n, item in enumerate(items)]
     return items
 
 
 def _joined(root: Path, rows: Iterable[Row], join: Mapping[str, Any]) -> Iterable[Row]:
-    ours, theirs = join["by"] if isinstance(join["by"], list) else (join["by"], join["by"])
-    others = {str(cell(row, theirs)): row for row in read_rows(find(root, join["rows"]), join.get("at", ""))}
+    left, right = join["by"] if isinstance(join["by"], list) else (join["by"], join["by"])
+    joined = {str(cell(row, right)): row for row in read_rows(find(root, join["rows"]), join.get("at", ""))}
     for row in rows:
-        yield {**others.get(str(cell(row, ours)), {}), **row}
+        yield {**joined.get(str(cell(row, left)), {}), **row}
 
 
 def _matches(row: Row, where: Mapping[str, Any]) -> bool:
@@ -77,18 +77,18 @@ def _item(row: Row, columns: Columns, folder: ImageFolder, rows: Mapping[str, Ro
     def text(name: str) -> str:
         spec = columns.get(name, "")
         if isinstance(spec, Mapping):
-            found = re.search(spec["pattern"], str(cell(row, spec["from"])))
-            return found[1] if found else ""
+            match = re.search(spec["pattern"], str(cell(row, spec["from"])))
+            return match[1] if match else ""
         value = cell(row, spec) if spec else None
         return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     if not text("id"):
         raise UserError(
-            f"a row has no '{columns['id']}' for its id, but {list(row)[:12]}: mend 'columns' of the layout."
+            f"A row has no column '{columns['id']}' for its id. It has {list(row)[:12]}. Fix 'columns' of the layout."
         )
     options = _options(row, columns.get("options"))
-    named = columns.get("image", [])
-    pictures = [_picture(row, spec, folder, rows) for spec in (named if isinstance(named, list) else [named])]
+    specs = columns.get("image", [])
+    pictures = [_picture(row, spec, folder, rows) for spec in (specs if isinstance(specs, list) else [specs])]
     return Item(
         id=text("id"),
         question=text("question"),
@@ -104,7 +104,7 @@ def _item(row: Row, columns: Columns, folder: ImageFolder, rows: Mapping[str, Ro
 
 
 def literal(value: Any) -> Any:
-    """A list or mapping that a table holds as text; anything else as it is.
+    """Parse a list or a mapping that a table contains as text. Return any other value unchanged.
 
     >>> literal("['cat', 'dog']"), literal("[sic]")
     (['cat', 'dog'], '[sic]')
@@ -118,7 +118,7 @@ def literal(value: Any) -> Any:
 
 
 def _options(row: Row, spec: Any) -> dict[str, str]:
-    """By letter. The first column that is empty ends them; "None" and "NA" are texts like others."""
+    """Return the options by letter, up to the first empty column. "None" and "NA" are valid options."""
     if spec is None:
         return {}
     value = [cell(row, name) for name in spec] if isinstance(spec, list) else literal(cell(row, spec))
@@ -130,7 +130,7 @@ def _options(row: Row, spec: Any) -> dict[str, str]:
 
 
 def _answers(value: Any, options: Mapping[str, str]) -> tuple[str, ...]:
-    """Texts; of a multiple choice, the letter."""
+    """Return the correct answers as texts, or as letters if the question has options."""
     value = literal(value)
     if value is None:
         return ()
@@ -153,15 +153,15 @@ def _picture(row: Row, spec: str, folder: ImageFolder, rows: Mapping[str, Row]) 
         return picture
     if isinstance(value, str) and not value.lower().endswith(IMAGE_SUFFIXES):
         if value in rows and value != (other := cell(rows[value], spec)):
-            value = other  # a number stands for that row's image
+            value = other  # the value is the id of the row with the image
         return Base64Picture(f"'{spec}'", str(value))
     return FilePicture(folder, ImageRef(str(value)))
 
 
 def textvqa(root: Path, questions: str, truth: str, images: str) -> list[Item]:
-    """TextVQA as LLaVA has it: prompts with OCR words in one file, ten answers each in another.
+    """Read TextVQA in LLaVA's layout: one file with prompts that contain OCR words, another with ten answers each.
 
-    A question's id there is its image's; image and question together are what is unique.
+    LLaVA's question id is the id of the image. Only image and question together are unique.
     """
     folder = ImageFolder(root / images)
     prompts = {
@@ -170,19 +170,21 @@ def textvqa(root: Path, questions: str, truth: str, images: str) -> list[Item]:
     }
     items = []
     for row in read_rows(find(root, truth), at="data"):
-        image, asked = str(row["image_id"]), row["question"].strip()
-        ready = prompts.get((image, asked.lower()), {})
-        picture = FilePicture(folder, ImageRef(ready.get("image", f"{image}.jpg")))
+        image, question = str(row["image_id"]), row["question"].strip()
+        prompt = prompts.get((image, question.lower()), {})
+        picture = FilePicture(folder, ImageRef(prompt.get("image", f"{image}.jpg")))
         answers = tuple(map(str, row.get("answers", ())))
-        items.append(Item(image, asked, answers, {}, (picture,), image, prompt=ready.get("text", "")))
+        items.append(Item(image, question, answers, {}, (picture,), image, prompt=prompt.get("text", "")))
     return items
 
 
 def mme(root: Path, release: str = ".") -> list[Item]:
-    """MME's release: a folder a category, with ``images`` and ``questions_answers_YN`` in it, or all files together.
+    """Read MME's release: one folder per category.
+
+    A category has the folders ``images`` and ``questions_answers_YN``, or contains all files itself.
 
     Raises:
-        UserError: an image has not exactly two questions.
+        UserError: An image does not have exactly two questions.
     """
     items = []
     for folder in sorted(path for path in (root / release).iterdir() if path.is_dir()):
@@ -191,26 +193,35 @@ def mme(root: Path, release: str = ".") -> list[Item]:
         for file in sorted(texts.glob("*.txt")):
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
             if len(lines) != 2 or any(line.count("\t") != 1 for line in lines):
-                raise UserError(f"{file} must hold two lines, question and answer with a tab between them each.")
+                raise UserError(
+                    f"{file} must contain two lines, got {len(lines)}. Write question, tab and answer in each line."
+                )
             image = next((p.name for p in sorted(pictures.glob(f"{file.stem}.*")) if p.suffix != ".txt"), "")
             name = f"{folder.name}/{image or file.stem}"
             ref = FilePicture(ImageFolder(pictures), ImageRef(image or f"{file.stem}.png"))
             for line in lines:
-                asked, answer = line.split("\t")
-                items.append(Item(name, _without_request(asked), (answer.strip(),), {}, (ref,), name, folder.name))
+                question, answer = line.split("\t")
+                items.append(Item(name, _without_request(question), (answer.strip(),), {}, (ref,), name, folder.name))
     return items
 
 
-def _without_request(asked: str) -> str:
-    return re.sub(r"\s*Please answer yes or no\.?\s*$", "", asked.strip())
+def _without_request(question: str) -> str:
+    return re.sub(r"\s*Please answer yes or no\.?\s*$", "", question.strip())
 
 
 def mme_table(root: Path, rows: str, columns: Columns) -> list[Item]:
-    """MME as the hub has it."""
+    """Read MME in the hub's layout.
+
+    Raises:
+        UserError: An image does not have exactly two questions.
+    """
     items = table(root, rows, columns)
     names = [item.id.split("#")[0] for item in items]
     if wrong := {name for name, count in Counter(names).items() if count != 2}:
-        raise UserError(f"{root}: {len(wrong)} images of MME have not exactly two questions, '{min(wrong)}' for one.")
+        raise UserError(
+            f"{root}: {len(wrong)} images of MME do not have exactly two questions, such as '{min(wrong)}'. "
+            "Download the files again."
+        )
     return [
         replace(item, id=name, image=name, question=_without_request(item.question))
         for item, name in zip(items, names, strict=True)
@@ -218,10 +229,10 @@ def mme_table(root: Path, rows: str, columns: Columns) -> list[Item]:
 
 
 def pope(root: Path, questions: str, truth: Mapping[str, str], images: str) -> list[Item]:
-    """POPE as LLaVA has it: questions of all splits in one file, the labels of each split in another.
+    """Read POPE in LLaVA's layout: one file with the questions of all splits, and one file of labels per split.
 
-    They are joined by split, image and the question itself: ids repeat over splits, and the files that go round differ
-    in length and order.
+    Split, image and question join them. Ids do not, because they repeat over splits, and the published files differ in
+    length and order.
     """
     folder = ImageFolder(root / images)
     labels = {
@@ -231,37 +242,45 @@ def pope(root: Path, questions: str, truth: Mapping[str, str], images: str) -> l
     }
     items = []
     for row in read_rows(find(root, questions)):
-        asked = row["text"].split("\n")[0].strip()
-        label = labels.get((row["category"], row["image"], _object(asked)))
+        question = row["text"].split("\n")[0].strip()
+        label = labels.get((row["category"], row["image"], _object(question)))
         picture = FilePicture(folder, ImageRef(row["image"]))
-        known = () if label is None else (label,)
-        items.append(Item(str(row["question_id"]), asked, known, {}, (picture,), row["image"], row["category"]))
+        answers = () if label is None else (label,)
+        items.append(Item(str(row["question_id"]), question, answers, {}, (picture,), row["image"], row["category"]))
     return items
 
 
 def _object(question: str) -> str:
-    """What is asked for, "imange" or "image" whichever is written."""
-    found = re.search(r"is there (?:an? )?(.+?) in the im(?:an|a)?ge", question.lower())
-    return found[1] if found else question.lower()
+    """Return the object that a question asks for. Some published files write "imange"."""
+    match = re.search(r"is there (?:an? )?(.+?) in the im(?:an|a)?ge", question.lower())
+    return match[1] if match else question.lower()
 
 
 def llava(root: Path, records: str, images: str = "images") -> list[Item]:
-    """LLaVA records, as training data are: the last answer of each is right, its ``source`` the category."""
+    """Read samples in LLaVA's training format.
+
+    The last answer of each sample is the correct one, and its ``source`` is the category.
+
+    Args:
+        root: Folder of the benchmark.
+        records: File with the samples, below ``root``.
+        images: Folder of the images, below ``root``.
+    """
     source = open_source(root / records, ImageFolder(root / images))
-    found = [read_sample(source, i) for i in range(len(source))]
-    unique = len({record.id for record in found}) == len(found)
+    samples = [read_sample(source, i) for i in range(len(source))]
+    unique = len({sample.id for sample in samples}) == len(samples)
     items = []
-    for number, record in enumerate(found):
-        *history, last, _ = record.turns
-        images_of = record.location.images
+    for number, sample in enumerate(samples):
+        *history, last, _ = sample.turns
+        reader = sample.location.images
         items.append(
             Item(
-                id=record.id if unique else f"{record.id}#{number}",
+                id=sample.id if unique else f"{sample.id}#{number}",
                 question=last.text_only,
-                answers=(record.answer.strip(),),
-                pictures=tuple(FilePicture(images_of, ref) for ref in record.images) if images_of else (),
-                image=record.images[0].path if record.images else record.id,
-                category=record.source,
+                answers=(sample.answer.strip(),),
+                pictures=tuple(FilePicture(reader, ref) for ref in sample.images) if reader else (),
+                image=sample.images[0].path if sample.images else sample.id,
+                category=sample.source,
                 prompt=last.text,
                 history=tuple(history),
             )
@@ -280,8 +299,8 @@ READERS: dict[str, Callable[..., list[Item]]] = {
 
 
 def layout_files(layout: Mapping[str, Any]) -> Sequence[str]:
-    """The patterns that must be there for a layout to be the one, its joined tables and labels among them."""
-    named = [layout[name] for name in ("rows", "questions", "records", "release") if name in layout]
+    """List the file patterns that a layout requires, including joined tables and labels."""
+    patterns = [layout[name] for name in ("rows", "questions", "records", "release") if name in layout]
     truth = layout.get("truth", [])
     joined = [layout["join"]["rows"]] if "join" in layout else []
-    return [*named, *(truth.values() if isinstance(truth, Mapping) else [truth] if truth else []), *joined]
+    return [*patterns, *(truth.values() if isinstance(truth, Mapping) else [truth] if truth else []), *joined]

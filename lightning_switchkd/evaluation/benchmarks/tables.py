@@ -1,4 +1,4 @@
-"""Tables of benchmarks: JSON, JSONL, Parquet, TSV and CSV files as rows, their images left where they lie."""
+"""Tables of benchmarks: rows of JSON, JSONL, Parquet, TSV and CSV files. Images are read only on demand."""
 
 from __future__ import annotations
 
@@ -21,80 +21,80 @@ from lightning_switchkd.data.samples import ImageRef, SampleError
 
 Row = dict[str, Any]
 KEY = "key"
-"""Column of a row's key, in a JSON file that maps keys to rows."""
+"""Column of a row's key, for a JSON file that maps keys to rows."""
 
 
 def find(root: Path, pattern: str) -> list[Path]:
-    """The files below ``root`` that a name or pattern (``test-*.parquet``) means, sorted."""
-    return sorted(root.glob(pattern)) if any(sign in pattern for sign in "*?[") else _existing(root / pattern)
-
-
-def _existing(path: Path) -> list[Path]:
-    return [path] if path.exists() else []
+    """Return the existing files below ``root`` that match a name or a pattern (``test-*.parquet``), sorted."""
+    if any(sign in pattern for sign in "*?["):
+        return sorted(root.glob(pattern))
+    return [root / pattern] if (root / pattern).exists() else []
 
 
 def read_rows(files: Sequence[Path], at: str = "") -> Iterator[Row]:
-    """The rows of files.
+    """Yield the rows of files.
 
     Args:
-        files: of one kind, in order.
-        at: key of the rows in a JSON object: ``questions``; dots lead deeper.
+        files: Files of one kind, in order.
+        at: Key of the rows in a JSON object, such as ``questions``. Dots lead to nested keys.
 
     Raises:
-        UserError: a file is damaged, or of a kind that is not read.
+        UserError: A file is damaged, or has an unknown suffix.
     """
     readers = {".json": _json, ".jsonl": read_jsonl, ".parquet": _parquet, ".tsv": _separated, ".csv": _separated}
     for file in files:
         if file.suffix not in readers:
-            raise UserError(f"{file} is none of {', '.join(readers)}.")
+            raise UserError(f"{file} has an unknown suffix. Use one of {', '.join(readers)}.")
         rows: Iterator[Row] = readers[file.suffix](file, at) if file.suffix == ".json" else readers[file.suffix](file)  # type: ignore[operator]
         yield from rows
 
 
 def load_json(file: Path) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: it is none.
+        UserError: The file is not valid JSON.
     """
     try:
         return orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{file} is no JSON: {error}.") from None
+        raise UserError(f"{file} is not valid JSON: {error}. Write or download the file again.") from None
 
 
 def _json(file: Path, at: str) -> Iterator[Row]:
     try:
-        found = load_json(file)
+        content = load_json(file)
     except UserError:
         if at or file.read_bytes().lstrip()[:1] != b"{":
             raise
-        yield from read_jsonl(file)  # POPE's labels are lines, whatever their name says
+        yield from read_jsonl(file)  # POPE's labels are JSON lines, although the files end in .json
         return
     for name in filter(None, at.split(".")):
-        if not isinstance(found, dict) or name not in found:
-            raise UserError(f"{file} has no '{at}'. Is it another version of the benchmark?")
-        found = found[name]
-    if isinstance(found, dict):
-        found = [{KEY: key, **(row if isinstance(row, dict) else {"value": row})} for key, row in found.items()]
-    for place, row in enumerate(found):
+        if not isinstance(content, dict) or name not in content:
+            raise UserError(f"{file} has no key '{at}'. Check that the file is of the expected benchmark version.")
+        content = content[name]
+    if isinstance(content, dict):
+        content = [{KEY: key, **(row if isinstance(row, dict) else {"value": row})} for key, row in content.items()]
+    for number, row in enumerate(content):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: entry {place} is no JSON object, but {str(row)[:60]!r}.")
+            raise UserError(
+                f"{file}: entry {number} is not a JSON object: {str(row)[:60]!r}. Write or download the file again."
+            )
         yield row
 
 
 def _separated(file: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # images are in the cells
+    csv.field_size_limit(sys.maxsize)  # cells contain images
     with file.open(encoding="utf-8-sig", newline="") as text:
         for number, row in enumerate(csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")):
-            if None in row or None in row.values():  # more or fewer cells
-                raise UserError(f"{file}: row {number} has not as many cells as the heading.")
+            if None in row or None in row.values():
+                raise UserError(f"{file}: row {number} has more or fewer cells than the heading. Fix the row.")
             yield {name: value for name, value in row.items() if value != ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An image in a Parquet file, read when it is called."""
+    """Image in a Parquet file."""
 
     file: str
     row_group: int
@@ -102,7 +102,7 @@ class Cell:
     column: str
 
     def __call__(self) -> Image.Image:
-        """The image."""
+        """Read and decode the image."""
         value = _column(self.file, self.row_group, self.column)[self.row].as_py()
         if not value or not value.get("bytes"):
             raise SampleError("image_missing", f"row {self.row} of {self.file} has no image in '{self.column}'")
@@ -111,7 +111,7 @@ class Cell:
 
 @lru_cache(maxsize=4)
 def _column(file: str, row_group: int, column: str) -> Any:
-    """A column of a row group; a few are kept, for questions are asked in their order."""
+    """Read a column of a row group. The cache keeps a few, because questions are asked in the order of the rows."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as opened:
@@ -122,7 +122,7 @@ def _parquet(file: Path) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet, types
     except ImportError:
-        raise UserError(f"{file} needs pyarrow, which is not installed: pip install pyarrow") from None
+        raise UserError(f"{file} needs pyarrow, which is not installed. Run: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(file) as opened:
             schema = opened.schema_arrow
@@ -135,22 +135,26 @@ def _parquet(file: Path) -> Iterator[Row]:
                     cells = {name: Cell(str(file), group, number, name) for name in images if has[name][number]}
                     yield {**{name: value for name, value in row.items() if value is not None}, **cells}
     except ArrowException as error:
-        raise UserError(f"{file} cannot be read as Parquet: {error}.") from None
+        raise UserError(f"{file} is not a valid Parquet file: {error}. Write or download the file again.") from None
 
 
 def _present(opened: Any, group: int, column: str) -> list[bool]:
-    """Which rows have an image; read from the images themselves only where some have none."""
-    about = opened.metadata.row_group(group)
-    parts = {(part := about.column(n)).path_in_schema: part.statistics for n in range(about.num_columns)}
-    counted = parts.get(f"{column}.bytes")
-    if counted is not None and counted.has_null_count and counted.null_count == 0:
-        return [True] * about.num_rows
-    found = opened.read_row_group(group, columns=[column], use_threads=False).column(0)
-    return [value.is_valid and value["bytes"].is_valid for value in found]
+    """Return which rows have an image. The images are read only if the metadata do not say that all are present."""
+    metadata = opened.metadata.row_group(group)
+    statistics = {(part := metadata.column(n)).path_in_schema: part.statistics for n in range(metadata.num_columns)}
+    of_bytes = statistics.get(f"{column}.bytes")
+    if of_bytes is not None and of_bytes.has_null_count and of_bytes.null_count == 0:
+        return [True] * metadata.num_rows
+    values = opened.read_row_group(group, columns=[column], use_threads=False).column(0)
+    return [value.is_valid and value["bytes"].is_valid for value in values]
 
 
 def cell(row: Mapping[str, Any], spec: str) -> Any:
-    """What a column's name, a path into it, or a text with ``{columns}`` is in a row; None where it is missing.
+    """Return a value of a row, or None if the row does not have it.
+
+    Args:
+        row: The row.
+        spec: Name of a column, dotted path into a column, or text with ``{column}`` placeholders.
 
     >>> cell({"types": {"structural": "query"}}, "types.structural")
     'query'
@@ -158,11 +162,11 @@ def cell(row: Mapping[str, Any], spec: str) -> Any:
     'COCO_val2014_000000000042.jpg'
     """
     if "{" in spec:
-        named = [name for _, name, _, _ in Formatter().parse(spec) if name]
-        return spec.format(**row) if all(row.get(name) is not None for name in named) else None
+        columns = [name for _, name, _, _ in Formatter().parse(spec) if name]
+        return spec.format(**row) if all(row.get(name) is not None for name in columns) else None
     if spec in row:
         return row[spec]
-    found: Any = row
+    value: Any = row
     for name in spec.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -1,15 +1,14 @@
-"""The report as a page in one file: tables, charts, and examples with their images."""
+"""The report as an HTML page in one file: tables, charts, and examples with their images."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from lightning_switchkd.core.errors import UserError
@@ -18,75 +17,116 @@ from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.score import Result
 
-SIDE = 160
+Section = str | list[list[str]]
+"""A paragraph, or a table whose first row is the heading."""
+
+IMAGE_SIZE = 160
 """Longest side of an example's image, in pixels."""
 
-STYLE = """
+TEMPLATE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title><style>
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.35em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}.examples td,.examples th{text-align:left;vertical-align:top}
 img.shot{height:96px;image-rendering:pixelated}img.chart{max-width:100%}
-.right{color:#080}.wrong{color:#b00}h2{margin-top:2em}
+.correct{color:#080}.wrong{color:#b00}h2{margin-top:2em}
+</style></head><body>
+<h1>Evaluation</h1>
+<img class="chart" alt="scores" src="data:image/png;base64,{{ chart | base64 }}">
+{% for section in sections %}
+{% if section is string %}
+<p>{{ section | e | replace("\\n", "<br>" | safe) }}</p>
+{% else %}
+<table>
+<tr>{% for cell in section[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in section[1:] %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endif %}
+{% endfor %}
+{% for name, of_benchmark in examples.items() if of_benchmark %}
+<h2>{{ name }}: examples</h2>
+<table class="examples">
+<tr><th>image</th><th>category</th><th>question</th><th>correct answer</th>
+{%- for system in of_benchmark[0].answers %}<th>{{ system }}</th>{% endfor %}</tr>
+{% for example in of_benchmark %}
+<tr><td>{% for image in example.images %}<img class="shot" alt="" src="data:image/png;base64,{{ image | base64 }}">
+{%- endfor %}</td><td>{{ example.category }}</td><td>{{ example.question | e | replace("\\n", "<br>" | safe) }}</td>
+<td>{{ example.correct | join(" / ") }}</td>
+{%- for text, score in example.answers.values() %}
+<td class="{{ "correct" if score >= 0.5 else "wrong" }}">{{ text }}</td>
+{%- endfor %}</tr>
+{% endfor %}
+</table>
+{% endfor %}
+</body></html>
 """
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question, and what the systems said to it.
+    """A question with the answers of all systems.
 
     Attributes:
-        category: of the question.
-        question: its text.
+        category: Category of the question.
+        question: Text of the question.
         images: PNG files.
-        answers: right ones.
-        said: answer and worth by system.
+        correct: Correct answers.
+        answers: Answer and score by system.
     """
 
     category: str
     question: str
     images: list[bytes]
-    answers: Sequence[str]
-    said: dict[str, tuple[str, float]]
+    correct: Sequence[str]
+    answers: dict[str, tuple[str, float]]
 
 
 def examples_of(results: Mapping[str, Result], count: int) -> list[Example]:
-    """Some questions of a benchmark: where the systems differ, where all are wrong, where all are right, in turn.
+    """Choose questions of a benchmark: in turn one that systems score differently, that all miss, and that all solve.
 
     Args:
-        results: of a benchmark, by system.
-        count: how many.
+        results: Results on the benchmark by system.
+        count: Number of questions.
     """
     if not count:
         return []
     first = next(iter(results.values()))
-    same = {s: r for s, r in results.items() if r.ids == first.ids}
-    kinds: dict[str, list[int]] = {"differ": [], "wrong": [], "right": []}
-    for place in range(len(first.ids)):
-        worth = [r.scores[place] for r in same.values()]
-        kinds["differ" if min(worth) != max(worth) else "right" if worth[0] >= 0.5 else "wrong"].append(place)
-    spread = [places[:: max(1, len(places) // count)][:count] for places in kinds.values()]
-    turns = [place for row in zip(*(p + [-1] * (count - len(p)) for p in spread), strict=True) for place in row]
-    chosen = [place for place in turns if place >= 0][:count]
+    comparable = {system: result for system, result in results.items() if result.ids == first.ids}
+    kinds: dict[str, list[int]] = {"different": [], "wrong": [], "correct": []}
+    for index in range(len(first.ids)):
+        scores = [result.scores[index] for result in comparable.values()]
+        different = min(scores) != max(scores)
+        kinds["different" if different else "correct" if scores[0] >= 0.5 else "wrong"].append(index)
+    spread = [indices[:: max(1, len(indices) // count)][:count] for indices in kinds.values()]
+    alternating = [index for row in zip(*(k + [-1] * (count - len(k)) for k in spread), strict=True) for index in row]
+    chosen = [index for index in alternating if index >= 0][:count]
     items = _items(first)
     return [
-        _example(items.get(p), first.ids[p], {s: (r.texts[p] or "", r.scores[p]) for s, r in same.items()})
-        for p in chosen
+        _example(
+            items.get(index),
+            first.ids[index],
+            {system: (result.texts[index] or "", result.scores[index]) for system, result in comparable.items()},
+        )
+        for index in chosen
     ]
 
 
 def _items(result: Result) -> dict[int, Item]:
-    """The labelled questions again, from their files; none where these are gone."""
+    """Read the labeled questions of a result again, by index. Questions whose files are gone are missing."""
     try:
         items = [item for item in Benchmark.read(result.definition).items(Path(result.annotations)) if item.answers]
     except UserError:
         return {}
-    places = enumerate(zip(items, result.ids, strict=False))
-    return {place: item for place, (item, id_then) in places if item.id == id_then}
+    pairs = enumerate(zip(items, result.ids, strict=False))
+    return {index: item for index, (item, recorded_id) in pairs if item.id == recorded_id}
 
 
-def _example(item: Item | None, name: str, said: dict[str, tuple[str, float]]) -> Example:
+def _example(item: Item | None, name: str, answers: dict[str, tuple[str, float]]) -> Example:
     if item is None:
-        return Example("", f"question {name}", [], [], said)
+        return Example("", f"question {name}", [], [], answers)
     images = []
     for picture in item.pictures:
         try:
@@ -94,63 +134,25 @@ def _example(item: Item | None, name: str, said: dict[str, tuple[str, float]]) -
         except SampleError:
             continue
     options = "".join(f"\n{letter}. {text}" for letter, text in item.options.items())
-    return Example(item.category, item.question + options, images, list(dict.fromkeys(item.answers)), said)
+    return Example(item.category, item.question + options, images, list(dict.fromkeys(item.answers)), answers)
 
 
 def _png(image: Image.Image) -> bytes:
-    shown = image.copy()
-    shown.thumbnail((SIDE, SIDE))
+    thumbnail = image.copy()
+    thumbnail.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
     buffer = io.BytesIO()
-    shown.save(buffer, format="PNG")
+    thumbnail.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def page(text: str, chart: bytes, examples: Mapping[str, Sequence[Example]]) -> str:
-    """A self-contained HTML page.
+def page(sections: Sequence[Section], chart: bytes, examples: Mapping[str, Sequence[Example]]) -> str:
+    """Return a self-contained HTML page.
 
     Args:
-        text: paragraphs and Markdown tables.
+        sections: Paragraphs and tables.
         chart: PNG file.
-        examples: by benchmark.
+        examples: Examples by benchmark.
     """
-    parts = [_part(part) for part in text.split("\n\n")]
-    shown = "\n".join(_examples(name, of) for name, of in examples.items() if of)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>
-<h1>Evaluation</h1>
-<img class="chart" alt="scores" src="data:image/png;base64,{base64.b64encode(chart).decode()}">
-{"".join(parts)}
-{shown}
-</body></html>
-"""
-
-
-def _part(text: str) -> str:
-    if not text.startswith("|"):
-        return f"<p>{html.escape(text).replace(chr(10), '<br>')}</p>"
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    rows = [row for row in rows if not all(re.fullmatch("-+", cell) for cell in row)]
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for row, tag in zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)
-    ]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _examples(name: str, examples: Sequence[Example]) -> str:
-    systems = list(examples[0].said)
-    head = "".join(f"<th>{html.escape(s)}</th>" for s in ("image", "category", "question", "right", *systems))
-    rows = []
-    for example in examples:
-        pictures = "".join(
-            f'<img class="shot" alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-            for image in example.images
-        )
-        said = "".join(
-            f'<td class="{"right" if worth >= 0.5 else "wrong"}">{html.escape(text)}</td>'
-            for text, worth in example.said.values()
-        )
-        asked = html.escape(example.question).replace("\n", "<br>")
-        cells = (html.escape(example.category), asked, html.escape(" / ".join(example.answers)))
-        rows.append(f"<tr><td>{pictures}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}{said}</tr>")
-    return f'<h2>{html.escape(name)}: examples</h2><table class="examples"><tr>{head}</tr>{"".join(rows)}</table>'
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.from_string(TEMPLATE).render(sections=sections, chart=chart, examples=examples)

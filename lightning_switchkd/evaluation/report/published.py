@@ -1,4 +1,4 @@
-"""Published rows, and our own beside them."""
+"""Published results, and tables that compare our results with them."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ MME_POINTS = 2000
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table of papers' figures.
+    """Table of published results.
 
     Attributes:
-        title: what it compares.
-        benchmarks: its columns.
-        systems: rows in per cent, by system.
+        title: Title of the table.
+        benchmarks: Columns.
+        systems: Scores in percent by system, in the order of the columns.
     """
 
     title: str
     benchmarks: list[str]
     systems: dict[str, list[float]]
 
-    def named(self) -> dict[str, dict[str, float]]:
-        """Scores by benchmark, by system."""
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return the scores by benchmark, by system."""
         return {name: dict(zip(self.benchmarks, row, strict=True)) for name, row in self.systems.items()}
 
     def rows(self, ours: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-        """Table rows, the heading first: papers, then ours; the average of all, and that of the columns which we have.
+        """Return the rows of a table, heading first: published systems, then ours.
+
+        The last columns are the average over all benchmarks, and over those that we have results of.
 
         Args:
-            ours: scores in per cent by benchmark, by system.
+            ours: Scores in percent by benchmark, by system.
         """
-        have = [name for name in self.benchmarks if any(name in scores for scores in ours.values())]
-        some = 0 < len(have) < len(self.benchmarks)
-        heading = ["", *self.benchmarks, "average", *([f"of {len(have)}"] if some else [])]
-        lines = [heading]
-        for name, scores in {**self.named(), **ours}.items():
+        available = [name for name in self.benchmarks if any(name in scores for scores in ours.values())]
+        partial = 0 < len(available) < len(self.benchmarks)
+        rows = [["", *self.benchmarks, "average", *([f"of {len(available)}"] if partial else [])]]
+        for name, scores in {**self.scores(), **ours}.items():
             cells = [f"{scores[column]:.1f}" if column in scores else "" for column in self.benchmarks]
-            averages = [self.benchmarks, *([have] if some else [])]
-            lines.append([name, *cells, *(average(scores, columns) for columns in averages)])
-        return lines
+            averages = [self.benchmarks, *([available] if partial else [])]
+            rows.append([name, *cells, *(average(scores, columns) for columns in averages)])
+        return rows
 
 
 def average(scores: Mapping[str, float], columns: list[str]) -> str:
-    """The plain mean over columns; nothing where one is missing.
+    """Format the plain mean over columns. Return an empty text if a column is missing.
 
     >>> average({"gqa": 60.0, "pope": 85.0}, ["gqa", "pope"]), average({"gqa": 60.0}, ["gqa", "pope"])
     ('72.5', '')
@@ -62,19 +63,21 @@ def average(scores: Mapping[str, float], columns: list[str]) -> str:
 
 
 def read_published(file: str) -> list[PublishedTable]:
-    """The tables of a file.
+    """Read the tables of a file.
 
     Raises:
-        UserError: there is no such file, or a row has not as many figures as its table has columns.
+        UserError: The file is missing, or the number of values in a row differs from the number of columns.
     """
     if not Path(file).is_file():
-        raise UserError(f"--published: there is no file {file}. That of this package is {PUBLISHED}.")
+        raise UserError(f"--published: file {file} does not exist. The package's own file is {PUBLISHED}.")
     tables = []
     for raw in yaml.safe_load(Path(file).read_text(encoding="utf-8"))["tables"]:
         columns = raw["benchmarks"]
         for name, row in raw["systems"].items():
             if len(row) != len(columns):
-                raise UserError(f"--published: {file}: '{name}' has {len(row)} figures for {len(columns)} benchmarks.")
+                raise UserError(
+                    f"--published: {file}: '{name}' has {len(row)} values for {len(columns)} benchmarks. Fix the row."
+                )
         systems = {
             name: [
                 100 * x / MME_POINTS if c == "mme" and x > 100 else float(x) for c, x in zip(columns, row, strict=True)

@@ -1,7 +1,7 @@
-"""How the benchmarks score an answer: pure functions of texts, one file a kind of question.
+"""Scorers of the benchmarks: pure functions of texts, one file per kind of question.
 
-A *protocol* says whose rules hold where the harnesses disagree: ``llava`` (what TinyLLaVA and LLaVA-KD ran), ``lmms``
-(lmms-eval) or ``vlmevalkit``. Sources and traps: docs of each function.
+A *protocol* selects the rules to apply where evaluation harnesses disagree: ``llava`` (as in TinyLLaVA and LLaVA-KD),
+``lmms`` (lmms-eval) or ``vlmevalkit``. The docstring of each function names its source and its pitfalls.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Short answers against those of several people (VQAv2, TextVQA, VizWiz), or against one (GQA)."""
+"""Short answers, compared with the answers of several people (VQAv2, TextVQA, VizWiz) or with one (GQA)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 
-Normaliser = Literal["official", "evalai", "lmms", "vlmevalkit"]
+Normalizer = Literal["official", "evalai", "lmms", "vlmevalkit"]
 
-KEPT = 1 << 18
-"""Normalised texts that are kept: people give few different answers."""
+CACHE_SIZE = 1 << 18
+"""Number of normalized texts to cache. People give few different answers."""
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS = "zero one two three four five six seven eight nine ten"
@@ -23,13 +23,18 @@ ARTICLES = ("a", "an", "the")
 NEGATED = "ai are ca could did does do had has have is might must need ought sha should was were wo would"
 SUBJECTS = "he how i it she that there they we what when where who why you somebody someone something y'all"
 ENDINGS = {"d": "'d", "ll": "'ll", "s": "'s", "re": "'re", "ve": "'ve", "dve": "'d've"}
-WORDS_OF_THEIR_OWN = {"hell", "id", "ill", "its", "shell", "shed", "wed", "well", "were"}
-OTHERS = {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "somebody'd": "somebodyd"}  # the last as in the source
+OTHER_WORDS = {"hell", "id", "ill", "its", "shell", "shed", "wed", "well", "were"}
+OTHERS = {
+    "maam": "ma'am",
+    "oclock": "o'clock",
+    "twas": "'twas",
+    "somebody'd": "somebodyd",
+}  # the last entry is the source's
 
 
 @cache
 def contractions() -> dict[str, str]:
-    """Contractions without their apostrophe -> with it, but for those that are words of their own."""
+    """Map contractions without their apostrophe to those with it. Skip those that are other words."""
     table = {f"{word}nt": f"{word}n't" for word in NEGATED.split()}
     table |= {f"{word}ntve": f"{word}n't've" for word in NEGATED.split()}
     for subject in SUBJECTS.split():
@@ -37,28 +42,29 @@ def contractions() -> dict[str, str]:
             table[subject.replace("'", "") + plain] = subject + ending
     for word in ("could", "might", "must", "should", "would"):
         table[f"{word}ve"] = f"{word}'ve"
-    return {key: to for key, to in table.items() if key not in WORDS_OF_THEIR_OWN} | OTHERS
+    return {key: to for key, to in table.items() if key not in OTHER_WORDS} | OTHERS
 
 
 def without_marks(text: str, period: str = r"\.(?!\d)") -> str:
-    """Marks deleted where any of the kind touches a space, or digits are parted by a comma; else made spaces.
+    """Remove punctuation marks and periods.
 
-    Then periods go that stand before no digit, at most 32 of them (a flag is passed as a count in the source).
+    A mark is deleted if one of its kind touches a space, or if the text has a comma between digits. Otherwise it
+    becomes a space. At most 32 periods are deleted, because the source passes a flag as the count.
 
     Args:
-        text: what is said.
-        period: the periods that go.
+        text: The answer.
+        period: Regular expression of the periods to delete. Default: periods that no digit follows.
     """
     between_digits = re.search(r"\d,\d", text) is not None
-    found = text
+    cleaned = text
     for mark in MARKS:
         touches = f"{mark} " in text or f" {mark}" in text
-        found = found.replace(mark, "" if touches or between_digits else " ")
-    return re.sub(period, "", found, count=32)
+        cleaned = cleaned.replace(mark, "" if touches or between_digits else " ")
+    return re.sub(period, "", cleaned, count=32)
 
 
 def plain_words(text: str) -> str:
-    """Lower case, number words as digits, no articles, contractions with their apostrophes."""
+    """Lowercase, write number words as digits, drop articles, and restore the apostrophes of contractions."""
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(contractions().get(word, word) for word in words if word not in ARTICLES)
 
@@ -67,9 +73,9 @@ def _spaces(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def official(text: str) -> str:
-    """As the VQA challenge's own code normalises.
+    """Normalize as the VQA challenge's own code does.
 
     Source: GT-Vision-Lab/VQA, ``vqaEval.py``.
 
@@ -79,9 +85,11 @@ def official(text: str) -> str:
     return plain_words(without_marks(_spaces(text)))
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def evalai(text: str) -> str:
-    """As LLaVA normalises for EvalAI (``m4c_evaluator.py``): commas and question marks go first, ``'s`` stands alone.
+    """Normalize as LLaVA does for EvalAI (``m4c_evaluator.py``).
+
+    Commas and question marks are deleted first, and ``'s`` becomes a word.
 
     >>> evalai("1,000 t-shirt")
     '1000 t shirt'
@@ -90,9 +98,9 @@ def evalai(text: str) -> str:
     return plain_words(without_marks(_spaces(text)))
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def vlmevalkit(text: str) -> str:
-    """As VLMEvalKit normalises: like :func:`official`, but a period behind a digit stays.
+    """Normalize as VLMEvalKit does: as :func:`official`, but keep a period after a digit.
 
     >>> vlmevalkit("3."), vlmevalkit("A dog.")
     ('3.', 'dog')
@@ -100,7 +108,7 @@ def vlmevalkit(text: str) -> str:
     return plain_words(without_marks(_spaces(text), r"(?<!\d)\.(?!\d)"))
 
 
-NORMALISERS: dict[Normaliser, Callable[[str], str]] = {
+NORMALIZERS: dict[Normalizer, Callable[[str], str]] = {
     "official": official,
     "evalai": evalai,
     "lmms": official,
@@ -108,28 +116,29 @@ NORMALISERS: dict[Normaliser, Callable[[str], str]] = {
 }
 
 
-def consensus(prediction: str, answers: Sequence[str], normaliser: Normaliser = "evalai") -> float:
-    """Share of ten people who agree, three being enough: the mean over each one left out of min(1, matches / 3).
+def consensus(prediction: str, answers: Sequence[str], normalizer: Normalizer = "evalai") -> float:
+    """Score the agreement with ten people: the mean of min(1, matches / 3) over all subsets that omit one person.
 
     Args:
-        prediction: what the model said.
-        answers: what the people said; each is left out by its place, not by its text.
-        normaliser: ``official`` compares raw where all people say the same; ``evalai`` and ``lmms`` never do.
+        prediction: The model's answer.
+        answers: The people's answers. Each is omitted once by its position, even if its text repeats.
+        normalizer: Normalization. ``official`` compares raw texts if all people agree. ``evalai`` and ``lmms`` always
+            normalize.
 
     >>> consensus("2", ["2"] * 3 + ["3"] * 7)
     0.9
     """
-    if normaliser != "official" or len(set(map(_spaces, answers))) > 1:
-        normalise = NORMALISERS[normaliser]
-        prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
+    if normalizer != "official" or len(set(map(_spaces, answers))) > 1:
+        normalize = NORMALIZERS[normalizer]
+        prediction, answers = normalize(prediction), [normalize(answer) for answer in answers]
     else:
         prediction, answers = _spaces(prediction), [_spaces(answer) for answer in answers]
-    same = [answer == prediction for answer in answers]
-    return round(sum(min(1.0, (sum(same) - mine) / 3) for mine in same) / len(same), 12)
+    matches = [answer == prediction for answer in answers]
+    return round(sum(min(1.0, (sum(matches) - omitted) / 3) for omitted in matches) / len(matches), 12)
 
 
 def equal(prediction: str, answer: str, protocol: ScoringProtocol = "llava") -> bool:
-    """GQA's exact match. Never trimmed by ``llava`` beyond periods at the end.
+    """Compare by GQA's exact match. ``llava`` strips only periods at the end of the prediction.
 
     >>> equal("Yes.", "yes"), equal("Yes.", "yes", "vlmevalkit")
     (True, False)

@@ -1,4 +1,4 @@
-"""Yes or no: MME and POPE."""
+"""Yes-or-no answers: MME and POPE."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def mme_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
-    """What MME takes an answer for: yes or no anywhere in its first four letters.
+    """Parse an answer by MME's rules: yes or no anywhere in the first four letters.
 
-    Source: MME's ``calculation.py``; lmms-eval first strips, drops periods, and takes a single letter.
+    Source: MME's ``calculation.py``. lmms-eval first strips the answer, removes periods, and accepts a single letter.
 
     >>> mme_reply("Eyes"), mme_reply("It is yes")
     ('yes', 'other')
@@ -30,7 +30,7 @@ def mme_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
 
 
 def pope_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
-    """What POPE takes an answer for; ``llava`` takes all that does not say no for a yes.
+    """Parse an answer by POPE's rules. With ``llava``, every answer without a no is a yes.
 
     >>> pope_reply("NO"), pope_reply("NO", "lmms"), pope_reply("Nope", "vlmevalkit")
     ('yes', 'no', 'other')
@@ -41,5 +41,5 @@ def pope_reply(text: str, protocol: ScoringProtocol = "llava") -> Reply:
     if protocol == "lmms":
         lowered = text.lower()
         return "yes" if lowered == "yes" else "no" if lowered == "no" else "other"
-    said = {"yes", "no"} & set(re.sub(r"[^\w\s]", " ", text.lower()).split())
-    return "yes" if said == {"yes"} else "no" if said == {"no"} else "other"
+    replies = {"yes", "no"} & set(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    return "yes" if replies == {"yes"} else "no" if replies == {"no"} else "other"

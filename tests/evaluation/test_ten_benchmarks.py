@@ -1,4 +1,4 @@
-"""From the files of ten benchmarks, in the layouts they come in, and raw answers, to the papers' row."""
+"""Tests from the files of ten benchmarks and raw answers to the papers' table."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lightning_switchkd.evaluation.score import Result, rate
 TEN = read_published(PUBLISHED)[0].benchmarks
 
 
-def test_every_benchmark_of_the_repository_is_read() -> None:
+def test_every_benchmark_of_the_repository_is_valid() -> None:
     assert set(TEN) < set(names())
     for name in names():
         assert Benchmark.read(name).title
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_a_benchmark_as_llava_has_it(name: str, tmp_path: Path) -> None:
+def test_llava_layout(name: str, tmp_path: Path) -> None:
     write, expected = layouts.LLAVA[name]
     answers = layouts.write_answers(tmp_path, "answers", write(tmp_path / name))
     benchmark = Benchmark.read(name)
     items = benchmark.items(tmp_path / name)
     matched = match(items, *read_answers(answers))
-    assert matched.oddities() == {}
+    assert matched.defects() == {}
     result = rate(benchmark, tmp_path, items, matched, "llava", "")
     assert result.score == pytest.approx(expected)
     assert result.low <= expected <= result.high
@@ -45,7 +45,7 @@ def test_a_benchmark_as_llava_has_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_the_hub_s_tables_hold_the_same(name: str, tmp_path: Path) -> None:
+def test_hub_layout_equals_llava_layout(name: str, tmp_path: Path) -> None:
     write, expected = layouts.LLAVA[name]
     answers = layouts.write_answers(tmp_path, "answers", write(tmp_path / "llava"))
     layouts.HUB[name](tmp_path / "hub")
@@ -57,15 +57,15 @@ def test_the_hub_s_tables_hold_the_same(name: str, tmp_path: Path) -> None:
     questions = [(i.category, i.question, i.answers, i.options.get("A")) for i in ours]
     of_hub = [(i.category, i.question, i.answers, i.options.get("A")) for i in hub]
     assert sorted(map(str, of_hub)) == sorted(map(str, questions))
-    if name != "mme":  # where both images of a category are asked the same
-        said = dict(zip(questions, matched.texts, strict=True))
-        result = rate(benchmark, tmp_path, hub, Matched([said[question] for question in of_hub]), "llava", "")
+    if name != "mme":  # both images of an MME category have the same questions
+        texts = dict(zip(questions, matched.texts, strict=True))
+        result = rate(benchmark, tmp_path, hub, Matched([texts[question] for question in of_hub]), "llava", "")
         assert result.score == pytest.approx(expected)
     assert all(picture().size == (8, 6) for item in hub for picture in item.pictures)
 
 
-def test_the_row_of_ten_and_its_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten commands and one: raw answers and annotations to the papers' table."""
+def test_row_of_ten_benchmarks_and_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten `score` commands and one `report` lead from raw answers to the papers' table."""
     for name, (write, _) in layouts.LLAVA.items():
         answers = layouts.write_answers(tmp_path / "answers", name, write(tmp_path / "eval" / name))
         main([
@@ -80,8 +80,8 @@ def test_the_row_of_ten_and_its_average(tmp_path: Path, capsys: pytest.CaptureFi
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert cells == [f"{score:.1f}" for score in (*scores, sum(scores) / 10)]
     assert "VQAv2 (val)" in table
-    whole = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
-    assert whole["systems"]["ours"]["mme"]["figures"] == {"perception": 1250.0, "cognition": 500.0}
+    results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert results["systems"]["ours"]["mme"]["figures"] == {"perception": 1250.0, "cognition": 500.0}
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "http" not in page
     assert page.count("data:image/png;base64,") > 20
@@ -95,13 +95,13 @@ def test_the_row_of_ten_and_its_average(tmp_path: Path, capsys: pytest.CaptureFi
         (1, {"MobileVLM V2": "63.7", "Align-KD": "65.1", "Switch-KD": "69.5"}),
     ],
 )
-def test_averages_of_the_papers(table: int, averages: dict[str, str]) -> None:
-    """Recomputed from the columns, MME as perception of 2,000."""
+def test_published_averages(table: int, averages: dict[str, str]) -> None:
+    """Averages are recomputed from the columns, with MME as a fraction of 2,000."""
     heading, *rows = read_published(PUBLISHED)[table].rows({})
     assert {row[0]: row[heading.index("average")] for row in rows} == averages
 
 
-def test_an_average_over_what_we_have_is_given_for_all() -> None:
+def test_average_over_available_benchmarks() -> None:
     heading, *rows = read_published(PUBLISHED)[0].rows({"ours": {"gqa": 60.0, "pope": 90.0}})
     assert heading[-1] == "of 2"
     assert rows[-1][-2:] == ["", "75.0"]
@@ -109,7 +109,7 @@ def test_an_average_over_what_we_have_is_given_for_all() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["lmms", "vlmevalkit"])
-def test_other_protocols_ask_and_score_in_their_way(protocol: ScoringProtocol, tmp_path: Path) -> None:
+def test_protocols_change_prompts_and_scores(protocol: ScoringProtocol, tmp_path: Path) -> None:
     layouts.gqa(tmp_path)
     benchmark = Benchmark.read("gqa")
     item = benchmark.items(tmp_path)[0]
@@ -118,8 +118,8 @@ def test_other_protocols_ask_and_score_in_their_way(protocol: ScoringProtocol, t
     textvqa = Benchmark.read("textvqa")
     first = textvqa.items(tmp_path)[0]
     assert "OCR" in textvqa.prompt_of(first)
-    asked = {"lmms": "What is written?", "vlmevalkit": "what is written?"}[protocol]
-    assert textvqa.prompt_of(first, protocol) == asked + layouts.SHORT
+    question = {"lmms": "What is written?", "vlmevalkit": "what is written?"}[protocol]
+    assert textvqa.prompt_of(first, protocol) == question + layouts.SHORT
 
 
 def test_prompts(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_prompts(tmp_path: Path) -> None:
     assert items[8].options["D"] == "None"
     layouts.mmmu_hub(tmp_path)
     mmmu = Benchmark.read("mmmu")
-    asked = {item.id: mmmu.prompt_of(item) for item in mmmu.items(tmp_path)}
-    assert asked[layouts.MMMU[0][0]].endswith(f"\n(C) eight dollars{layouts.LETTER}")
-    assert asked[layouts.MMMU[2][0]].endswith(layouts.SHORT)
+    prompts = {item.id: mmmu.prompt_of(item) for item in mmmu.items(tmp_path)}
+    assert prompts[layouts.MMMU[0][0]].endswith(f"\n(C) eight dollars{layouts.LETTER}")
+    assert prompts[layouts.MMMU[2][0]].endswith(layouts.SHORT)
     layouts.scienceqa(tmp_path)
     scienceqa = Benchmark.read("scienceqa")
     first, second = scienceqa.items(tmp_path)[:2]
@@ -143,7 +143,7 @@ def test_prompts(tmp_path: Path) -> None:
     assert scienceqa.prompt_of(second).startswith("Which? 2\nA. cat")
 
 
-def own(folder: Path, text: str) -> Path:
+def write_definition(folder: Path, text: str) -> Path:
     file = folder / "mine.yaml"
     file.write_text(text, encoding="utf-8")
     return file
@@ -157,38 +157,38 @@ def own(folder: Path, text: str) -> Path:
         ("short_answer", [("1", "t shirt"), ("2", "2"), ("3", "car")], ["A T-shirt", "two.", "bus"]),
     ],
 )
-def test_a_benchmark_of_one_s_own_is_a_yaml(
-    scoring: str, rows: list[tuple[str, str]], answers: list[str], tmp_path: Path
-) -> None:
+def test_custom_benchmark(scoring: str, rows: list[tuple[str, str]], answers: list[str], tmp_path: Path) -> None:
     options = "" if scoring != "choice" else ", options: [a, b]"
     columns = f"{{id: n, question: q, answers: gold{options}}}"
     layout = f"{{rows: mine.csv, columns: {columns}}}"
-    file = own(tmp_path, f"title: mine\nscoring: {scoring}\nlayouts: [{layout}]\n")
+    file = write_definition(tmp_path, f"title: mine\nscoring: {scoring}\nlayouts: [{layout}]\n")
     cells = "".join(f"{n},What?,{gold},cat,dog\n" for n, gold in rows)
     (tmp_path / "mine.csv").write_text(f"n,q,gold,a,b\n{cells}", encoding="utf-8")
-    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said(n, a) for (n, _), a in zip(rows, answers, strict=True)])
+    answer_file = layouts.lines(
+        tmp_path / "answers.jsonl", [layouts.answer(n, a) for (n, _), a in zip(rows, answers, strict=True)]
+    )
     out = tmp_path / "out.json"
     main(
         [
             "score",
             f"--benchmark={file}",
             f"--annotations={tmp_path / 'mine.csv'}",
-            f"--answers={said}",
+            f"--answers={answer_file}",
             f"--output={out}",
         ]
     )
     assert Result.read(out).score == pytest.approx(200 / 3)
 
 
-def test_what_servers_take(tmp_path: Path) -> None:
+def test_server_files(tmp_path: Path) -> None:
     root = tmp_path / "vqav2"
-    asked = [
+    questions = [
         {"question_id": n, "image": f"{n}.jpg", "text": f"Q{n}?{layouts.SHORT}", "category": "default"} for n in (7, 8)
     ]
-    layouts.lines(root / "llava_vqav2_mscoco_test-dev2015.jsonl", asked)
-    layouts.lines(root / "llava_vqav2_mscoco_test2015.jsonl", [*asked, {**asked[0], "question_id": 9}])
-    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said(7, "A Dog."), layouts.said(8, "Two")])
-    common = [f"--answers={said}", f"--data_root={tmp_path}", f"--server_file={tmp_path / 'out.json'}"]
+    layouts.lines(root / "llava_vqav2_mscoco_test-dev2015.jsonl", questions)
+    layouts.lines(root / "llava_vqav2_mscoco_test2015.jsonl", [*questions, {**questions[0], "question_id": 9}])
+    answer_file = layouts.lines(tmp_path / "answers.jsonl", [layouts.answer(7, "A Dog."), layouts.answer(8, "Two")])
+    common = [f"--answers={answer_file}", f"--data_root={tmp_path}", f"--server_file={tmp_path / 'out.json'}"]
     main(["score", "--benchmark=vqav2_test", *common])
     rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert rows == [
@@ -198,7 +198,7 @@ def test_what_servers_take(tmp_path: Path) -> None:
     ]
     layouts.lines(
         tmp_path / "vizwiz" / "llava_test.jsonl",
-        [{**row, "image": f"VizWiz_{row['question_id']}.jpg"} for row in asked],
+        [{**row, "image": f"VizWiz_{row['question_id']}.jpg"} for row in questions],
     )
     main(["score", "--benchmark=vizwiz_test", *common])
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0] == {
@@ -207,11 +207,11 @@ def test_what_servers_take(tmp_path: Path) -> None:
     }
 
 
-def test_mmbench_s_server_takes_a_table(tmp_path: Path) -> None:
+def test_server_file_of_mmbench(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
-    said = layouts.write_answers(tmp_path, "said", layouts.mmbench(tmp_path / "mmbench"))
+    file = layouts.write_answers(tmp_path, "answers", layouts.mmbench(tmp_path / "mmbench"))
     out = tmp_path / "out.xlsx"
-    main(["score", "--benchmark=mmbench", f"--data_root={tmp_path}", f"--answers={said}", f"--server_file={out}"])
+    main(["score", "--benchmark=mmbench", f"--data_root={tmp_path}", f"--answers={file}", f"--server_file={out}"])
     rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "hint", "A", "B", "C", "D", "prediction", "category")
     assert len(rows) == 12
@@ -221,22 +221,22 @@ def test_mmbench_s_server_takes_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: x\n", "may have"),
-        ("title: x\nscoring: guess\nlayouts: []\n", "scoring 'guess' is none of"),
-        ("title: x\nscoring: exact\nlayouts: [{reader: magic}]\n", "reader 'magic' is none of"),
-        ("title: x\nscoring: exact\nlayouts: []\nprompts: y\n", r"it has \['prompts'\]"),
-        ("title: [x\n", "is no YAML"),
+        ("title: x\n", "Required fields: layouts, scoring, title"),
+        ("title: x\nscoring: guess\nlayouts: []\n", "unknown scoring 'guess'. Use one of"),
+        ("title: x\nscoring: exact\nlayouts: [{reader: magic}]\n", "unknown reader 'magic'. Use one of"),
+        ("title: x\nscoring: exact\nlayouts: []\nprompts: y\n", r"unknown fields \['prompts'\]"),
+        ("title: [x\n", "is not valid YAML"),
     ],
 )
-def test_a_wrong_yaml_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_definitions(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        Benchmark.read(str(own(tmp_path, text)))
+        Benchmark.read(str(write_definition(tmp_path, text)))
 
 
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no benchmark 'gaq'. There are: .*gqa"):
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Unknown benchmark 'gaq'. Available benchmarks: .*gqa"):
         Benchmark.read("gaq")
-    with pytest.raises(UserError, match=r"none of its layouts.*\n.*data/testdev_balanced_questions.json"):
+    with pytest.raises(UserError, match=r"no layout matches.*\n.*data/testdev_balanced_questions.json"):
         Benchmark.read("gqa").items(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "testdev_balanced_questions.json").write_text("{", encoding="utf-8")
@@ -250,22 +250,22 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         Benchmark.read("mme").items(tmp_path)
 
 
-def test_a_table_that_does_not_fit_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.csv").write_text("n,q,gold,a,b\n1,What?,7,cat,dog\n1,Who?,B,cat,dog\n", encoding="utf-8")
-    said = layouts.lines(tmp_path / "said.jsonl", [layouts.said("1", "A")])
+    answer_file = layouts.lines(tmp_path / "answers.jsonl", [layouts.answer("1", "A")])
     for columns, scoring, message in (
-        ("{id: m, question: q, answers: gold}", "exact", "a row has no 'm' for its id"),
-        ("{id: n, question: q, answers: gold, options: [a, b]}", "mmbench", "must be different numbers; one is '1#0'"),
+        ("{id: m, question: q, answers: gold}", "exact", "A row has no column 'm' for its id"),
+        ("{id: n, question: q, answers: gold, options: [a, b]}", "mmbench", "needs unique numbers as ids, got '1#0'"),
     ):
         layout = f"layouts: [{{rows: mine.csv, columns: {columns}}}]"
-        file = own(tmp_path, f"title: mine\nscoring: {scoring}\n{layout}\n")
+        file = write_definition(tmp_path, f"title: mine\nscoring: {scoring}\n{layout}\n")
         with pytest.raises(SystemExit):
-            main(["score", f"--benchmark={file}", f"--annotations={tmp_path}", f"--answers={said}"])
+            main(["score", f"--benchmark={file}", f"--annotations={tmp_path}", f"--answers={answer_file}"])
         assert message in capsys.readouterr().err
 
 
 def test_images_stay_below_their_folder(tmp_path: Path) -> None:
-    """A benchmark's file cannot name what lies elsewhere."""
+    """A benchmark's file cannot refer to images outside its folder."""
     layouts.gqa(tmp_path / "gqa")
     file = tmp_path / "gqa" / "data" / "testdev_balanced_questions.json"
     labels: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Models asked on benchmarks: in batches as one by one, by two processes as by one, going on where it was stopped."""
+"""Tests of inference on benchmarks: batches, several processes, and resuming give the same answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_switchkd.evaluation.runner import ANSWERS
 from lightning_switchkd.evaluation.score import Result
 from lightning_switchkd.models.generation import load_model
 
-RECORDS = 48
+NUM_SAMPLES = 48
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def arguments(pair: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def said(output: Path, name: str = "tiny") -> list[dict[str, str]]:
+def answers(output: Path, name: str = "tiny") -> list[dict[str, str]]:
     text = (output / "teacher" / f"{name}{ANSWERS}").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
@@ -46,54 +46,55 @@ def said(output: Path, name: str = "tiny") -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def evaluated(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out")
-    main(arguments(pair, output, "--blind=true"))
+    main(arguments(pair, output, "--no_image=true"))
     return output
 
 
-def test_batched_answers_equal_those_one_by_one(pair: Path, evaluated: Path) -> None:
+def test_batched_answers_equal_single_answers(pair: Path, evaluated: Path) -> None:
     model = load_model(str(pair / "teacher"), "cpu")
     benchmark = Benchmark.read(str(pair / "tiny.yaml"))
     items = benchmark.items(pair)
-    for name, blind in (("tiny", False), ("tiny.blind", True)):
-        rows = said(evaluated, name)
+    for name, no_image in (("tiny", False), ("tiny.no_image", True)):
+        rows = answers(evaluated, name)
         assert [row["question_id"] for row in rows] == [item.id for item in items]
-        alone = [model.ask([as_question(item)], 5, blind)[0] for item in items]
-        assert [row["text"] for row in rows] == alone
-    assert len({row["text"] for row in said(evaluated)}) > 3, "the answers differ"
+        single = [model.ask([as_question(item)], 5, no_image)[0] for item in items]
+        assert [row["text"] for row in rows] == single
+    assert len({row["text"] for row in answers(evaluated)}) > 3, "the answers differ"
 
 
-def test_what_is_left(pair: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_finished_answers(pair: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = Result.read(evaluated / "teacher" / "tiny.json")
-    assert result.questions == RECORDS
+    assert result.questions == NUM_SAMPLES
     assert result.categories.keys() == {"kind0", "kind1"}
-    assert Result.read(evaluated / "majority" / "tiny.json").score == pytest.approx(100)  # each text is asked once
-    whole = json.loads((evaluated / "results.json").read_text(encoding="utf-8"))
-    assert whole["systems"].keys() == {"teacher", "majority"}
+    assert Result.read(evaluated / "text_only_baseline" / "tiny.json").score == pytest.approx(100)  # no text repeats
+    results = json.loads((evaluated / "results.json").read_text(encoding="utf-8"))
+    assert results["systems"].keys() == {"teacher", "text_only_baseline"}
+    assert results["systems"]["teacher"].keys() == {"tiny", "tiny.no_image"}
     before = {file: file.stat().st_mtime_ns for file in evaluated.rglob(f"*{ANSWERS}")}
-    main(arguments(pair, evaluated, "--blind=true"))
+    main(arguments(pair, evaluated, "--no_image=true"))
     assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing was asked again"
     table = capsys.readouterr().out
     assert (evaluated / "table.md").read_text(encoding="utf-8") in table
-    assert "\nPoints above the majority of training answers (100.0): teacher -" in table
+    assert "\nPoints above the text-only baseline (100.0): teacher -" in table
     page = (evaluated / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") > 3
     assert 'class="wrong"' in page
 
 
-def test_another_question_is_asked_anew(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_changed_settings_repeat_the_inference(pair: Path, evaluated: Path, tmp_path: Path) -> None:
     main(arguments(pair, tmp_path, "--max_new_tokens=1"))
-    short = said(tmp_path)
+    short = answers(tmp_path)
     main(arguments(pair, tmp_path))
-    assert said(tmp_path) != short
-    assert [row["text"] for row in said(tmp_path)] == [row["text"] for row in said(evaluated)]
+    assert answers(tmp_path) != short
+    assert [row["text"] for row in answers(tmp_path)] == [row["text"] for row in answers(evaluated)]
 
 
 def test_two_processes_give_the_same_file(pair: Path, evaluated: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lightning_switchkd", *arguments(pair, tmp_path, "--devices=2", "--blind=true")]
+    command = [sys.executable, "-m", "lightning_switchkd", *arguments(pair, tmp_path, "--devices=2", "--no_image=true")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    for name in ("tiny", "tiny.blind"):
-        assert said(tmp_path, name) == said(evaluated, name)
+    for name in ("tiny", "tiny.no_image"):
+        assert answers(tmp_path, name) == answers(evaluated, name)
     assert not list(tmp_path.rglob("*.part-*"))
     assert done.stdout.count("Report: ") == 1
 
@@ -112,53 +113,53 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_and_started_again(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes(pair: Path, evaluated: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, *arguments(pair, tmp_path, "--batch_size=1")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     part = tmp_path / "teacher" / "tiny.answers.part-0.jsonl"
-    kept = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
-    assert len(kept) == 5
+    lines = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 5
     with part.open("a", encoding="utf-8") as out:
         out.write('{"question_id": "7", "te')  # a line that was being written
     main(arguments(pair, tmp_path))
-    assert said(tmp_path) == said(evaluated)
+    assert answers(tmp_path) == answers(evaluated)
 
 
-def test_bad_images_are_reported_and_asked_again(
+def test_damaged_images_are_reported_and_retried(
     pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = pair / "images" / "4.png"
-    whole = image.read_bytes()
+    valid = image.read_bytes()
     image.write_bytes(b"no image")
     try:
         main(arguments(pair, tmp_path))
         assert "Answers of teacher: 1 failed." in capsys.readouterr().out
-        row = next(row for row in said(tmp_path) if row["question_id"] == "4")
+        row = next(row for row in answers(tmp_path) if row["question_id"] == "4")
         assert row["text"] == ""
         assert "'4.png' is no image" in row["error"]
         assert Result.read(tmp_path / "teacher" / "tiny.json").odd == {"failed": 1}
     finally:
-        image.write_bytes(whole)
+        image.write_bytes(valid)
     main(arguments(pair, tmp_path))
     assert Result.read(tmp_path / "teacher" / "tiny.json").odd == {}
 
 
-def test_readers_of_images_in_processes_of_their_own(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_image_workers(pair: Path, evaluated: Path, tmp_path: Path) -> None:
     main(arguments(pair, tmp_path, "--workers=2"))
-    assert said(tmp_path) == said(evaluated)
+    assert answers(tmp_path) == answers(evaluated)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--models.majority=x"], "majority is a name of the report"),
-        (["--protocol=mine"], "is none of llava"),
-        (["--published=none.yaml"], "there is no file none.yaml"),
-        (["--annotations", "{tiny: /nowhere}"], "none of its layouts"),
+        (["--models.text_only_baseline=x"], "the name 'text_only_baseline' is reserved"),
+        (["--protocol=mine"], "unknown protocol 'mine'. Use one of llava"),
+        (["--published=none.yaml"], "file none.yaml does not exist"),
+        (["--annotations", "{tiny: /nowhere}"], "no layout matches the files in /nowhere"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_loaded(
+def test_user_errors_come_before_loading(
     more: list[str], message: str, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

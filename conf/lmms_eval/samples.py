@@ -1,4 +1,4 @@
-"""LLaVA records as lmms-eval wants its documents; it needs nothing of this package."""
+"""LLaVA samples as documents of lmms-eval. This file needs nothing of the package."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,20 @@ IMAGES = Path(os.environ.get("IMAGE_ROOT", "datasets/digits/images"))
 
 
 def visual(doc):
-    """The record's image."""
+    """Return the sample's image."""
     return [Image.open(IMAGES / doc["image"]).convert("RGB")] if doc.get("image") else []
 
 
 def text(doc):
-    """Its last question."""
+    """Return the sample's last question."""
     return doc["conversations"][-2]["value"].replace("<image>", "").strip()
 
 
 def target(doc):
-    """The right answer."""
+    """Return the correct answer."""
     return doc["conversations"][-1]["value"].strip()
 
 
 def results(doc, answers):
-    """Exact match."""
+    """Score the exact match."""
     return {"exact_match": float(answers[0].strip() == target(doc))}
