@@ -96,7 +96,7 @@ class Chat:
             try:
                 self.image = read_image(rest.strip())
             except SampleError as error:
-                return f"{error.problem}."
+                return error.problem
             self.histories.clear()
             return f"Loaded {rest.strip()}. Started a new conversation."
         if command.startswith("/") or not command:

@@ -12,8 +12,7 @@ TEXT_ONLY_BASELINE = "text_only_baseline"
 NO_IMAGE = "no_image"
 """Ending of the results of a model that was evaluated with blank images: ``BENCHMARK.no_image``."""
 
-LABELS = {TEXT_ONLY_BASELINE: "Text-only baseline", NO_IMAGE: "No image"}
-BEFORE_AND_AFTER = {"student_init": "student (before)", "student": "student (after)"}
+LABELS = {TEXT_ONLY_BASELINE: "Text-only baseline", NO_IMAGE: "No image", "student_init": "student (before)"}
 
 
 def label(name: str, systems: Container[str] = ()) -> str:
@@ -21,13 +20,14 @@ def label(name: str, systems: Container[str] = ()) -> str:
 
     Args:
         name: The system.
-        systems: All systems of the report. ``student`` is labeled as *after* only next to ``student_init``.
+        systems: All systems of the report. ``student`` becomes *student (after)* only next to ``student_init``.
 
     >>> label("text_only_baseline"), label("student", ["student"]), label("student", ["student_init", "student"])
     ('Text-only baseline', 'student', 'student (after)')
     """
-    before_and_after = BEFORE_AND_AFTER if all(student in systems for student in BEFORE_AND_AFTER) else {}
-    return (LABELS | before_and_after).get(name, name)
+    if name == "student" and "student_init" in systems:
+        return "student (after)"
+    return LABELS.get(name, name)
 
 
 def upgrade_result(name: str) -> str:

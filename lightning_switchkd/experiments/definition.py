@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.renamed import SWEEP_FIELDS
 
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class SweepDefinition:
-    """What a sweep compares (``conf/sweep/``).
+    """Definition of a sweep (``conf/sweep/``).
 
     In every text, ``{data}`` stands for the name of the data set. In a method or a model, ``{seed}`` stands for the
     seed of the run. A file with ``extends: OTHER.yaml`` takes the fields it does not set from that file next to it.
@@ -100,6 +101,9 @@ def _load(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"--sweep: {file} does not exist. The sweeps of this repository are in conf/sweep/.")
     raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if isinstance(raw, dict) and (renamed := raw.keys() & SWEEP_FIELDS.keys()):
+        names = ", ".join(f"{old} -> {SWEEP_FIELDS[old]}" for old in sorted(renamed))
+        raise UserError(f"--sweep: {file} uses fields that were renamed in 0.2. Change them: {names}.")
     if isinstance(raw, dict) and "extends" in raw:
         raw = {**_load(file.parent / raw.pop("extends")), **raw}
     return raw
@@ -135,12 +139,12 @@ class Job:
 
     @property
     def answers(self) -> Path:
-        """The file of the answers. It exists when the job is finished."""
+        """Return the file of the answers. It exists when the job is finished."""
         return self.place.with_name(f"{self.place.name}.json")
 
     @property
     def log(self) -> Path:
-        """The file of everything that the job printed."""
+        """Return the file with everything that the job printed."""
         return self.place.with_name(f"{self.place.name}.log")
 
     def digest(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from lightning_switchkd.experiments.definition import WEIGHTS, Job
 from lightning_switchkd.models.generation import load_model
 
 Launch = Callable[[list[str]], None]
-"""Runs one command of the command line: its arguments, the command first. Must be importable (processes start anew)."""
+"""Function that runs one command, given its arguments. Other processes import it by name."""
 
 
 def run_jobs(todo: Sequence[Job], num_done: int, num_parallel: int, launch: Launch) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lightning_switchkd import __version__
 from lightning_switchkd.core.text import exact_match, markdown_table, percent
 from lightning_switchkd.evaluation.benchmarks.readers import llava
-from lightning_switchkd.evaluation.labels import TEXT_ONLY_BASELINE
+from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.significance import interval_95, resample_groups
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
@@ -52,7 +52,7 @@ class Questions:
 
     @cached_property
     def names(self) -> list[str]:
-        """The abilities, in order of appearance."""
+        """Return the abilities, in order of appearance."""
         return sorted(set(self.abilities), key=self.abilities.index)
 
     def right(self, answers: Sequence[str]) -> Floats:
@@ -149,7 +149,7 @@ def table_of(
             *questions[main].names,
             "average",
             "gain [95 %]",
-            "no image",
+            label(NO_IMAGE),
             *(f"average, {o}" for o in others),
         ]
     ]
@@ -157,7 +157,7 @@ def table_of(
         shares = questions[main].by_ability(column.right[main])
         rows.append(
             [
-                name,
+                label(name, columns),
                 *(percent(of_ability) for of_ability in shares.T.tolist()),
                 percent(_averages(questions[main], column.right[main])),
                 "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gains[name])) if name in gains else "",
@@ -259,9 +259,11 @@ def draw(
         np.nan if c.no_image is None else 100 * float(np.mean(_averages(questions, c.no_image)))
         for c in columns.values()
     ]
-    axes.bar(range(len(columns)), no_image, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label="no image")
+    axes.bar(
+        range(len(columns)), no_image, fill=False, hatch="///", edgecolor="black", linewidth=0.5, label=label(NO_IMAGE)
+    )
     axes.bar_label(drawn, fmt="%.1f", fontsize=8)
-    axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right")
+    axes.set_xticks(range(len(columns)), [label(name, columns) for name in columns], rotation=30, ha="right")
     axes.set_ylabel("exact match, mean over abilities, %")
     axes.set_ylim(0, 1.15 * max(heights))
     axes.legend(fontsize=8)

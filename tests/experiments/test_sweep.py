@@ -90,6 +90,9 @@ def test_invalid_definitions(tmp_path: Path) -> None:
     file.write_text("methods: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="exactly these fields: base"):
         SweepDefinition.read(file, "digits")
+    file.write_text("like: methods.yaml\nabout: x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"renamed in 0\.2\. Change them: about -> description, like -> extends"):
+        SweepDefinition.read(file, "digits")
 
 
 def test_shipped_sweeps() -> None:
@@ -108,7 +111,7 @@ def test_shipped_sweeps() -> None:
 
 
 def test_seed_in_a_method(tmp_path: Path) -> None:
-    """A run's seed stands where ``{seed}`` does: in its arguments, its record's models, and those asked besides."""
+    """The seed replaces ``{seed}`` in the arguments of a run, in the models of its digest, and in existing models."""
     (tmp_path / "start.2").mkdir()
     (tmp_path / "start.2" / "model.safetensors").write_bytes(b"weights")
     sweep = SweepDefinition.read(Path(__file__).parents[2] / "conf" / "sweep" / "student_init_seeds.yaml", "emoji")

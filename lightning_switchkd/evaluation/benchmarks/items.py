@@ -41,7 +41,8 @@ class Base64Picture:
         try:
             data = base64.b64decode(self.text, validate=True)
         except binascii.Error as error:
-            raise SampleError("image_decode", f"image of {self.name} is not valid base64: {error}") from None
+            problem = f"The image of {self.name} is not valid base64: {error}. Write the table again."
+            raise SampleError("image_decode", problem) from None
         return ImageFolder(None).read(ImageRef(self.name, data))
 
 
@@ -92,8 +93,7 @@ def as_question(item: Item, prompt: str = "") -> Question:
     if num_placeholders == 0 and images:
         text = f"{IMAGE_TOKEN * len(images)}\n{text}"
     elif num_placeholders != len(images):
-        raise SampleError(
-            "image_count", f"question '{item.id}' has {num_placeholders} placeholders for {len(images)} images"
-        )
+        problem = f"Question '{item.id}' has {num_placeholders} <image> placeholders for {len(images)} images."
+        raise SampleError("image_count", f"{problem} Use one placeholder per image.")
     answer = item.answers[0] if item.answers else ""
     return Question((*item.history, Turn("user", text)), images, answer, item.category)

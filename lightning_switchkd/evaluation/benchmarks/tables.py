@@ -105,7 +105,8 @@ class Cell:
         """Read and decode the image."""
         value = _column(self.file, self.row_group, self.column)[self.row].as_py()
         if not value or not value.get("bytes"):
-            raise SampleError("image_missing", f"row {self.row} of {self.file} has no image in '{self.column}'")
+            problem = f"Row {self.row} of {self.file} has no image in column '{self.column}'. Check the file."
+            raise SampleError("image_missing", problem)
         return ImageFolder(None).read(ImageRef(value.get("path") or Path(self.file).name, value["bytes"]))
 
 
