@@ -153,7 +153,7 @@ def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
     schema = pa.schema(columns)
     with parquet.ParquetWriter(partial, schema) as writer:
         while group := list(islice(rows, ROW_GROUP)):
-            columns = [
+            values = [
                 {
                     "id": row.sample.id,
                     "images": [{"bytes": data, "path": name} for name, data in row.images],
@@ -162,7 +162,7 @@ def _write_parquet(partial: Path, path: Path, rows: Iterator[Row]) -> None:
                 }
                 for row in group
             ]
-            writer.write_table(pa.Table.from_pylist(columns, schema=schema), row_group_size=ROW_GROUP)
+            writer.write_table(pa.Table.from_pylist(values, schema=schema), row_group_size=ROW_GROUP)
 
 
 WRITERS: dict[str, Callable[[Path, Path, Iterator[Row]], None]] = {

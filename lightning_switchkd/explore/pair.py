@@ -188,7 +188,7 @@ class Pair:
         part_of = [name for name, of_part in parts.items() for _ in of_part]
         table = []
         for term, loss in losses.items():
-            squares = dict.fromkeys(parts, 0.0)
+            squares: dict[str, float] = dict.fromkeys(parts, 0.0)
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             for name, gradient in zip(part_of, gradients, strict=True):
                 squares[name] += 0.0 if gradient is None else float(gradient.double().square().sum())

@@ -28,13 +28,17 @@ class LossTerm(Protocol):
     """What :func:`sum_losses` needs of a term (``objectives.terms.TokenLoss``)."""
 
     @property
-    def unit(self) -> str: ...
+    def unit(self) -> str:
+        """What the sum is divided by. ``visual_token`` excludes text-only samples."""
 
-    def __call__(self, chunk: LogitsChunk) -> Tensor: ...
+    def __call__(self, chunk: LogitsChunk) -> Tensor:
+        """Compute ``[n]`` nats."""
 
-    def statistics(self, chunk: LogitsChunk) -> Statistics: ...
+    def statistics(self, chunk: LogitsChunk) -> Statistics:
+        """Describe the tokens, ``[n]`` each."""
 
-    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yield the term's own parameters."""
 
 
 class Gradients:

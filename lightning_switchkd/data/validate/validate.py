@@ -90,9 +90,9 @@ def validate_data(
         append_jsonl(partial, read_jsonl(Path(exclude), allow_cut=True) if exclude else [])
         findings = [check_split(data, split, workers, partial) for split in splits]
     report = write_report(output, findings, stream, data.hparams, world_size_known=world_size is not None)
-    for split, numbers in report.items():
+    for name, numbers in report.items():
         invalid = f". Invalid: {format_counts(numbers['codes'])}" if numbers["bad"] else ""
-        print(f"{split}: {numbers['usable']} of {numbers['records']} samples are valid{invalid}")
+        print(f"{name}: {numbers['usable']} of {numbers['records']} samples are valid{invalid}")
     print(f"Report: {output / 'report.md'}")
     return not any(of_split.codes for of_split in findings)
 
