@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert hparams["train"] == [paths]
     assert LLaVADataModule.load_from_checkpoint(checkpoint, weights_only=True).dataset("train").sample(0).id == "0"
     if done % 4:
-        with pytest.raises(UserError, match="cannot be resumed: 'seed' was 0 and is 1 now"):
+        with pytest.raises(UserError, match="Cannot resume this checkpoint: 'seed' was 0 and is now 1"):
             trainer(accumulate_grad_batches=2).fit(Recorder(), datamodule=data(seed=1), ckpt_path=checkpoint)
 
 
@@ -131,7 +131,7 @@ def test_validation_and_test_keep_the_order(
 
 def test_building_one_touches_nothing() -> None:
     data = LLaVADataModule("nobody/nothing", train=DataPaths("nowhere.json", "nowhere"))
-    with pytest.raises(UserError, match=r"data\.train\.image_root: there is no folder nowhere"):
+    with pytest.raises(UserError, match=r"data\.train\.image_root: the folder nowhere does not exist"):
         data.setup("fit")
 
 
@@ -141,8 +141,8 @@ def test_building_one_touches_nothing() -> None:
         ({"train": None}, "fit", r"data\.train is not set"),
         ({}, "validate", r"data\.val is not set"),
         ({}, "test", r"data\.test is not set"),
-        ({"prompt_style": "vicuna"}, "fit", "'vicuna' is unknown"),
-        ({"teacher_processor": "nowhere"}, "fit", "there is no folder 'nowhere' to load a processor from"),
+        ({"prompt_style": "vicuna"}, "fit", "Unknown prompt_style 'vicuna'"),
+        ({"teacher_processor": "nowhere"}, "fit", "the folder 'nowhere' does not exist"),
     ],
 )
 def test_what_is_missing_is_named_by_its_setting(
@@ -154,14 +154,16 @@ def test_what_is_missing_is_named_by_its_setting(
 
 def test_missing_annotations_are_named_by_their_setting(make_data: MakeData, tmp_path: Path) -> None:
     data = make_data(4, val=DataPaths(str(tmp_path / "no.json"), str(tmp_path)))
-    with pytest.raises(UserError, match=r"data\.val\.annotations: there is no file .*no\.json"):
+    with pytest.raises(UserError, match=r"data\.val\.annotations: The file .*no\.json does not exist"):
         data.prepare_data()
 
 
 def test_a_bad_image_is_named_by_record_and_file(make_data: MakeData, write: Callable[..., DataPaths]) -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     data = make_data(train=write([{"id": "r0", "image": "lost.png", "conversations": turns}]))
-    with pytest.raises(UserError, match=r"Sample 0 \(id 'r0'\) of .*train\.json: image 'lost\.png' is not below"):
+    with pytest.raises(
+        UserError, match=r"Sample 0 \(id 'r0'\) of .*train\.json: The image 'lost\.png' is missing below"
+    ):
         data.dataset("train")[0]
 
 
@@ -180,7 +182,7 @@ def test_teacher_and_student_must_agree_on_tokens(make_data: MakeData, processor
         (teacher / file.name).write_bytes(file.read_bytes())
     config = json.loads((teacher / "processor_config.json").read_text())
     (teacher / "processor_config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "full"}))
-    with pytest.raises(UserError, match=r"makes 4 tokens by data\.processor .* 5 by data\.teacher_processor"):
+    with pytest.raises(UserError, match=r"has 4 tokens with data\.processor .* 5 with data\.teacher_processor"):
         make_data(4, teacher_processor=str(teacher)).setup("fit")
 
 

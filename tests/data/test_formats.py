@@ -101,7 +101,7 @@ def test_images_inside_come_out_byte_for_byte(paths: DataPaths) -> None:
 
 def test_repack_refuses_what_it_cannot_do(paths: DataPaths) -> None:
     folder = Path(paths.annotations).parent
-    with pytest.raises(UserError, match=r"must be one of \.json"):
+    with pytest.raises(UserError, match=r"must end in one of \.json"):
         repack(paths.annotations, str(folder / "a.arrow"))
     with pytest.raises(UserError, match="already"):
         repack(paths.annotations, paths.annotations)
@@ -145,13 +145,14 @@ def test_parquet_with_paths_and_chat_messages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "says"), [({"text": ["a"]}, "no column 'conversations'"), ({"conversations": []}, "holds no records")]
+    ("columns", "says"),
+    [({"text": ["a"]}, "must have a column 'conversations'"), ({"conversations": []}, "contains no samples")],
 )
 def test_parquet_of_another_kind_is_refused(tmp_path: Path, columns: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(UserError, match=says):
         table(tmp_path, columns)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"b\.parquet cannot be read as Parquet"):
+    with pytest.raises(UserError, match=r"Cannot read .*b\.parquet as Parquet"):
         open_source(tmp_path / "b.parquet")
 
 
@@ -185,17 +186,17 @@ def test_tar_groups_by_key_and_orders_images_by_number(tmp_path: Path) -> None:
 
 
 def test_tar_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sample 'a' has 0 \.json members"):
+    with pytest.raises(UserError, match=r"sample 'a' must have one \.json member, found 0"):
         open_source(tar(tmp_path / "a.tar", {"a.jpg": b""}))
     source = open_source(
         tar(tmp_path / "b.tar", {"a.jpg": b"", "a.json": turns("1", image=["x", "y"]), "b.json": b"{"})
     )
-    with pytest.raises(SampleError, match=r"Sample 0 of .*names 2 images, but the tar holds 1"):
+    with pytest.raises(SampleError, match=r"Sample 0 of .*names 2 images, but the tar file has 1"):
         source.read(0)
-    with pytest.raises(SampleError, match=r"Sample 1 of .*b\.tar: broken JSON"):
+    with pytest.raises(SampleError, match=r"Sample 1 of .*b\.tar: Invalid JSON"):
         source.read(1)
     (tmp_path / "c.tar").write_bytes(b"\x1f\x8b" + b"no tar" * 200)
-    with pytest.raises(UserError, match=r"c\.tar cannot be read as a tar file.*unpack"):
+    with pytest.raises(UserError, match=r"Cannot read .*c\.tar as a tar file.*Decompress"):
         open_source(tmp_path / "c.tar")
 
 
@@ -210,9 +211,9 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
         assert [read_sample(source, i).answer for i in range(len(source))] == ["08", "09", "10"]
         assert source.location(2).path.endswith("part-10.tar")
         assert source.location(2).index == 0
-    with pytest.raises(UserError, match=r"there is no file .*part-11\.tar \(one of 2"):
+    with pytest.raises(UserError, match=r"The file .*part-11\.tar \(one of 2"):
         open_source(tmp_path / "part-{10..11}.tar")
-    with pytest.raises(UserError, match=r"stands for no \.tar file"):
+    with pytest.raises(UserError, match=r"matches no \.tar file"):
         open_source(tmp_path / "other-*.tar")
     (tmp_path / "x.parquet").write_bytes(b"")
     with pytest.raises(UserError, match="either"):

@@ -60,7 +60,7 @@ def test_loading_is_silent(processor_folder: Path, capfd: pytest.CaptureFixture[
 
 
 def test_a_folder_without_a_processor(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no LLaVA processor can be loaded from"):
+    with pytest.raises(UserError, match="Cannot load a LLaVA processor from"):
         load_processor(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_a_folder_without_a_processor(tmp_path: Path) -> None:
     [
         ("processor_config.json", {"patch_size": None}, "patch_size"),
         ("processor_config.json", {"vision_feature_select_strategy": None}, "vision_feature_select_strategy"),
-        ("processor_config.json", {"image_token": "<picture>"}, "no special token <image>"),
+        ("processor_config.json", {"image_token": "<picture>"}, "lacks the special token <image>"),
         ("tokenizer_config.json", {"pad_token": None}, "pad_token"),
     ],
 )
@@ -85,14 +85,14 @@ def test_what_a_processor_lacks_is_named(
 
 
 def test_every_image_must_get_one_shape(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
-    with pytest.raises(UserError, match="set 'size' to a height and a width"):
+    with pytest.raises(UserError, match="Set 'size' to a height and a width"):
         make_processor(make_tokenizer(), clip({"shortest_edge": 28}), 14, "default", 1, STYLE)
 
 
 def test_image_must_be_a_special_token(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["<image>"])
-    with pytest.raises(UserError, match="no special token <image>"):
+    with pytest.raises(UserError, match="lacks the special token <image>"):
         make_processor(tokenizer, clip({"height": 28, "width": 28}), 14, "default", 1, STYLE)
 
 
@@ -119,5 +119,5 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     for path in ("runs/nowhere", "runs/a/student", "/nowhere", "nowhere"):
-        with pytest.raises(UserError, match=f"there is no folder '{path}'"):
+        with pytest.raises(UserError, match=f"the folder '{path}' does not exist"):
             load_processor(path)

@@ -32,7 +32,9 @@ def defect(index: int, code: DefectCode = "image_missing") -> Defect:
 
 
 def quarantine(folder: Path | None, rank: int = 0, world_size: int = 1, **changes: Any) -> Quarantine:
-    return Quarantine(folder, **{"max_bad_fraction": 0.01, "max_bad_run": 100} | changes, rank=rank, world_size=world_size)
+    return Quarantine(
+        folder, **{"max_bad_fraction": 0.01, "max_bad_run": 100} | changes, rank=rank, world_size=world_size
+    )
 
 
 def written(folder: Path) -> list[tuple[str, int]]:
@@ -79,13 +81,13 @@ def test_too_many_stop_the_run(tmp_path: Path) -> None:
     for i in range(99):
         share.add(10, [defect(i)] if i < 10 else [])
     share.add(10, [])  # 10 of 1,000 is one per cent
-    with pytest.raises(UserError, match=r"11 of 1010 records are bad, more than 1\.0% .*data\.max_bad_fraction"):
+    with pytest.raises(UserError, match=r"11 of 1010 samples are invalid, more than 1\.0% .*data\.max_bad_fraction"):
         share.add(10, [defect(99)])
     run = quarantine(None, max_bad_run=16)
     run.add(8, [defect(i) for i in range(8)])
     run.add(8, [])
     run.add(8, [defect(i) for i in range(8)])
-    with pytest.raises(UserError, match="the last 16 records are all bad"):
+    with pytest.raises(UserError, match="the last 16 samples are all invalid"):
         run.add(8, [defect(i) for i in range(8)])
 
 
@@ -98,9 +100,9 @@ def test_an_exclusion_list_names_records_of_any_source(write: Write, tmp_path: P
     listed.write_text("\n".join(map(json.dumps, lines)))
     assert read_exclusions(str(listed), mixture) == [8, 12]
     for line, words in (
-        ({"path": "two.json", "index": 9}, "names record 9 of two.json, which has 9"),
-        ({"path": "two.json"}, "must have path and index"),
-        ("no object", "line 1: it must be a JSON object"),
+        ({"path": "two.json", "index": 9}, "names sample 9 of two.json, which has 9"),
+        ({"path": "two.json"}, "must have 'path' and 'index'"),
+        ("no object", "line 1 is not a JSON object"),
     ):
         listed.write_text(json.dumps(line) + "\n")
         with pytest.raises(UserError, match=words):
@@ -122,7 +124,7 @@ def test_the_probe_finds_a_wrong_path(make_data: MakeData, write: Write, tmp_pat
     raws = [{"image": f"sub/{i}.png", "conversations": talk("<image>", "a")} for i in range(10)]
     raws += [{"conversations": talk("q", "a")} for _ in range(90)]
     dataset = make_data(train=write(raws)).dataset("train")
-    with pytest.raises(UserError, match=r"10 of 100 records looked at .*\(image_missing 10\).*'sub/\d\.png'"):
+    with pytest.raises(UserError, match=r"10 of 100 samples checked .*\(image_missing 10\).*'sub/\d\.png'"):
         probe(dataset, 0, 256)
     probe(make_data(train=write(raws[6:], "few.json")).dataset("train"), 0, 256)  # 4 of 94
 
@@ -134,8 +136,13 @@ def test_a_run_counts_them(folder: Path, tmp_path: Path) -> None:
         raws[i]["conversations"][-1]["value"] = " "
     (tmp_path / "records.json").write_text(json.dumps(raws))
     run = tmp_path / "run"
-    settings = [f"--data.train.annotations={tmp_path / 'records.json'}", "--trainer.val_check_interval=null",
-                "--checkpoint.every_n_train_steps=1", "--val_generation.num_samples=0", "--answer_panel.num_samples=0"]  # fmt: skip
+    settings = [
+        f"--data.train.annotations={tmp_path / 'records.json'}",
+        "--trainer.val_check_interval=null",
+        "--checkpoint.every_n_train_steps=1",
+        "--val_generation.num_samples=0",
+        "--answer_panel.num_samples=0",
+    ]
     arguments = fit_arguments(folder, run, *settings, method="sft")
     main([*arguments, "--trainer.max_steps=6", "--trainer.max_epochs=2"])
     main([*arguments, "--trainer.max_steps=12", "--trainer.max_epochs=2", "--ckpt_path=last"])
@@ -162,7 +169,7 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert retry(read, "x.png") == b"data"
     assert waited == [0.1, 0.5]
-    with pytest.raises(ReadError, match=r"Cannot read x\.png after 4 attempts: .*for ever.*The data itself is not invalid"):
+    with pytest.raises(ReadError, match=r"Cannot read x\.png after 4 attempts: .*for ever.*data itself is not invalid"):
         retry(read, "x.png")
     answers.append(FileNotFoundError(errno.ENOENT, "none"))
     with pytest.raises(FileNotFoundError):

@@ -85,31 +85,31 @@ def test_placeholders(texts: tuple[str, ...], images: int, expected: tuple[str, 
         ("text", "schema", "must be a JSON object"),
         (raw("q", "a", id=1.5), "schema", "'id'"),
         (raw("q", "a", id=True), "schema", "'id'"),
-        (raw("q", "a", image=3), "schema", "an image must be"),
-        (raw("q", "a", image=["a", None]), "schema", "an image must be"),
-        (raw("q", "a", image={"bytes": "a"}), "schema", "an image must be"),
+        (raw("q", "a", image=3), "schema", "An image must be"),
+        (raw("q", "a", image=["a", None]), "schema", "An image must be"),
+        (raw("q", "a", image={"bytes": "a"}), "schema", "An image must be"),
         (raw("q", "a", image="a", images=["b"]), "schema", "both 'image' and 'images'"),
         (raw("q", "a", video="a.mp4"), "schema", "'video' is not supported"),
         (raw("q", "a", source=3), "schema", "'source'"),
         ({"id": 1}, "schema", "'conversations'"),
         ({"id": 1, "conversations": []}, "schema", "'conversations'"),
-        ({"id": 1, "conversations": ["q"]}, "schema", "turn 0 must be an object"),
+        ({"id": 1, "conversations": ["q"]}, "schema", "Turn 0 must be an object"),
         ({"conversations": [{"from": "human", "value": ["q"]}]}, "schema", "text of turn 0"),
         ({"conversations": [{"from": "tool", "value": "q"}]}, "roles", "'tool'"),
         ({"conversations": [{"from": ["human"], "value": "q"}]}, "roles", "['human']"),
-        ({"conversations": [{"from": "gpt", "value": "a"}]}, "roles", "turn 0 is from assistant, expected user"),
-        ({"conversations": [{"from": "system", "value": "a"}]}, "roles", "no final answer"),
-        ({"conversations": [{"from": "human", "value": "q"}] * 2}, "roles", "turn 1 is from user"),
-        (raw("q", "a", "q2"), "roles", "no final answer"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "roles", "Turn 0 is from assistant, expected user"),
+        ({"conversations": [{"from": "system", "value": "a"}]}, "roles", "The final answer is missing"),
+        ({"conversations": [{"from": "human", "value": "q"}] * 2}, "roles", "Turn 1 is from user"),
+        (raw("q", "a", "q2"), "roles", "The final answer is missing"),
         (raw("q", " \n"), "empty_answer", "turn 1 is empty"),
         (raw("q", "", "q", "a"), "empty_answer", "turn 1 is empty"),
         (raw(" ", "a"), "schema", "turn 0 is empty"),
-        (raw("q", "a", image=["a", "b"]), "image_count", "0 <image> placeholders for 2 images"),
-        (raw("<image><image>q", "a", image="a"), "image_count", "2 <image> placeholders for 1 image"),
+        (raw("q", "a", image=["a", "b"]), "image_count", "Found 0 <image> placeholders but 2 images"),
+        (raw("<image><image>q", "a", image="a"), "image_count", "Found 2 <image> placeholders but 1 image. "),
         (raw("<image>\nq", "an <image>", image="a"), "image_count", "outside a user turn"),
     ],
 )
-def test_bad_records_say_what_where_and_how_to_mend(sample: Any, code: str, says: str) -> None:
+def test_errors_name_the_problem_the_place_and_the_fix(sample: Any, code: str, says: str) -> None:
     with pytest.raises(SampleError) as caught:
         parse(sample)
     assert caught.value.code == code
@@ -122,4 +122,4 @@ def test_bad_records_say_what_where_and_how_to_mend(sample: Any, code: str, says
 
 def test_errors_travel_between_processes() -> None:
     error = pickle.loads(pickle.dumps(SampleError("schema", "wrong").at(SampleLocation("a/b.json", 1), 7)))
-    assert (error.code, str(error)) == ("schema", "record 1 (id 7) of a/b.json: wrong [schema]")
+    assert (error.code, str(error)) == ("schema", "Sample 1 (id 7) of a/b.json: wrong [schema]")

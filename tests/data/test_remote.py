@@ -102,7 +102,7 @@ def server(tmp_path: Path, paths: DataPaths, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(remote, "STALLED", 0.3)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
     with Server(tmp_path / "served") as server:
         thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
         thread.start()
@@ -194,7 +194,7 @@ def test_a_pattern_is_found_where_a_service_lists_its_files(server: Server, cach
     near, far = open_source(server.folder / "*.tar"), open_source("memory://bucket/*.tar", None, ShardCache(str(cache)))
     assert (near.fingerprint, len(near)) == (far.fingerprint, len(far))
     assert read_sample(far, 40).turns == read_sample(near, 40).turns
-    with pytest.raises(UserError, match=r"memory://bucket/b\*\.tar stands for no \.tar file"):
+    with pytest.raises(UserError, match=r"memory://bucket/b\*\.tar matches no \.tar file"):
         open_source("memory://bucket/b*.tar")
 
 
@@ -232,7 +232,7 @@ def test_a_server_that_is_away_is_said(server: Server, cache: Path) -> None:
         open_source("http://127.0.0.1:9/a.tar", None, ShardCache(str(cache)))
 
 
-@pytest.mark.parametrize(("status", "says"), [(404, "there is no file"), (403, "may not be read")])
+@pytest.mark.parametrize(("status", "says"), [(404, "does not exist"), (403, "is denied")])
 def test_what_stays_is_said_at_once(server: Server, cache: Path, status: int, says: str) -> None:
     server.faults = [status]
     with pytest.raises(UserError, match=says) as caught:
@@ -240,16 +240,16 @@ def test_what_stays_is_said_at_once(server: Server, cache: Path, status: int, sa
     assert f"{server.url}/{server.shard(0)}" in str(caught.value)
     assert not isinstance(caught.value, ReadError)
     assert server.gets() == [1]
-    with pytest.raises(UserError, match=r"there is no file http.*/other-2\.tar"):
+    with pytest.raises(UserError, match=r"The file http.*/other-2\.tar does not exist"):
         open_source(f"{server.url}/other-{{2..3}}.tar", None, ShardCache(str(cache)))
 
 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("{}/a.json", "download"),
+        ("{}/a.json", "Download"),
         ("{}/data", r"only \.tar and \.parquet"),
-        ("{}/*.tar", r"write \{000\.\.012\}"),
+        ("{}/*.tar", r"such as \{000\.\.012\}"),
         ("nosuch://a/b.tar", "nosuch"),
         pytest.param(
             "s3://a/b.tar", "s3fs", marks=pytest.mark.skipif(bool(importlib.util.find_spec("s3fs")), reason="installed")
@@ -264,7 +264,7 @@ def test_what_cannot_be_remote_is_refused(server: Server, url: str, says: str) -
 
 def test_a_cache_folder_that_cannot_be_written_is_said(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be kept in .*set data\.cache_dir"):
+    with pytest.raises(UserError, match=r"Cannot store .*set data\.cache_dir"):
         open_source(server.pattern("tar"), None, ShardCache(str(tmp_path / "file")))
 
 
@@ -344,7 +344,7 @@ def test_a_process_killed_while_downloading_leaves_nothing_in_the_way(
 ) -> None:
     shard = open_source(f"{server.url}/{server.shard(0)}", None, ShardCache(str(cache))).shards[0]  # type: ignore[attr-defined]
     shutil.rmtree(cache)
-    monkeypatch.setattr(remote, "STALLED", 30.0)
+    monkeypatch.setattr(remote, "TIMEOUT", 30.0)
     server.faults = ["stall"]
     process = multiprocessing.get_context("fork").Process(target=shard.open)
     process.start()

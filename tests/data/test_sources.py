@@ -84,17 +84,17 @@ def test_any_objects_come_back(raws: list[Any], indent: int | None, ascii_only: 
     ("content", "says"),
     [
         ("", "is empty"),
-        (" \n", "begins with"),
-        ("[]", "holds no records"),
-        ('{"images": [{"id": 1}]}', "not a list"),
-        ('"text"', "neither a JSON list of records nor JSONL"),
-        ("\ufeff[1, 2]", "no whole JSON object begins here"),
-        ('[{"a": 1}', "after a record comes ','"),
-        ('[{"a": 1},]', "after a record comes ','"),
-        ('[{"a": 1} {"a": 2}]', "after a record comes ','"),
-        ('[{"a": 1}] and more', "nothing may follow"),
+        (" \n", "starts with"),
+        ("[]", "contains no samples"),
+        ('{"images": [{"id": 1}]}', "instead of a list"),
+        ('"text"', "neither a JSON list of samples nor JSONL"),
+        ("\ufeff[1, 2]", "expected a complete JSON object"),
+        ('[{"a": 1}', "expected ',' and the next sample"),
+        ('[{"a": 1},]', "expected ',' and the next sample"),
+        ('[{"a": 1} {"a": 2}]', "expected ',' and the next sample"),
+        ('[{"a": 1}] and more', "text after the end of the list"),
         ('[{"a": 1},\n{"a": "open}]', "line 2 (byte 11)"),
-        ('[{"a": "raw\nnewline"}]', "broken JSON"),
+        ('[{"a": "raw\nnewline"}]', "invalid JSON"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, content: str | bytes, says: str) -> None:
@@ -122,7 +122,7 @@ def test_a_record_that_does_not_parse_is_a_bad_one_among_good_ones(tmp_path: Pat
     source = open_source(written(tmp_path, content))
     assert len(source) == 3
     assert (source.read(0), source.read(2)) == ({"a": 1}, {"b": 2})
-    with pytest.raises(SampleError, match=r"Sample 1 of .*data\.json: broken JSON") as caught:
+    with pytest.raises(SampleError, match=r"Sample 1 of .*data\.json: Invalid JSON") as caught:
         source.read(1)
     assert caught.value.code == "bad_json"
 
@@ -135,7 +135,7 @@ def test_a_file_cut_short_loses_its_last_line_alone(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*nowhere\.json"):
+    with pytest.raises(UserError, match=r"The file .*nowhere\.json does not exist"):
         open_source(tmp_path / "nowhere.json")
 
 
@@ -179,7 +179,7 @@ def test_an_unwritable_folder_leaves_the_index_in_the_user_cache(
     assert len(list((tmp_path / "cache" / "lightning_switchkd").iterdir())) == 1
     (tmp_path / "blocked").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
-    with pytest.raises(UserError, match="can be written to neither"):
+    with pytest.raises(UserError, match="Cannot write the index of"):
         open_source(path)
 
 
@@ -213,6 +213,6 @@ def test_a_file_changed_while_in_use_is_a_bad_record(tmp_path: Path) -> None:
     source = open_source(path)
     with path.open("r+b") as file:
         file.write(b"[x")
-    with pytest.raises(SampleError, match=r"Sample 0 of .*data\.json: broken JSON") as caught:
+    with pytest.raises(SampleError, match=r"Sample 0 of .*data\.json: Invalid JSON") as caught:
         source.read(0)
     assert caught.value.code == "bad_json"

@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_order_is_refused(
 
 
 def test_too_few_records_for_a_step(stream: Callable[..., BatchStream]) -> None:
-    with pytest.raises(UserError, match=r"holds 7 records, fewer than one optimizer step takes \(4 per batch x 1"):
+    with pytest.raises(UserError, match=r"has 7 samples, fewer than one optimizer step needs \(4 per batch x 1"):
         stream(7, accumulate=2)
 
 
@@ -168,9 +168,9 @@ def test_a_bad_record_raises_the_same_error_from_any_worker(
     with pytest.raises(UserError) as caught:
         next(iter(loader))
     message = str(caught.value)
-    assert message.startswith("record ")
+    assert message.startswith("Sample ")
     assert "(id 'bad')" in message
-    assert "train.json: the conversation must end with an assistant" in message
+    assert "train.json: The final answer is missing" in message
     assert "Traceback" not in message
 
 

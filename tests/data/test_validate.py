@@ -85,8 +85,8 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
         main(arguments(folder, broken, "--trainer.accumulate_grad_batches=2"))
     assert stop.value.code == 1
     said = capsys.readouterr().out
-    assert "train: 100 of 114 records can be used: image_decode 4, image_missing 3" in said
-    assert "val: 2 of 2 records can be used" in said
+    assert "train: 100 of 114 samples are valid. Invalid: image_decode 4, image_missing 3" in said
+    assert "val: 2 of 2 samples are valid" in said
     codes = Counter([*BROKEN.values(), *(code for _, code in OTHER_DEFECTS.values()), "bad_json"])
     report = broken / "report"
     numbers = json.loads((report / "report.json").read_text())
@@ -100,9 +100,9 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
     assert Counter(line["code"] for line in lines) == codes
     page = (report / "report.md").read_text()
     for words in (
-        "**100 can be used (87.7%)**",
+        "**100 of 114 samples are valid (87.7%)**",
         "`image_size` | 1 |",
-        "record 50 (id None)",
+        "sample 50 (id None)",
         "DOCTYPE",
         "| web | 8 | 8 |",
     ):
@@ -111,8 +111,8 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
         assert min(picture.size) > 300
 
     main(arguments(folder, broken, f"--data.exclude={report / 'exclude.jsonl'}", f"--output={broken / 'second'}"))
-    assert "train: 100 of 100 records can be used\n" in capsys.readouterr().out
-    assert "14 excluded before" in (broken / "second" / "report.md").read_text()
+    assert "train: 100 of 100 samples are valid\n" in capsys.readouterr().out
+    assert "14 more were excluded" in (broken / "second" / "report.md").read_text()
     assert (broken / "second" / "exclude.jsonl").read_text() == (report / "exclude.jsonl").read_text()
 
 
@@ -139,7 +139,10 @@ def test_says_what_a_step_is_made_of(folder: Path, broken: Path, devices: str, s
         main(arguments(folder, broken, *flags))
     samples = 8 * 3 * (2 if "2" in said else 1)
     page = (broken / "report" / "report.md").read_text()
-    assert f"{114 // samples} optimizer steps of {samples} records (batch_size 8 x accumulated 3 x {said}" in page
+    assert (
+        f"Optimizer steps per epoch: {114 // samples}, of {samples} samples (batch_size 8 x accumulated 3 x {said}"
+        in page
+    )
 
 
 def test_data_without_images_and_data_without_a_good_record(folder: Path, tmp_path: Path) -> None:
@@ -150,8 +153,8 @@ def test_data_without_images_and_data_without_a_good_record(folder: Path, tmp_pa
         assert validate_data(data, tmp_path / name, workers=0) is (name == "good")
     assert "16 (100.0%) are text only" in (tmp_path / "good" / "report.md").read_text()
     page = (tmp_path / "bad" / "report.md").read_text()
-    assert "**0 can be used (0.0%)**" in page
-    assert "Tokens of a record" not in page
+    assert "samples are valid (0.0%)**" in page
+    assert "Tokens per sample:" not in page
 
 
 def test_a_failing_disk_is_no_bad_record(
@@ -222,11 +225,11 @@ def excluded(broken: Path) -> list[dict[str, Any]]:
 
 def test_mistakes_are_said_in_a_paragraph(folder: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, words in (
-        (["--data.train.image_root=nowhere"], "there is no folder nowhere"),
-        (["--data.train=null", "--data.val=null"], "there is no data to look at"),
+        (["--data.train.image_root=nowhere"], "the folder nowhere does not exist"),
+        (["--data.train=null", "--data.val=null"], "No data to check"),
         (["--data.val.annotations=nowhere.json"], "data.val.annotations"),
-        (["--data.train.weight=0"], "must be more than 0"),
-        (["--data.exclude=nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--data.train.weight=0"], "must be above 0"),
+        (["--data.exclude=nowhere.jsonl"], "the file nowhere.jsonl does not exist"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments(folder, broken, *flags))
