@@ -1,4 +1,4 @@
-"""The command line: shipped configurations parse, a student is exported and asked, mistakes end in one paragraph."""
+"""Tests of the command line: all configurations parse, a student is exported and used, errors are one paragraph."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ import torch
 from command import ROOT, configs, fit_arguments
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from lightning_switchkd.cli.lightning import SwitchKDCLI, run_lightning
-from lightning_switchkd.cli.main import main
+from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, SwitchKDCLI, run_lightning
+from lightning_switchkd.cli.main import COMMANDS, main
 from lightning_switchkd.data.datamodule import LLaVADataModule
 
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "experiment", "prepare", "with", "ablation", "study", "stage")
+    for kind in ("data", "model", "trainer", "method", "overlay", "sweep", "stage")
 }
+FULL_SIZE = ("pretrain", "distil", "finetune")
+"""Stages of any model. The others belong to one demo data set."""
+
 COMPOSITIONS: list[list[str]] = [
     *(configs(data, model, "cpu", "switch_kd") for data, model in itertools.product(NAMES["data"], NAMES["model"])),
-    *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["experiment"])),
-    *(configs("emoji", "emoji", "cpu", "switch_kd", f"ablation/{name}") for name in NAMES["ablation"]),
-    *(configs("llava", "qwen2.5-0.5b-siglip", "ddp", None, f"stage/{name}") for name in NAMES["stage"]),
-    configs("emoji", "emoji", "cpu", "switch_kd", "study/lean", "study/from_scratch"),
+    *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["method"])),
+    *(configs("llava", "qwen2.5-0.5b-siglip", "ddp", None, f"stage/{name}") for name in FULL_SIZE),
+    configs("emoji", "emoji", "cpu", "switch_kd", "sweep/lean", "sweep/from_scratch"),
     *(
-        configs(name.partition("-")[0], f"../prepare/{name.replace('_quick', '')}", "cpu", None, *more)
-        for name in NAMES["prepare"]
-        for more in ([f"prepare/{name}"] if "_quick" in name else [],)
+        configs(name.partition("-")[0], f"../stage/{name.replace('_quick', '')}", "cpu", None, *more)
+        for name in NAMES["stage"]
+        if name not in FULL_SIZE
+        for more in ([f"stage/{name}"] if "_quick" in name else [],)
     ),
 ]
 
@@ -53,45 +56,55 @@ def test_every_composition_parses(files: list[str], capsys: pytest.CaptureFixtur
     assert {logger["init_args"]["save_dir"] for logger in config["trainer"]["logger"]} == {"runs/here"}
 
 
-def test_every_file_below_conf_is_offered() -> None:
-    offered = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
-    there = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
-    assert {name for name in there if not name.startswith(("benchmark/", "lmms_eval/"))} == offered
+def test_every_file_of_conf_is_tested() -> None:
+    tested = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
+    files = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {name for name in files if not name.startswith(("benchmark/", "lmms_eval/"))} == tested
 
 
 @pytest.mark.parametrize("data", ["digits", "easy_vqa", "emoji", "emoji_quick"])
-def test_a_data_set_and_its_stages_name_no_other(data: str) -> None:
-    files = [f"data/{data}", f"model/{data}", *(f"prepare/{stage}" for stage in NAMES["prepare"])]
-    named = {
+def test_a_data_set_and_its_stages_refer_to_no_other(data: str) -> None:
+    files = [
+        f"data/{data}",
+        f"model/{data}",
+        *(f"stage/{name}" for name in NAMES["stage"] if name.startswith(f"{data}-")),
+    ]
+    referred = {
         path
         for file in files
-        if not file.startswith("prepare/") or file.startswith(f"prepare/{data}-")
         for path in re.findall(
             r"(?:datasets|runs)/(\w+)/", (ROOT / "conf" / f"{file}.yaml").read_text(encoding="utf-8")
         )
     }
-    assert named == {data}
+    assert referred == {data}
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """Return the folder of a finished run."""
     run = tmp_path_factory.mktemp("runs") / "first"
     main(fit_arguments(folder, run))
     return run
 
 
-def test_a_run_leaves_what_it_should(run: Path) -> None:
+def test_a_run_writes_its_files(run: Path) -> None:
     for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "student/config.json", "student/README.md"):
         assert (run / name).exists(), name
     header = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
-    wanted = {"train/loss/ce", "train/loss/align", "train/loss/vsd", "val/loss/vsd", "val/accuracy", "val/exact_match"}
-    assert wanted <= set(header)
+    expected = {
+        "train/loss/ce",
+        "train/loss/align",
+        "train/loss/vsd",
+        "val/loss/vsd",
+        "val/accuracy",
+        "val/exact_match",
+    }
+    assert expected <= set(header)
     assert list(run.glob("events.out.tfevents.*"))
 
 
 def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path: Path) -> None:
-    """Logits equal to the training model's; the chat template writes the training's ids."""
+    """Weights equal the training model's, and the chat template gives the token ids of the training."""
     main(["export", f"--ckpt={run / 'checkpoints' / 'last.ckpt'}", f"--output={tmp_path / 'out'}"])
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
@@ -102,7 +115,7 @@ def test_export_loads_with_hugging_face_alone(folder: Path, run: Path, tmp_path:
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
     data: LLaVADataModule = tiny.data_module(folder)
-    question = data.dataset("val").record(0)
+    question = data.dataset("val").sample(0)
     messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]
     text = processor.apply_chat_template(messages)
     image = question.load_images()[0]
@@ -130,11 +143,11 @@ def test_flags_win_on_resume(folder: Path, run: Path, tmp_path: Path) -> None:
 
 
 SELECT = "objective.init_args.select.init_args"
-FOREIGN = "no checkpoint of lightning_switchkd"
+FOREIGN = "is not a checkpoint of lightning_switchkd"
 
 
-def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
-    """Arguments and what the error has to say."""
+def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Return arguments and a part of the expected error message, by name."""
     not_a_list = tmp_path / "object.json"
     not_a_list.write_text('{"id": 1}', encoding="utf-8")
     foreign = tmp_path / "foreign.ckpt"
@@ -152,11 +165,11 @@ def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[st
         "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),
         "no list": (fit_arguments(folder, new, f"--data.train.annotations={not_a_list}"), "object.json"),
         "no image root": (fit_arguments(folder, new, "--data.train.image_root=nowhere"), "data.train.image_root"),
-        "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "no folder"),
+        "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "does not exist"),
         "no teacher": (fit_arguments(folder, new, "--model.teacher=null"), "model.teacher is null"),
         "family": (fit_arguments(folder, new, f"--model.student.checkpoint={video}"), "'qwen2_5_vl' model"),
         "frozen vision": (fit_arguments(folder, new, "--model.freeze=[vision]"), "vision encoder is frozen"),
-        "no checkpoint": (fit_arguments(folder, new, "--ckpt_path=nowhere.ckpt"), "no checkpoint 'nowhere.ckpt'"),
+        "no checkpoint": (fit_arguments(folder, new, "--ckpt_path=nowhere.ckpt"), "'nowhere.ckpt' does not exist"),
         "cut checkpoint": (fit_arguments(folder, new, f"--ckpt_path={cut}"), "cannot be read as a checkpoint"),
         "foreign checkpoint": (fit_arguments(folder, new, f"--ckpt_path={foreign}"), FOREIGN),
         "another student": (
@@ -168,34 +181,34 @@ def mistakes(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list[st
         ),
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
-        "command": (["train"], "'train' is no command"),
+        "command": (["train"], "Unknown command 'train'. Available commands: fit, validate,"),
     }  # fmt: skip
 
 
-def test_mistakes_end_in_one_paragraph(
+def test_user_errors_are_one_paragraph(
     folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = (run / "checkpoints" / "last.ckpt").read_bytes()
-    for name, (arguments, message) in mistakes(folder, run, tmp_path).items():
+    checkpoint = (run / "checkpoints" / "last.ckpt").read_bytes()
+    for name, (arguments, message) in user_errors(folder, run, tmp_path).items():
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main(arguments)
-        said = capsys.readouterr().err
+        error = capsys.readouterr().err
         assert stop.value.code not in (0, None), name
-        assert message in said, f"{name}: {said}"
-        assert "Traceback" not in said, name
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
+        assert message in error, f"{name}: {error}"
+        assert "Traceback" not in error, name
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
-    said = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "export", "generate", "evaluate"):
-        assert f"\n  {command} " in said
+    usage = capsys.readouterr().out
+    for command in (*LIGHTNING_COMMANDS, *COMMANDS):
+        assert f"\n  {command} " in usage
 
 
-def test_cli_pins_the_private_hook() -> None:
-    """Lightning's hook that lets checkpoint hyperparameters override flags is the one replaced here."""
+def test_the_private_hook_of_lightning_exists() -> None:
+    """SwitchKDCLI overrides the hook by which checkpoint hyperparameters would override flags."""
     from lightning.pytorch.cli import LightningCLI
 
     assert "_parse_ckpt_path" in vars(LightningCLI)

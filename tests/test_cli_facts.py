@@ -1,4 +1,4 @@
-"""How the command line behaves where LightningCLI is awkward: every line of its list of facts, pinned or mended."""
+"""Tests of the facts about LightningCLI that this package relies on or changes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from lightning_switchkd.cli.lightning import CALLBACKS
 from lightning_switchkd.cli.main import main
 
 BASE = ["fit", *configs("digits", "digits", "cpu", "switch_kd")]
-WITH = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))
+OVERLAYS = sorted(path.stem for path in (ROOT / "conf" / "overlay").glob("*.yaml"))
+EXTRA_PACKAGES = ("wandb", "mlflow")
+"""Overlays that need a package of the same name, which is not installed by default."""
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with a checkpoint at step 2 and the best of each validation."""
+    """Return the folder of a finished run, with a checkpoint of step 2 and the best one of the validations."""
     run = tmp_path_factory.mktemp("runs") / "first"
     main(
         fit_arguments(
-            folder, run, "--checkpoint.every_n_train_steps=2", "--checkpoint.save_top_k=-1", extra=("with/best",)
+            folder, run, "--checkpoint.every_n_train_steps=2", "--checkpoint.save_top_k=-1", extra=("overlay/best",)
         )
     )
     return run
@@ -46,9 +48,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     assert stop.value.code not in (0, None)
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
 
 
 def written(tmp_path: Path, text: str, name: str = "mine.yaml") -> str:
@@ -65,7 +67,7 @@ def test_interpolations_follow_later_files_and_flags(tmp_path: Path, capsys: pyt
     assert {logger["init_args"]["save_dir"] for logger in by_flag["trainer"]["logger"]} == {"runs/flag"}
 
 
-def test_a_file_for_one_section_cannot_point_outside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_for_one_section_cannot_refer_to_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.yaml").write_text("lr: ${data.max_length}\n", encoding="utf-8")
     assert "not in a file for one section" in refused(capsys, *BASE, f"--model={tmp_path / 'model.yaml'}")
     full = printed(capsys, *BASE, written(tmp_path, "model: {lr: '${data.max_length}'}"))
@@ -73,7 +75,7 @@ def test_a_file_for_one_section_cannot_point_outside_it(tmp_path: Path, capsys: 
 
 
 def test_lists_are_replaced_or_appended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`callbacks:` replaces the list, never those of every run; `callbacks+:` and `logger+:` append."""
+    """`callbacks:` replaces the list, but not the callbacks of every run. `callbacks+:` and `logger+:` append."""
 
     def classes(config: dict[str, Any], key: str) -> list[str]:
         return [entry["class_path"].rpartition(".")[2] for entry in config["trainer"][key]]
@@ -87,7 +89,7 @@ def test_lists_are_replaced_or_appended(tmp_path: Path, capsys: pytest.CaptureFi
     assert classes(printed(capsys, *BASE, one, other), "callbacks") == ["DeviceStatsMonitor"]
     assert classes(printed(capsys, *BASE, one, more), "callbacks") == ["ModelSummary", "DeviceStatsMonitor"]
     assert CALLBACKS.keys() - {"interruption", "data_health"} <= printed(capsys, *BASE, other).keys(), (
-        "a section each, whatever the list is"
+        "callbacks of every run have sections, independent of the list"
     )
     flag = "--trainer.logger+=lightning.pytorch.loggers.CSVLogger"
     loggers = classes(printed(capsys, *BASE, flag, "--trainer.logger.init_args.save_dir=x"), "logger")
@@ -95,10 +97,10 @@ def test_lists_are_replaced_or_appended(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("by", ["file", "flag", "dict"])
-def test_another_objective_keeps_no_stale_arguments(
+def test_another_objective_starts_from_its_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
-    """KD has a temperature of its own: that of the objective before must not become its."""
+    """KD has a `temperature` too. It must not inherit the value of the previous objective."""
     path = "lightning_switchkd.objectives.KD"
     changed = "--model.objective.init_args.temperature=7"
     switch = {
@@ -110,13 +112,13 @@ def test_another_objective_keeps_no_stale_arguments(
     assert config["class_path"] == path
     assert config["init_args"]["temperature"] == 3.0
     again = printed(capsys, *BASE, *switch, changed)["model"]["objective"]
-    assert again["init_args"]["temperature"] == 7.0, "what is said of the new one holds"
+    assert again["init_args"]["temperature"] == 7.0, "flags after the switch apply to the new objective"
     kept = printed(capsys, *BASE, changed, "--model.objective.init_args.lambda_vsd=2")["model"]["objective"]
     assert kept["init_args"] | {"temperature": 7.0, "lambda_vsd": 2.0} == kept["init_args"]
 
 
 def test_a_linked_setting_cannot_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Why this package links nothing: a file is overwritten silently, only a flag is refused. Interpolation is used."""
+    """A linked setting in a file is overwritten silently. Hence this package uses interpolation instead of links."""
 
     class Model(LightningModule):
         def __init__(self, size: int = 1) -> None:
@@ -136,11 +138,11 @@ def test_a_linked_setting_cannot_be_set(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         Linked(Model, Data, run=False, args=["--model.size=9"])
     capsys.readouterr()
-    assert "link_arguments" not in (ROOT / "lightning_switchkd" / "cli.py").read_text(encoding="utf-8")
+    assert "link_arguments" not in (ROOT / "lightning_switchkd" / "cli" / "lightning.py").read_text(encoding="utf-8")
 
 
 def test_flags_win_over_a_checkpoint(folder: Path, run: Path, tmp_path: Path) -> None:
-    """Learning rate, decay and betas as well, which the optimizer's checkpoint brings along; the schedule goes on."""
+    """Learning rate, decay and betas too, which the checkpoint of the optimizer holds. The schedule continues."""
     changed = [
         "--model.lr=0.5",
         "--model.weight_decay=0.25",
@@ -155,32 +157,32 @@ def test_flags_win_over_a_checkpoint(folder: Path, run: Path, tmp_path: Path) ->
     assert {float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]} == {0.5}
 
 
-def test_print_config_makes_the_same_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_gives_the_same_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = ["--model.lr=0.125", "--trainer.default_root_dir=runs/x", "--val_generation.num_samples=3"]
     first = printed(capsys, *BASE, *changed)
     again = printed(capsys, "fit", written(tmp_path, yaml.safe_dump(first)))
     assert again == first
 
 
-def test_a_run_can_be_done_again_from_its_folder(run: Path, tmp_path: Path) -> None:
+def test_a_run_can_be_reproduced_from_its_folder(run: Path, tmp_path: Path) -> None:
     header = (run / "config.yaml").read_text(encoding="utf-8").splitlines()[:3]
     assert f"fit --config {run}/config.yaml --trainer.default_root_dir=" in header[1]
     main(["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'again'}"])
     for name, tensor in torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"].items():
-        theirs = torch.load(tmp_path / "again" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        assert torch.equal(tensor, theirs[name])
+        reproduced = torch.load(tmp_path / "again" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert torch.equal(tensor, reproduced[name])
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     assert environment["packages"]["torch"] == torch.__version__
     assert environment.keys() >= {"command", "git", "python", "devices", "processes"}
 
 
-@pytest.mark.parametrize("name", WITH)
-def test_every_fragment_of_with_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "conf" / "with" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"OVERLAYS={name}" in text.splitlines()[0], "a file begins with its command"
-    if name in ("wandb", "mlflow"):  # packages of the user's choice
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "conf" / "overlay" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"OVERLAYS={name}" in text.splitlines()[0], "the first line of a file is its command"
+    if name in EXTRA_PACKAGES:
         pytest.importorskip(name)
-    config = printed(capsys, *BASE, f"--config={ROOT / 'conf' / 'with' / f'{name}.yaml'}")
+    config = printed(capsys, *BASE, f"--config={ROOT / 'conf' / 'overlay' / f'{name}.yaml'}")
     assert config != printed(capsys, *BASE)
 
 
@@ -188,15 +190,15 @@ def test_best_checkpoint_and_early_stopping(folder: Path, run: Path, tmp_path: P
     assert len(list((run / "checkpoints").glob("best-step*.ckpt"))) == 1
     never = ["--trainer.callbacks.init_args.monitor=val/loss/ce", "--trainer.callbacks.init_args.mode=max"]
     more = ["--trainer.max_steps=12", "--trainer.callbacks.init_args.patience=1", *never]
-    main(fit_arguments(folder, tmp_path / "run", *more, extra=("with/early_stopping",)))
+    main(fit_arguments(folder, tmp_path / "run", *more, extra=("overlay/early_stopping",)))
     with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
-    assert max(steps) < 11, "ends when the metric no longer becomes better"
+    assert max(steps) < 11, "stops when the metric no longer improves"
 
 
 def test_unknown_metrics_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra in ("early_stopping", "best"):
         monitor = "--trainer.callbacks.init_args.monitor=val/nope"
-        said = refused(capsys, *fit_arguments(folder, tmp_path / extra, monitor, extra=(f"with/{extra}",)))
-        assert "val/nope" in said
-        assert "val/exact_match" in said, "what there is to monitor"
+        error = refused(capsys, *fit_arguments(folder, tmp_path / extra, monitor, extra=(f"overlay/{extra}",)))
+        assert "val/nope" in error
+        assert "val/exact_match" in error, "the error lists the available metrics"

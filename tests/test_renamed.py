@@ -1,130 +1,122 @@
-"""Configurations and checkpoints of version 0.1.0 still load."""
+"""Tests of names of version 0.1.0: each gives one line with the present name."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
+import importlib
+import importlib.util
+import os
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tiny
-import torch
-import yaml
-from command import ROOT
-from lightning.pytorch.callbacks import ModelCheckpoint
+from command import ROOT, configs
 
-from lightning_switchkd.core.renamed import CALLBACKS, CLASS_PATHS, MODULES, upgrade_config
-from lightning_switchkd.training import callbacks
-from lightning_switchkd.training.callbacks import DBiLDStatistics, SkipNonfinite, VisionGradients
-from lightning_switchkd.training.checkpoints.metadata import upgrade_checkpoint
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.cli.renamed import renamed_names
+from lightning_switchkd.core.renamed import MAKE_TARGETS, MAKE_VARIABLES, MODULES
 
-OLD = {
-    "trainer": {
-        "plugins": ["lightning_switchkd.checkpoints.io.AtomicCheckpointIO"],
-        "logger": [{"class_path": "lightning_switchkd.loggers.CSVLogger", "init_args": {"save_dir": "runs"}}],
-        "strategy": {"class_path": "lightning_switchkd.strategies.FSDP2", "init_args": {"shard_teacher": True}},
-        "callbacks": [{"class_path": "lightning_switchkd.callbacks.GreedyValidation"}],
-    },
-    "model": {
-        "lr_end": 0.1,
-        "objective": {
-            "class_path": "lightning_switchkd.objectives.SwitchKDObjective",
-            "init_args": {"leader_gradient": False, "image_rows": True},
-        },
-    },
-    "data": {"max_bad_share": 0.01, "upright": True, "val": None},
-    "finite": {"limit": 20},
-    "statistics": {"every_n_steps": 1},
-    "gradients": {"split_every_n_steps": 0},
-    "greedy": {"records": 128, "max_new_tokens": 16},
-    "panel": {"records": 8},
-}
-NEW = {
-    "trainer": {
-        "plugins": ["lightning_switchkd.training.checkpoints.io.AtomicCheckpointIO"],
-        "logger": [{"class_path": "lightning_switchkd.training.loggers.CSVLogger", "init_args": {"save_dir": "runs"}}],
-        "strategy": {
-            "class_path": "lightning_switchkd.training.strategies.FSDP2",
-            "init_args": {"shard_teacher": True},
-        },
-        "callbacks": [{"class_path": "lightning_switchkd.training.callbacks.ValGeneration"}],
-    },
-    "model": {
-        "min_lr_ratio": 0.1,
-        "objective": {
-            "class_path": "lightning_switchkd.objectives.SwitchKDObjective",
-            "init_args": {"backprop_through_leader": False, "image_tokens": True},
-        },
-    },
-    "data": {"max_bad_fraction": 0.01, "exif_transpose": True, "val": None},
-    "skip_nonfinite": {"limit": 20},
-    "dbild_statistics": {"every_n_steps": 1},
-    "vision_gradients": {"split_every_n_steps": 0},
-    "val_generation": {"num_samples": 128, "max_new_tokens": 16},
-    "answer_panel": {"num_samples": 8},
-}
+PACKAGE = "lightning_switchkd"
 
 
-def test_configurations_are_upgraded() -> None:
-    assert upgrade_config(OLD) == NEW
-    assert list(upgrade_config(OLD)) == list(NEW)
-    assert upgrade_config(NEW) == NEW
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    return error.strip()
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
-def test_present_configurations_do_not_change(file: Path) -> None:
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    assert not isinstance(config, dict) or upgrade_config(config) == config
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--greedy.records=3"], "'--greedy.records' was renamed in 0.2: use --val_generation.num_samples."),
+        (
+            ["fit", "--greedy.batch_size", "3"],
+            "'--greedy.batch_size' was renamed in 0.2: use --val_generation.batch_size.",
+        ),
+        (["validate", "--data.upright=true"], "'--data.upright' was renamed in 0.2: use --data.exif_transpose."),
+        (["dry-run", "--records=3"], "'--records' was renamed in 0.2: use --num_samples."),
+        (["generate", "--beside=x"], "'--beside' was renamed in 0.2: use --compare."),
+        (["evaluate", "--blind"], "'--blind' was renamed in 0.2: use --no_image."),
+        (["sweep", "--study=x"], "'--study' was renamed in 0.2: use --sweep."),
+        (["ablation"], "Command 'ablation' was renamed in 0.2: use sweep."),
+        (
+            ["fit", "--model.objective.leader_gradient=true"],
+            "'--model.objective.leader_gradient' was renamed in 0.2: use --model.objective.backprop_through_leader.",
+        ),
+        (
+            ["fit", f"--trainer.strategy={PACKAGE}.strategies.FSDP2"],
+            f"'{PACKAGE}.strategies.FSDP2' was renamed in 0.2: use {PACKAGE}.training.strategies.FSDP2.",
+        ),
+        (
+            ["fit", "--config=conf/experiment/sft.yaml"],
+            "'conf/experiment' was renamed in 0.2: use conf/method/sft.yaml.",
+        ),
+    ],
+)
+def test_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, *arguments) == f"error: {message}"
 
 
-def test_the_tables_name_what_exists() -> None:
-    for path in CLASS_PATHS.values():
-        module, _, name = path.rpartition(".")
-        assert hasattr(import_module(module), name), path
-    for module in MODULES.values():
-        assert find_spec(f"lightning_switchkd.{module}") is not None, module
+@pytest.mark.parametrize("equals", [True, False])
+def test_a_configuration_file(tmp_path: Path, equals: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"greedy: {{records: 3}}\nmodel: {{objective: {{class_path: {PACKAGE}.objectives.SwitchKDObjective, "
+        "init_args: {image_rows: true}}}\n"
+        "trainer: {logger: [{class_path: lightning_switchkd.loggers.CSVLogger}]}\n",
+        encoding="utf-8",
+    )
+    arguments = [f"--config={file}"] if equals else ["--config", str(file)]
+    error = error_of(capsys, "fit", *configs("digits", "digits", "cpu", "sft"), *arguments)
+    assert str(file) in error
+    assert "greedy.records -> val_generation.num_samples, " in error
+    assert "model.objective.init_args.image_rows -> model.objective.init_args.image_tokens" in error
+    assert "lightning_switchkd.loggers.CSVLogger -> lightning_switchkd.training.loggers.CSVLogger" in error
 
 
-def state_of_0_1_0(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint with the keys that version 0.1.0 wrote."""
-    old_names = {new: old for old, new in CALLBACKS.items()}
-    return {**checkpoint, "callbacks": {old_names.get(k, k): state for k, state in checkpoint["callbacks"].items()}}
+def test_present_names_pass() -> None:
+    import yaml
+
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        if file.parent.name not in ("benchmark", "lmms_eval", "sweep"):
+            assert not renamed_names(yaml.safe_load(file.read_text(encoding="utf-8"))), file
 
 
-def test_keys_of_callbacks_are_upgraded() -> None:
-    checkpoint: dict[str, Any] = {"callbacks": {"FiniteSteps": {"left_out": 3}, "DBiLDStatistics": {}, "Other": {}}}
-    upgrade_checkpoint(checkpoint)
-    assert checkpoint == {"callbacks": {"SkipNonfinite": {"left_out": 3}, "DBiLDStatistics": {}, "Other": {}}}
-    without: dict[str, Any] = {}
-    upgrade_checkpoint(without)
-    assert without == {}
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules(module: str) -> None:
+    assert importlib.util.find_spec(f"lightning_switchkd.{MODULES[module]}") is not None
+    if (ROOT / "lightning_switchkd" / module.replace(".", "/")).is_dir():
+        return  # the old module is a package now
+    parent = module.rpartition(".")[0]
+    with pytest.raises(ModuleNotFoundError) as error:
+        importlib.import_module(f"lightning_switchkd.{module}")
+    name = parent if parent in MODULES and not (ROOT / "lightning_switchkd" / parent).is_dir() else module
+    assert (
+        str(error.value) == f"'lightning_switchkd.{name}' was renamed in 0.2: use lightning_switchkd.{MODULES[name]}."
+    )
 
 
-def test_an_old_checkpoint_restores_callbacks(folder: Path, tmp_path: Path) -> None:
-    """Lightning calls the module's hook, which upgrades the keys, before it restores callbacks."""
-
-    def fit(guard: SkipNonfinite, max_steps: int, ckpt_path: Path | None = None) -> None:
-        save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-        trainer = tiny.trainer(
-            tmp_path,
-            callbacks=[guard, DBiLDStatistics(), VisionGradients(), save],
-            enable_checkpointing=True,
-            max_steps=max_steps,
-        )
-        trainer.fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder), ckpt_path=ckpt_path)
-
-    guard = SkipNonfinite()
-    guard.skipped_steps = 2
-    fit(guard, 2)
-    checkpoint = state_of_0_1_0(torch.load(tmp_path / "step=2.ckpt", weights_only=True))
-    assert checkpoint["callbacks"]["FiniteSteps"] == {"left_out": 2}
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    resumed = SkipNonfinite()
-    fit(resumed, 3, tmp_path / "old.ckpt")
-    assert resumed.skipped_steps == 2
+def test_an_unknown_module_stays_unknown() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'lightning_switchkd\.nope'"):
+        importlib.import_module("lightning_switchkd.nope")
 
 
-def test_every_old_callback_has_a_successor() -> None:
-    for name in set(CALLBACKS.values()) - {"RunFiles"}:
-        assert name in callbacks.__all__
+@pytest.mark.parametrize("where", ["command line", "environment"])
+@pytest.mark.parametrize("name", sorted(MAKE_VARIABLES))
+def test_make_variables(name: str, where: str) -> None:
+    environment = {**os.environ, **({name: "x"} if where == "environment" else {})}
+    arguments = [f"{name}=x"] if where == "command line" else []
+    command = ["make", "--dry-run", "train", *arguments]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert f"{name} was renamed in 0.2: use {MAKE_VARIABLES[name]}." in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", sorted(MAKE_TARGETS))
+def test_make_targets(name: str) -> None:
+    process = subprocess.run(["make", name], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert f"'{name}' was renamed in 0.2: use 'make {MAKE_TARGETS[name]}'." in process.stderr

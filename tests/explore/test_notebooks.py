@@ -1,4 +1,4 @@
-"""The notebooks, on a small run, and with a kernel on the run of ``make train``."""
+"""Tests of the notebooks: on a small run, and on the run of ``make train``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN = ROOT / "runs" / "digits" / "switch_kd"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished small run, with its report."""
+    """Return the folder of a small finished run with a report."""
     folder = tiny.write_pair(tmp_path_factory.mktemp("pair"))
     for file in (folder / "processor").iterdir():
         (folder / "student" / file.name).write_bytes(file.read_bytes())
@@ -29,25 +29,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = f"title: tiny\nscoring: exact\nannotations: {folder}\nlayouts: [{{reader: llava, records: records.json}}]\n"
     (folder / "tiny.yaml").write_text(text + "max_new_tokens: 3\n", encoding="utf-8")
     main([
-        "evaluate", f"--models.student={run / 'student'}", f"--models.start={folder / 'student'}", "--accelerator=cpu",
-        "--benchmarks", f"[{folder / 'tiny.yaml'}]", "--blind=true", f"--output={run / 'report'}",
+        "evaluate", f"--models.student={run / 'student'}", f"--models.student_init={folder / 'student'}",
+        "--accelerator=cpu", "--benchmarks", f"[{folder / 'tiny.yaml'}]", "--no_image=true",
+        f"--output={run / 'report'}",
     ])  # fmt: skip
     return run
 
 
-def test_they_execute_on_any_run(run: Path, tmp_path: Path) -> None:
+def test_notebooks_run(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "notebooks" / "run.py", "--run", run, "--figures", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Warning" not in process.stderr
     for notebook in NOTEBOOKS:
-        assert f"{notebook.stem}: " in done.stdout
-    drawn = {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.png")}
-    assert drawn == {notebook.stem for notebook in NOTEBOOKS if notebook.stem != "06_bring_your_own"}
+        assert f"{notebook.stem}: " in process.stdout
+    figures = {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.png")}
+    assert figures == {notebook.stem for notebook in NOTEBOOKS if notebook.stem != "06_bring_your_own"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_are_kept_without_outputs(notebook: Path) -> None:
+def test_outputs_are_cleared(notebook: Path) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
 
@@ -55,14 +56,16 @@ def test_they_are_kept_without_outputs(notebook: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not (RUN / "report" / "results.json").is_file(), reason="needs a run: make train")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_execute_with_a_kernel_on_the_run_of_make_train(notebook: Path) -> None:
+def test_notebooks_run_on_make_train(notebook: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
     os.environ["PYTHONPATH"] = str(ROOT)
     opened = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(opened, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    shown = [out for cell in opened.cells if cell.cell_type == "code" for out in cell.outputs]
-    assert any("image/png" in out.get("data", {}) for out in shown)
-    said = [out.text for out in shown if out.output_type == "stream" and "Warning" in out.text]
-    assert all("IProgress not found" in text for text in said), said  # tqdm's, of ipywidgets, which `make lab` installs
+    outputs = [out for cell in opened.cells if cell.cell_type == "code" for out in cell.outputs]
+    assert any("image/png" in out.get("data", {}) for out in outputs)
+    warnings = [out.text for out in outputs if out.output_type == "stream" and "Warning" in out.text]
+    assert all("IProgress not found" in text for text in warnings), (
+        warnings
+    )  # tqdm misses ipywidgets, which `make lab` installs
