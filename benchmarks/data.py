@@ -1,11 +1,10 @@
-"""What the data layer costs, on a synthetic LLaVA set of a million records that it writes itself.
+"""Time and memory of the data layer on a synthetic LLaVA data set of a million samples.
 
-    python -m benchmarks.data [--records 1000000 --workers 4 --folder FOLDER]
+    python -m benchmarks.data [--samples 1000000 --workers 4 --folder FOLDER]
 
-Printed is a table of ratios, each against a named alternative in the same run: indexing and memory against `json.load`
-of the same file, the loader against bare Pillow, length grouping against random batches, a resumed epoch against a
-fresh one. Whatever is measured runs in a process of its own. FOLDER (3 GB for a million records) serves another run as
-well.
+The table compares each value with a named alternative of the same run: indexing and memory with `json.load` of the same
+file, the loader with plain Pillow, length grouping with random batches, a resumed epoch with a fresh one. Each value is
+measured in its own process. FOLDER keeps the data set for another run (3 GB for a million samples).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from benchmarks.measuring import row
+from benchmarks.table import header, row
 from lightning_switchkd.data import DataPaths, LLaVADataModule
 from lightning_switchkd.data.order import Indices
 from lightning_switchkd.data.processor import make_processor
@@ -45,11 +44,11 @@ from lightning_switchkd.data.stream import Position
 from lightning_switchkd.data.validate.report import padding_share
 from lightning_switchkd.data.workers import prefetch
 
-SIDE, PATCH = 336, 14  # of LLaVA-1.5's tower: 576 tokens an image
+SIZE, PATCH = 336, 14  # of LLaVA-1.5's vision encoder: 576 tokens per image
 PICTURES = 300
 BATCH = 8
-PART = 40_000  # records that are tokenised to measure padding
-READ = 256  # records that a worker reads at a time where only reading is measured
+PART = 40_000  # samples tokenized to measure padding
+READ = 256  # samples that a worker reads at once to measure memory
 WORDS = re.findall(
     r"\w+",
     "a the of and in is on with there what image shows man woman red blue street table cat dog sitting standing near "
@@ -57,14 +56,16 @@ WORDS = re.findall(
 )
 
 
-warnings.filterwarnings("ignore", message=".*worker processes in total.*")  # four workers are measured on any machine
+warnings.filterwarnings(
+    "ignore", message=".*worker processes in total.*"
+)  # the number of workers is the same on every machine
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, records: int) -> None:
-    """``records.json``, ``records.jsonl``, ``pictures/`` and ``processor/``; what is there is left as it is."""
+def write(folder: Path, num_samples: int) -> None:
+    """Write ``records.json``, ``records.jsonl``, ``pictures/`` and ``processor/``, unless they exist."""
     if (folder / "processor" / "processor_config.json").is_file():
         return
     random = np.random.default_rng(0)
@@ -74,25 +75,25 @@ def write(folder: Path, records: int) -> None:
         noise.resize((640, 480), Image.Resampling.BICUBIC).save(folder / "pictures" / f"{i}.jpg", quality=90)
     text = " ".join(random.choice(WORDS, 200_000))
     with (folder / "records.json").open("wb") as array, (folder / "records.jsonl").open("wb") as lines:
-        for i in tqdm(range(records), desc="writing records", file=sys.stderr):
-            line = orjson.dumps(_record(i, random, text))
+        for i in tqdm(range(num_samples), desc="writing samples", file=sys.stderr):
+            line = orjson.dumps(_sample(i, random, text))
             array.write((b"[" if i == 0 else b",\n") + line)
             lines.write(line + b"\n")
         array.write(b"]\n")
-    clip = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    clip = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     processor = make_processor(_tokenizer(text), clip, PATCH, "default", 1, prompt_style("qwen_chatml"))
     processor.save_pretrained(folder / "processor")
 
 
-def _record(i: int, random: np.random.Generator, text: str) -> dict[str, Any]:
-    """As in mix665k: one in sixteen without an image, mostly several turns, lengths log-normal."""
+def _sample(i: int, random: np.random.Generator, text: str) -> dict[str, Any]:
+    """Create a sample as in mix665k: one in 16 without an image, mostly several turns, log-normal lengths."""
     turns = []
     for turn in range(int(random.integers(1, 5))):
-        asked, answered = (int(n) for n in np.minimum(random.lognormal((3.8, 4.8), (0.6, 1.0)), 8000))
+        question, answer = (int(n) for n in np.minimum(random.lognormal((3.8, 4.8), (0.6, 1.0)), 8000))
         start = int(random.integers(0, len(text) - 10_000))
         image = "<image>\n" if turn == 0 and i % 16 else ""
-        turns.append({"from": "human", "value": image + text[start : start + asked] + "?"})
-        turns.append({"from": "gpt", "value": "It " + text[start + asked : start + asked + answered]})
+        turns.append({"from": "human", "value": image + text[start : start + question] + "?"})
+        turns.append({"from": "gpt", "value": "It " + text[start + question : start + question + answer]})
     picture = {"image": f"{i % PICTURES}.jpg"} if i % 16 else {}
     return {"id": f"{i:09d}", **picture, "conversations": turns}
 
@@ -111,49 +112,49 @@ def _tokenizer(text: str) -> PreTrainedTokenizerFast:
 
 
 def module(folder: Path, name: str = "records.json", workers: int = 0) -> LLaVADataModule:
-    """The data module on one of the files."""
+    """Create the data module for one of the files."""
     paths = DataPaths(str(folder / name), str(folder / "pictures"))
     processor = str(folder / "processor")
     return LLaVADataModule(processor, paths, max_length=4096, batch_size=BATCH, num_workers=workers)
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Of one call."""
-    begun = time.perf_counter()
+    """Time one call."""
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def load(path: Path) -> Any:
-    """The alternative: the whole file."""
+    """Load the whole file, as the alternative does."""
     with path.open("rb") as file:
         return json.load(file)
 
 
 def load_seconds(path: Path) -> float:
-    """Of the alternative, when the file is in the page cache."""
+    """Time the alternative with the file in the page cache."""
     path.read_bytes()
     return seconds(lambda: load(path))
 
 
 def index_seconds(path: Path) -> float:
-    """Indexing a file of which there is no index."""
+    """Time the indexing of a file without an index."""
     for old in (path.parent / ".index").glob(f"{path.name}.*"):
         old.unlink()
     return seconds(lambda: open_source(path))
 
 
 def unique_memory() -> float:
-    """MB that this process and its workers have to themselves (USS), together."""
+    """Return the memory in MB owned by this process and its workers (USS)."""
     processes = [psutil.Process(), *psutil.Process().children()]
     return float(sum(process.memory_full_info().uss for process in processes)) / 1e6
 
 
 class Reading(Dataset[Any]):
-    """Reads records, and gives nothing back."""
+    """Read samples and discard them."""
 
     def __init__(self, read: Callable[[int], Any]) -> None:
         self.read = read
@@ -163,33 +164,33 @@ class Reading(Dataset[Any]):
 
 
 def memory_over_an_epoch(
-    way: Callable[[Path], tuple[Callable[[int], Any], Indices]], path: Path, workers: int
+    access: Callable[[Path], tuple[Callable[[int], Any], Indices]], path: Path, workers: int
 ) -> list[float]:
-    """`unique_memory` at five points of an epoch, while workers read all records in its order."""
-    read, order = way(path)
+    """Return `unique_memory` at five points of an epoch while workers read all samples in its order."""
+    read, order = access(path)
     chunks = [order[i : i + READ] for i in range(0, len(order), READ)]
-    looks = {int(len(chunks) * share) for share in (0.02, 0.25, 0.5, 0.75, 0.98)}
-    found = []
+    probes = {int(len(chunks) * fraction) for fraction in (0.02, 0.25, 0.5, 0.75, 0.98)}
+    memory = []
     for number, _ in enumerate(prefetch(Reading(read), chunks, workers)):
-        if number in looks:
-            found.append(unique_memory())
-    return found
+        if number in probes:
+            memory.append(unique_memory())
+    return memory
 
 
-def by_place(path: Path) -> tuple[Callable[[int], Any], Indices]:
-    """Our way: any record by its number."""
+def by_index(path: Path) -> tuple[Callable[[int], Any], Indices]:
+    """Read samples by number, as this package does."""
     data = module(path.parent, path.name)
-    return data.dataset("train").record, data.stream("train").order(0)
+    return data.dataset("train").sample, data.stream("train").order(0)
 
 
-def as_a_list(path: Path) -> tuple[Callable[[int], Any], Indices]:
-    """The alternative: a list in every process."""
-    records = load(path)
-    return records.__getitem__, np.random.default_rng(0).permutation(len(records))
+def as_list(path: Path) -> tuple[Callable[[int], Any], Indices]:
+    """Load a list of all samples in every process, as the alternative does."""
+    samples = load(path)
+    return samples.__getitem__, np.random.default_rng(0).permutation(len(samples))
 
 
-class Bare(Dataset[Any]):
-    """Decodes and resizes images by Pillow, and gives nothing back."""
+class PlainPillow(Dataset[Any]):
+    """Decode and resize images by Pillow and discard them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -197,41 +198,41 @@ class Bare(Dataset[Any]):
     def __getitem__(self, indices: Indices) -> int:
         for index in indices.tolist():
             with Image.open(self.folder / f"{index % PICTURES}.jpg") as image:
-                image.convert("RGB").resize((SIDE * 640 // 480, SIDE), Image.Resampling.BICUBIC)
+                image.convert("RGB").resize((SIZE * 640 // 480, SIZE), Image.Resampling.BICUBIC)
         return len(indices)
 
 
-def batches_a_second(batches: Iterable[Any]) -> float:
-    """Once the first one is there."""
+def batches_per_second(batches: Iterable[Any]) -> float:
+    """Measure the rate after the first batch."""
     iterator: Iterator[Any] = iter(batches)
     next(iterator)
-    begun = time.perf_counter()
-    return sum(1 for _ in iterator) / (time.perf_counter() - begun)
+    start = time.perf_counter()
+    return sum(1 for _ in iterator) / (time.perf_counter() - start)
 
 
 def loader(folder: Path, workers: int, batches: int) -> list[tuple[float, float]]:
-    """Batches a second of ours and of bare Pillow, on the same images, in turn."""
+    """Measure batches per second of this package and of plain Pillow, alternating, on the same images."""
     torch.set_num_threads(1)
     source = open_source(folder / "records.json")
-    some = [source.read(i) for i in range(min(len(source), 2 * BATCH * batches)) if i % 16][: BATCH * batches]
-    (folder / "with_image.json").write_bytes(orjson.dumps(some))
+    with_image = [source.read(i) for i in range(min(len(source), 2 * BATCH * batches)) if i % 16][: BATCH * batches]
+    (folder / "with_image.json").write_bytes(orjson.dumps(with_image))
     stream, pairs = module(folder, "with_image.json", workers).stream("train"), []
     for _ in range(7):
         order = stream.order(0).reshape(-1, BATCH)
-        bare = DataLoader(Bare(folder / "pictures"), batch_size=None, sampler=list(order), num_workers=workers)
-        pairs.append((batches_a_second(stream), batches_a_second(bare)))
+        plain = DataLoader(PlainPillow(folder / "pictures"), batch_size=None, sampler=list(order), num_workers=workers)
+        pairs.append((batches_per_second(stream), batches_per_second(plain)))
     return pairs
 
 
 def padding(folder: Path, accumulate: int) -> tuple[float, float]:
-    """Shares of padding, grouped and at random, over a part of the data that is tokenised for it."""
+    """Measure the share of padding in grouped and in random batches, over a tokenized part of the data."""
     if not (folder / "part.jsonl").is_file():
         with (folder / "records.jsonl").open("rb") as lines, (folder / "part.jsonl").open("wb") as part:
             part.writelines(islice(lines, PART))
     data = module(folder, "part.jsonl")
     dataset = data.dataset("train")
     tokens = np.array(
-        [len(dataset.prompter.encode(dataset.record(i)).input_ids) for i in range(len(dataset))], np.int32
+        [len(dataset.prompter.encode(dataset.sample(i)).input_ids) for i in range(len(dataset))], np.int32
     )
     order = data.stream("train", accumulate).order(0)
     shuffled = np.random.default_rng(0).permutation(order)
@@ -239,7 +240,7 @@ def padding(folder: Path, accumulate: int) -> tuple[float, float]:
 
 
 def first_batches(folder: Path, workers: int) -> list[tuple[float, float]]:
-    """Seconds to the first batch in the middle of an epoch, and of a fresh one, in turn."""
+    """Time the first batch in the middle of an epoch and fresh epoch, alternating."""
     data = module(folder, workers=workers)
     middle = len(data.stream("train")) // 2
     at = {place: data.stream("train", position=lambda p=place: Position(1, p)) for place in (middle, 0)}  # type: ignore[misc]
@@ -251,71 +252,75 @@ def first_batches(folder: Path, workers: int) -> list[tuple[float, float]]:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a call in a process of its own."""
+def isolated(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a call in its own process."""
     print(f"measuring: {work.__name__.replace('_', ' ')} …", file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def median(pairs: list[tuple[float, float]]) -> tuple[float, float, str]:
-    """Of ours, of the other, and of the ratio of neighbours with its range."""
+    """Return the medians of ours, of the alternative and of the ratio of neighbors, with the ratio's range."""
     ratios = [ours / theirs for ours, theirs in pairs]
-    ours, theirs = (statistics.median(pathway) for pathway in zip(*pairs, strict=True))
+    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     return ours, theirs, f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def report(folder: Path, workers: int) -> None:
-    """Measures everything and prints the table."""
+    """Measure everything and print the table."""
     array, lines, few = (folder / name for name in ("records.json", "records.jsonl", "few.jsonl"))
     with lines.open("rb") as all_lines:
         few.write_bytes(b"".join(islice(all_lines, 1000)))
     cores, size = psutil.cpu_count() or 1, array.stat().st_size / 1e6
-    print(f"A file of {size:,.0f} MB, {cores} CPU cores.\n")
-    row("what", "ours", "beside it", "ratio", "target")
-    row(*["---"] * 5)
+    print(f"File of {size:,.0f} MB, {cores} CPU cores.\n")
+    header("measured", "this package", "alternative", "ratio", "target")
 
-    beside = alone(load_seconds, array)
+    theirs = isolated(load_seconds, array)
     for file in (array, lines):
-        ours = alone(index_seconds, file)
-        told = f"{size / ours:.0f} MB/s ({ours:.1f} s)"
+        ours = isolated(index_seconds, file)
+        cell = f"{size / ours:.0f} MB/s ({ours:.1f} s)"
         row(
             f"index of {file.suffix}, once",
-            told,
-            f"`json.load`, every time: {beside:.1f} s",
-            f"{ours / beside:.2f}",
+            cell,
+            f"`json.load`, every time: {theirs:.1f} s",
+            f"{ours / theirs:.2f}",
             "≥ 20 MB/s",
         )
 
-    start = alone(memory_over_an_epoch, by_place, few, workers)[0]
-    ours, beside = (
-        [look - start for look in alone(memory_over_an_epoch, way, array, workers)] for way in (by_place, as_a_list)
+    start = isolated(memory_over_an_epoch, by_index, few, workers)[0]
+    ours, theirs = (
+        [memory - start for memory in isolated(memory_over_an_epoch, access, array, workers)]
+        for access in (by_index, as_list)
     )
-    ratio = f"{max(ours) / max(beside):.3f}"
-    told = f"{max(ours):.0f} MB; over an epoch {ours[-1] - ours[0]:+.0f} MB"
-    row(f"USS that a rank and {workers} workers add", told, f"`json.load`: {max(beside):,.0f} MB", ratio, "≤ 250 MB")
+    ratio = f"{max(ours) / max(theirs):.3f}"
+    cell = f"{max(ours):.0f} MB, over an epoch {ours[-1] - ours[0]:+.0f} MB"
+    row(f"USS added by a rank and {workers} workers", cell, f"`json.load`: {max(theirs):,.0f} MB", ratio, "≤ 250 MB")
 
-    ours, beside, ratio = median(alone(loader, folder, cores, 80))
+    ours, theirs, ratio = median(isolated(loader, folder, cores, 80))
     row(
-        f"images a second, {cores} workers", f"{ours * BATCH:.0f}", f"bare Pillow: {beside * BATCH:.0f}", ratio, "≥ 0.9"
+        f"images per second, {cores} workers",
+        f"{ours * BATCH:.0f}",
+        f"plain Pillow: {theirs * BATCH:.0f}",
+        ratio,
+        "≥ 0.9",
     )
 
     for accumulate in (1, 16):
-        ours, beside = alone(padding, folder, accumulate)
-        told = f"padding, {BATCH * accumulate} records a step"
-        row(told, f"{ours:.1%}", f"random batches: {beside:.1%}", f"{ours / beside:.2f}", "≤ 3 %")
+        ours, theirs = isolated(padding, folder, accumulate)
+        cell = f"padding, {BATCH * accumulate} samples per step"
+        row(cell, f"{ours:.1%}", f"random batches: {theirs:.1%}", f"{ours / theirs:.2f}", "≤ 3 %")
 
-    ours, beside, ratio = median(alone(first_batches, folder, cores))
-    row("first batch after a resume", f"{ours:.2f} s", f"of a fresh epoch: {beside:.2f} s", ratio, "≤ 1.1")
+    ours, theirs, ratio = median(isolated(first_batches, folder, cores))
+    row("first batch after a resume", f"{ours:.2f} s", f"fresh epoch: {theirs:.2f} s", ratio, "≤ 1.1")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=4, help="of the rank whose memory is measured")
-    parser.add_argument("--folder", type=Path, help="where the data is written; by default nowhere that stays")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="size of the data set")
+    parser.add_argument("--workers", type=int, default=4, help="loader processes while memory is measured")
+    parser.add_argument("--folder", type=Path, help="folder of the data set (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        where = arguments.folder or Path(temporary)
-        write(where, arguments.records)
-        report(where, arguments.workers)
+        folder = arguments.folder or Path(temporary)
+        write(folder, arguments.samples)
+        report(folder, arguments.workers)

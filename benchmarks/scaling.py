@@ -1,9 +1,9 @@
-"""What two processes send each other in a step, and what each of them holds.
+"""Bytes that two processes exchange in a step, and bytes that each process stores.
 
     python -m benchmarks.scaling [--vocabulary 8192]
 
-DDP's bytes are counted in its buckets, as they are reduced; what a process holds is counted tensor by tensor. Both on
-two CPU processes (gloo): bytes, unlike seconds, are the same on any machine.
+DDP's bytes are counted in its buckets as they are reduced. Stored bytes are counted tensor by tensor. Both run on two
+CPU processes (gloo): unlike seconds, bytes are the same on every machine.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.pair import batch, random_pair
+from benchmarks.table import header, row
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
 from lightning_switchkd.training.strategies import shard
@@ -27,62 +28,66 @@ MIB = 2**20
 
 
 def pair(vocabulary: int) -> Distiller:
-    """A random Switch-KD pair."""
+    """Create a random Switch-KD pair."""
     torch.manual_seed(0)
     return Distiller(*random_pair(vocabulary), SwitchKDObjective(), vocabulary).train()
 
 
 def reduced_bytes(vocabulary: int) -> int:
-    """Bytes that DDP's buckets hold in a step."""
-    sent = [0]
+    """Count the bytes in DDP's buckets in a step."""
+    total = 0
 
-    def counted(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        sent[0] += bucket.buffer().nbytes
+    def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal total
+        total += bucket.buffer().nbytes
         return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0] / 2)
 
     wrapped = DistributedDataParallel(pair(vocabulary), gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(None, counted)
-    records = batch(vocabulary)
-    wrapped(records, records.counts.tensor(), 0).loss.backward()
-    return sent[0]
+    wrapped.register_comm_hook(None, count)
+    samples = batch(vocabulary)
+    wrapped(samples, samples.counts.tensor(), 0).loss.backward()
+    return total
 
 
-def held_bytes(vocabulary: int, shard_teacher: bool) -> tuple[int, int]:
-    """Bytes of student and teacher in one of two processes, under FSDP2's plan."""
+def stored_bytes(vocabulary: int, shard_teacher: bool) -> tuple[int, int]:
+    """Count the bytes of student and teacher in one of two processes under FSDP2."""
     distiller = pair(vocabulary)
     shard(distiller, init_device_mesh("cpu", (2,)), shard_teacher)
 
-    def held(vlm: torch.nn.Module) -> int:
+    def stored(vlm: torch.nn.Module) -> int:
         return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in vlm.parameters())
 
-    return held(distiller.student), held(distiller.frozen_teacher)
+    return stored(distiller.student), stored(distiller.frozen_teacher)
 
 
 def measure(rank: int, port: int, vocabulary: int) -> None:
-    """One of the two processes; the first prints the table."""
+    """Run one of the two processes. The first prints the table."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     plain = pair(vocabulary)
-    trained = sum(p.nbytes for p in plain.parameters() if p.requires_grad)
-    whole = sum(p.nbytes for p in plain.parameters())
-    sent = reduced_bytes(vocabulary)
-    rows = [("DDP reduces, a step", sent, "trainable parameters", trained), ("", sent, "all parameters", whole)]
+    trainable = sum(p.nbytes for p in plain.parameters() if p.requires_grad)
+    all_parameters = sum(p.nbytes for p in plain.parameters())
+    reduced = reduced_bytes(vocabulary)
+    rows = [
+        ("DDP reduces per step", reduced, "trainable parameters", trainable),
+        ("", reduced, "all parameters", all_parameters),
+    ]
     both = sum(p.nbytes for p in plain.student.parameters()), sum(p.nbytes for p in plain.frozen_teacher.parameters())
-    for name, shard_teacher in (("FSDP2 holds", True), ("FSDP2, teacher whole, holds", False)):
-        held = held_bytes(vocabulary, shard_teacher)
+    for name, shard_teacher in (("FSDP2 stores", True), ("FSDP2 with replicated teacher stores", False)):
+        stored = stored_bytes(vocabulary, shard_teacher)
         rows += [
-            (f"{name}: {model}", mine, "one process", alone)
-            for model, mine, alone in zip(("student", "teacher"), held, both, strict=True)
+            (f"{name}: {model}", ours, "one process", single)
+            for model, ours, single in zip(("student", "teacher"), stored, both, strict=True)
         ]
     if rank == 0:
-        print("| what | MiB | beside it | MiB | ratio |\n|---|---|---|---|---|")
-        for what, ours, beside, theirs in rows:
-            print(f"| {what} | {ours / MIB:.1f} | {beside} | {theirs / MIB:.1f} | {ours / theirs:.3f} |")
+        header("measured", "MiB", "compared with", "MiB", "ratio")
+        for name, ours, reference, theirs in rows:
+            row(name, f"{ours / MIB:.1f}", reference, f"{theirs / MIB:.1f}", f"{ours / theirs:.3f}")
     dist.destroy_process_group()
 
 
 def main() -> None:
-    """The command line."""
+    """Start two processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=8192, help="token ids of both models")
     vocabulary = parser.parse_args().vocabulary

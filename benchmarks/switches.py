@@ -1,12 +1,11 @@
-"""What each precision and speed switch costs and saves, as a ratio to the plain run.
+"""Time and memory of each precision and speed option, as a ratio to the plain run.
 
     python -m benchmarks.switches [--steps 4]
 
-Every switch runs in a process of its own: Switch-KD steps (forward, backward, SGD) of a random pair. Printed are the
-time of the fastest step (processor time on a CPU, so that other processes matter less), and the memory that steps take
-beyond what the process held before: peak resident size on a CPU, PyTorch's allocations on a GPU (measured too where
-there is one). The first step, which compiles, is timed apart, by the clock. On a CPU the compiler's memory is the
-process's too, so there the memory of a compiled run says less about the model.
+Every option runs in its own process: Switch-KD steps (forward, backward, SGD) of a random pair. The table shows the
+time of the fastest step (processor time on a CPU, where other processes disturb the clock) and the additional memory of
+the steps: peak resident memory on a CPU, PyTorch's allocations on a GPU (measured too if available). The first step,
+which compiles, is timed separately by the clock. On a CPU, the memory of a compiled run includes the compiler's.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.pair import RECORDS, TOKENS, batch, random_pair
+from benchmarks.pair import SAMPLES, TOKENS, batch, random_pair
+from benchmarks.table import header, row
 from lightning_switchkd.core.profiling import memory_in_use, peak_memory
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.objectives import SwitchKDObjective
 
 VOCABULARY = 2048
 BOTH = ("compile", "activation_checkpointing")
-SWITCHES: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain (float32, sdpa)": {},
     "attn_implementation eager": {"attention": "eager"},
     "teacher dtype bfloat16": {"teacher_dtype": "bfloat16"},
@@ -43,24 +43,24 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 
 def measure(name: str, device: str, steps: int) -> dict[str, float]:
-    """First step, later steps (seconds) and memory (MiB) with one switch on."""
-    switch = {"precision": "32-true", "attention": "sdpa", "student": (), "teacher": (), "teacher_dtype": "float32"}
-    switch |= SWITCHES[name]
+    """Return seconds of the first step and of later steps, and MiB, with one option enabled."""
+    option = {"precision": "32-true", "attention": "sdpa", "student": (), "teacher": (), "teacher_dtype": "float32"}
+    option |= OPTIONS[name]
     torch.manual_seed(0)
-    attention = {"attn_implementation": str(switch["attention"])}
+    attention = {"attn_implementation": str(option["attention"])}
     student, teacher = random_pair(
         VOCABULARY,
-        student={**attention, **{key: ["vision", "lm"] for key in switch["student"]}},
-        teacher={**attention, "dtype": switch["teacher_dtype"], **{key: ["lm"] for key in switch["teacher"]}},
+        student={**attention, **{key: ["vision", "lm"] for key in option["student"]}},
+        teacher={**attention, "dtype": option["teacher_dtype"], **{key: ["lm"] for key in option["teacher"]}},
     )
-    if switch["precision"] == "bf16-true":
+    if option["precision"] == "bf16-true":
         student = student.to(torch.bfloat16)
     model = Distiller(student, teacher, SwitchKDObjective(), VOCABULARY).to(device).train()
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1e-3)
     data, before = batch(VOCABULARY).to(device), memory_in_use(device)
     clock = time.perf_counter if device == "cuda" else time.process_time
     started, first, seconds = time.perf_counter(), 0.0, []
-    amp = torch.autocast(device, torch.bfloat16) if switch["precision"] == "bf16-mixed" else nullcontext()
+    amp = torch.autocast(device, torch.bfloat16) if option["precision"] == "bf16-mixed" else nullcontext()
     for _ in range(1 + steps):
         start = clock()
         with amp:
@@ -76,24 +76,24 @@ def measure(name: str, device: str, steps: int) -> dict[str, float]:
 
 
 def table(device: str, steps: int) -> None:
-    """Measures every switch on a device and prints ratios to the plain run."""
-    print(f"\n{device}, {RECORDS} records of {TOKENS} tokens, {torch.get_num_threads()} thread(s)\n")
-    print(f"| {'switch':<33} | time of a step | memory of a step | first step |\n|{'-' * 35}|---|---|---|")
+    """Measure every option on a device and print ratios to the plain run."""
+    print(f"\n{device}, {SAMPLES} samples of {TOKENS} tokens, {torch.get_num_threads()} thread(s)\n")
+    header("option", "time of a step", "memory of a step", "first step")
     plain: dict[str, float] = {}
-    for name in SWITCHES:
+    for name in OPTIONS:
         child = [sys.executable, "-m", "benchmarks.switches", "--one", name, "--device", device, "--steps", str(steps)]
         done = subprocess.run(child, capture_output=True, text=True, check=True)
-        got = json.loads(done.stdout.strip().splitlines()[-1])
-        plain = plain or got
-        time_, memory = (f"{got[key] / plain[key]:.2f}" for key in ("step", "memory"))
-        if got is plain:
-            time_, memory = f"{time_} ({got['step']:.2f} s)", f"{memory} ({got['memory']:.0f} MiB)"
-        print(f"| {name:<33} | {time_} | {memory} | {got['first']:.1f} s |", flush=True)
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        plain = plain or result
+        time_, memory = (f"{result[key] / plain[key]:.2f}" for key in ("step", "memory"))
+        if result is plain:
+            time_, memory = f"{time_} ({result['step']:.2f} s)", f"{memory} ({result['memory']:.0f} MiB)"
+        row(name, time_, memory, f"{result['first']:.1f} s")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps a switch")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps for each option")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
