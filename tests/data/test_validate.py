@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_finds_everything_and_leaves_a_list_that_training_takes(
     assert numbers["val"]["images also in train"] == 1
     lines = [json.loads(line) for line in (report / "exclude.jsonl").read_text().splitlines()]
     assert Counter(line["code"] for line in lines) == codes
-    page = (report / "report.md").read_text()
+    page = re.sub(" +", " ", (report / "report.md").read_text())  # cells are padded
     for words in (
         "**100 of 114 samples are valid (87.7%)**",
         "`image_size` | 1 |",

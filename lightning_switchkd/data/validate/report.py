@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_switchkd.core.text import markdown_table
 from lightning_switchkd.core.types import DefectCode
 from lightning_switchkd.data.order import Indices
 from lightning_switchkd.data.stream import BatchStream
@@ -160,11 +161,10 @@ def _section(findings: Findings, numbers: Mapping[str, Any], folder: Path) -> li
             "grouping by length)",
         ]
     if numbers["bad"]:
-        lines += ["", "| code | samples | fix |", "|---|---|---|"]
-        lines += [f"| `{code}` | {count:,} | {FIXES[code]} |" for code, count in findings.codes.most_common()]
-        lines += ["", "| source | samples | invalid |", "|---|---|---|"]
-        worst = numbers["worst sources"]
-        lines += [f"| {name} | {counts['records']:,} | {counts['bad']:,} |" for name, counts in worst.items()]
+        fixes = [[f"`{code}`", f"{count:,}", FIXES[code]] for code, count in findings.codes.most_common()]
+        worst = [[name, f"{n['records']:,}", f"{n['bad']:,}"] for name, n in numbers["worst sources"].items()]
+        lines += ["", markdown_table([["code", "samples", "fix"], *fixes])]
+        lines += ["", markdown_table([["source", "samples", "invalid"], *worst])]
         lines += ["", "Examples:", ""]
         lines += [
             f"- `{code}`: sample {example.index} (id {example.id}) of {example.path}: {example.error}"
