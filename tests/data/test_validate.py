@@ -152,7 +152,7 @@ def test_data_without_images_and_data_without_a_good_record(folder: Path, tmp_pa
         (tmp_path / f"{name}.jsonl").write_text("\n".join(raws))
         data = tiny.data_module(folder, train=DataPaths(str(tmp_path / f"{name}.jsonl")), val=None)
         assert validate_data(data, tmp_path / name, workers=0) is (name == "good")
-    assert "16 (100.0%) are text only" in (tmp_path / "good" / "report.md").read_text()
+    assert "Text only: 16 samples (100.0%)" in (tmp_path / "good" / "report.md").read_text()
     page = (tmp_path / "bad" / "report.md").read_text()
     assert "samples are valid (0.0%)**" in page
     assert "Tokens per sample:" not in page

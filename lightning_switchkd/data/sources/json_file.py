@@ -87,7 +87,7 @@ def _build_index(shard: Shard) -> Index:
             if len(rows) % 50_000 == 0:
                 progress.update(end - progress.n)
     if not rows:
-        raise UserError(f"{path} holds no records")
+        raise UserError(f"{path} contains no samples. Add samples, or choose another file.")
     return to_index(rows)
 
 
