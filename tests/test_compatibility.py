@@ -66,7 +66,7 @@ def test_a_checkpoint_exports_and_its_student_loads(artifacts: Path) -> None:
 
 def test_a_run_folder_opens(artifacts: Path) -> None:
     pair = open_run("run", student="student")
-    inspection = pair.inspect(pair.some(4))
+    inspection = pair.inspect(pair.pick(4))
     assert len(inspection) > 0
 
 

@@ -1,4 +1,4 @@
-"""The three pathways: equal to Hugging Face's own models, and gradients that reach what METHOD section 1 says."""
+"""The three pathways: equal to Hugging Face's own models, and gradients that reach what method.md, section 1 says."""
 
 from __future__ import annotations
 

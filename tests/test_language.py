@@ -64,6 +64,6 @@ def test_every_documented_path_exists() -> None:
         for path in re.findall(
             r"\b(?:docs|conf|notebooks)/[\w./-]+\.(?:md|yaml|ipynb)\b", file.read_text(encoding="utf-8")
         )
-        if not (ROOT / path).is_file() and "mine" not in path and "my_" not in path
+        if not (ROOT / path).is_file() and "mine" not in path and "my_" not in path and file.name != "test_renamed.py"
     ]
     assert missing == []

@@ -179,7 +179,7 @@ IN_CI = COMPILED | {run for run in RUNS if not run.compiled and run.recomputed =
 def test_switches_train_as_the_plain_run(
     folder: Path, tmp_path: Path, plain: dict[Any, Any], start: Weights, run: Run
 ) -> None:
-    """Tolerances are at least twice what was measured over all combinations (docs/speed.md)."""
+    """Tolerances are at least twice what was measured over all combinations (docs/how-to/make-training-faster.md)."""
     weights, loss = train(folder, tmp_path, run)
     exact, exact_loss = plain[Run(clipped=run.clipped, lr=run.lr)]
     moved = distance(exact, start)

@@ -31,7 +31,7 @@ FIXES = {
 GENERAL_FIXES = (
     "lower data.batch_size and raise trainer.accumulate_grad_batches (the same steps in smaller pieces), lower "
     "data.max_length, set activation_checkpointing=[vision,lm] of model.student and [lm] of model.teacher (less "
-    "memory, more time), set trainer.precision=bf16-mixed, use TRAINER=fsdp2 (docs/scaling.md)"
+    "memory, more time), set trainer.precision=bf16-mixed, use TRAINER=fsdp2 (docs/how-to/train-on-many-gpus.md)"
 )
 
 

@@ -33,7 +33,7 @@ def untimed(phase: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class PathwayOutput:
-    """What one pathway computes for a batch.
+    """The result of one pathway for a batch.
 
     Attributes:
         hidden: Final hidden states ``[B, T, H]``, packed ``[1, T, H]``, before the output head.

@@ -35,7 +35,7 @@ ENTRY = np.dtype([("record", "<i8"), ("offset", "<i8"), ("rows", "<i4"), ("crc",
 
 @dataclass
 class TeacherCache:
-    """Where the teacher's hidden states are stored.
+    """The settings of the teacher cache.
 
     Attributes:
         folder: The cache folder. Created if missing. Runs with the same teacher and data settings share it.

@@ -1,4 +1,4 @@
-"""Estimate of a training step's memory from the sizes of the models (docs/scaling.md)."""
+"""Estimate of a training step's memory from the sizes of the models (docs/reference/memory-and-time.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a difference is: bootstrap intervals and McNemar's test. The only place for each of them."""
+"""Bootstrap intervals and McNemar's test. The only place for each of them."""
 
 from __future__ import annotations
 

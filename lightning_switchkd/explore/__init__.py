@@ -1,4 +1,4 @@
-"""What the notebooks call: open a pair of models, inspect samples, and return tables and figures.
+"""Functions for notebooks: open a pair of models, inspect samples, and get tables and figures.
 
     pair = open_run("runs/digits/switch_kd")
     inspection = pair.inspect(pair.pick(8))

@@ -25,11 +25,11 @@ LOGITS_GIB = {"cpu": 0.25, "cuda": 2.0}
 
 
 class LossTerm(Protocol):
-    """What :func:`sum_losses` needs of a term (``objectives.terms.TokenLoss``)."""
+    """The part of a term that :func:`sum_losses` needs (``objectives.terms.TokenLoss``)."""
 
     @property
     def unit(self) -> str:
-        """What the sum is divided by. ``visual_token`` excludes text-only samples."""
+        """The unit that the sum is divided by. ``visual_token`` excludes text-only samples."""
 
     def __call__(self, chunk: LogitsChunk) -> Tensor:
         """Compute ``[n]`` nats."""

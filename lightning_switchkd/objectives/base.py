@@ -30,7 +30,7 @@ from lightning_switchkd.objectives.terms import (
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What one micro-batch contributes.
+    """The contribution of one micro-batch.
 
     Attributes:
         loss: Differentiable scalar, Σ weight · (sum over local units / units in the whole optimizer step). Added up

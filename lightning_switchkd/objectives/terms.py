@@ -20,7 +20,7 @@ Kind = Literal["answer", "image"]
 
 
 class Need(Flag):
-    """What a term reads. Decides which pathways run, what is kept of them, and which compatibility checks apply."""
+    """The inputs of a term. They decide which pathways run, what is kept of them, and which compatibility checks apply."""
 
     STUDENT = 0
     TEACHER = auto()
@@ -32,7 +32,7 @@ class Need(Flag):
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What the pathways computed for a micro-batch, as far as the objective needs it. Images in placeholder order.
+    """The pathways' results for a micro-batch, as far as the objective needs them. Images in placeholder order.
 
     Attributes:
         answer_tokens: Hidden states at supervised tokens.

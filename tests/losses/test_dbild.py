@@ -21,7 +21,7 @@ both_directions = pytest.mark.parametrize("reverse", [True, False], ids=["revers
 
 
 def pairs_kl(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float, reverse: bool) -> Tensor:
-    """Row by row, pair by pair, as METHOD section 3 defines it; gradients by autograd."""
+    """Row by row, pair by pair, as method.md, section 3 defines it; gradients by autograd."""
     values = []
     for t, s, kept in zip(teacher, student, mask, strict=True):
         i, j = torch.triu_indices(int(kept.sum()), int(kept.sum()), offset=1)

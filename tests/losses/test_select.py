@@ -1,4 +1,4 @@
-"""Selections, against loops over rows that follow METHOD section 3 word by word."""
+"""Selections, against loops over rows that follow method.md, section 3 word by word."""
 
 from __future__ import annotations
 
