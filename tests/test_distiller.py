@@ -173,7 +173,7 @@ def test_packed_records_train_like_padded_ones(objective: type[Objective], folde
 
 
 def test_packing_is_refused_where_it_would_only_cost(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"student's attention \(sdpa\) .* model\.student\.attn_implementation"):
+    with pytest.raises(UserError, match=r"the student uses 'sdpa'.* model\.student\.attn_implementation"):
         tiny.trainer(tmp_path).fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder, packing=True))
 
 

@@ -20,7 +20,7 @@ Kind = Literal["answer", "image"]
 
 
 class Need(Flag):
-    """The inputs of a term. They decide which pathways run, what is kept of them, and which compatibility checks apply."""
+    """The inputs of a term. They decide which pathways run, what is kept, and which checks of the pair apply."""
 
     STUDENT = 0
     TEACHER = auto()
