@@ -133,7 +133,7 @@ def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("teacher", "settings", "message"),
     [
-        ({"seed": 1}, {"freeze": ["vision"]}, "vision encoder is frozen"),
+        ({"seed": 1}, {"freeze": ["vision"]}, "model.freeze contains .vision."),
         ({"seed": 1, "feature_layer": -1}, {}, "layer of the image features is -2 in the student"),
         ({"seed": 1, "feature_strategy": "full"}, {}, "tokens of the image features is 4 in the student"),
         ({"seed": 1, "tower": "siglip", "wide": True}, {}, "width of the image features"),
@@ -162,7 +162,7 @@ def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
     (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(core), encoding="utf-8")
     model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), VLMSpec(checkpoint=path), SwitchKDObjective())
-    with pytest.raises(UserError, match="2 tokens differ, first '!'"):
+    with pytest.raises(UserError, match="2 tokens differ. The first is .!. with"):
         tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
 
 

@@ -36,6 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow  # a kernel for each notebook
 def test_notebooks_run(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "notebooks" / "run.py", "--run", run, "--figures", tmp_path]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
