@@ -162,7 +162,7 @@ def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
     (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(core), encoding="utf-8")
     model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), VLMSpec(checkpoint=path), SwitchKDObjective())
-    with pytest.raises(UserError, match="2 tokens differ. The first is .!. with"):
+    with pytest.raises(UserError, match=r"2 tokens differ. The first is .!. with"):
         tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
 
 
