@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -14,6 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.samples import IMAGE_TOKEN
+
+Sample = dict[str, Any]
+"""A raw LLaVA sample."""
 
 ROLE_TEXT = ("system\n", "user\n", "assistant\n", "USER: ", " ASSISTANT: ")  # prompt text around the turns
 
@@ -88,69 +91,73 @@ def check_limits(data: str, settings: object, limits: Mapping[str, tuple[float, 
     Args:
         data: Name of the data set.
         settings: The settings.
-        limits: Lowest and highest value of each field, both allowed.
+        limits: Lowest and highest value of each field but the seed, both allowed.
 
     Raises:
         UserError: A field is outside its limits. The message names the flag.
     """
-    for name, (low, high) in limits.items():
+    for name, (low, high) in {**limits, "seed": (0, 2**32 - 1)}.items():
         if not low <= getattr(settings, name) <= high:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{data}: {flag} must be between {low} and {high}, got {getattr(settings, name)}.")
 
 
-def write_dataset(data: str, version: int, settings: Any, fill: Callable[[Path], None], output: Path) -> bool:
-    """Write a data set. The folder is written under a temporary name and then moved, so it is never incomplete.
+@dataclass(frozen=True)
+class DemoDataset:
+    """A demo data set.
 
-    Args:
-        data: Name of the data set.
+    Attributes:
+        name: Its name, and that of its folder in ``datasets``.
         version: Version of the files. Increased whenever equal settings give other files.
-        settings: The dataclass that the files depend on.
+        doc: Description. The command line shows the first line.
+        settings: The dataclass of its settings. Each field is a flag, its annotation the help text.
         fill: Writes everything but the manifest into an empty folder.
-        output: The folder. A folder of this data set with other settings is replaced.
-
-    Returns:
-        False if the folder exists already and was written with equal settings.
-
-    Raises:
-        UserError: ``output`` has files that do not belong to this data set.
     """
-    manifest = {"data": data, "version": version, "settings": asdict(settings)}
-    file = output / "manifest.json"
-    previous = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if previous == json.dumps(manifest):
-        return False
-    if output.exists() and any(output.iterdir()) and not previous.startswith(f'{{"data": "{data}"'):
-        raise UserError(f"{data}: {output} has other files. Use another --output, or move this folder.")
-    with atomic_path(output, unique=True) as partial:
-        partial.mkdir()
-        fill(partial)
-        dump(manifest, partial / "manifest.json")
-    return True
 
+    name: str
+    version: int
+    doc: str
+    settings: type
+    fill: Callable[[Any, Path], None]
 
-def command_line(
-    data: str, doc: str, settings: type, write: Callable[[Any, Path], bool], arguments: Sequence[str] | None
-) -> None:
-    """Write a data set from the command line. Each field of the settings is a flag, its annotation the help text.
+    def write(self, settings: Any, output: Path) -> bool:
+        """Write the data set. The folder appears complete or not at all.
 
-    Args:
-        data: Name of the data set.
-        doc: Description; the first line is shown.
-        settings: The dataclass of the settings.
-        write: Writes the data set.
-        arguments: The flags. None reads ``sys.argv``.
-    """
-    parser = argparse.ArgumentParser(
-        description=doc.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("datasets", data), help="output folder")
-    for name, hint in get_type_hints(settings, include_extras=True).items():
-        flag, default = "--" + name.replace("_", "-"), getattr(settings, name)
-        parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
-    output = (given := vars(parser.parse_args(arguments))).pop("output")
-    try:
-        written = write(settings(**given), output)
-    except UserError as error:
-        parser.error(str(error))
-    print(f"{data}: {'written to' if written else 'already written with these settings to'} {output}")
+        Args:
+            settings: The settings.
+            output: The folder. A folder of this data set with other settings is replaced.
+
+        Returns:
+            False if the folder exists already and was written with equal settings.
+
+        Raises:
+            UserError: ``output`` has files that do not belong to this data set, or a package is not installed.
+        """
+        manifest = {"data": self.name, "version": self.version, "settings": asdict(settings)}
+        file = output / "manifest.json"
+        previous = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if previous == json.dumps(manifest):
+            return False
+        if output.exists() and any(output.iterdir()) and not previous.startswith(f'{{"data": "{self.name}"'):
+            raise UserError(f"{self.name}: {output} has other files. Use another --output, or move this folder.")
+        with atomic_path(output, unique=True) as partial:
+            partial.mkdir()
+            self.fill(settings, partial)
+            dump(manifest, partial / "manifest.json")
+        return True
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Write the data set from the command line. None reads ``sys.argv``."""
+        parser = argparse.ArgumentParser(
+            description=self.doc.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        parser.add_argument("--output", type=Path, default=Path("datasets", self.name), help="output folder")
+        for name, hint in get_type_hints(self.settings, include_extras=True).items():
+            flag, default = "--" + name.replace("_", "-"), getattr(self.settings, name)
+            parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
+        output = (given := vars(parser.parse_args(arguments))).pop("output")
+        try:
+            written = self.write(self.settings(**given), output)
+        except UserError as error:
+            parser.error(str(error))
+        print(f"{self.name}: {'written to' if written else 'already written with these settings to'} {output}")

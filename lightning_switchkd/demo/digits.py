@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +29,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from lightning_switchkd.demo.common import (
-    check_limits,
-    command_line,
-    conversation,
-    dump,
-    write_dataset,
-    write_processor,
-)
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
 
-Sample = dict[str, Any]
-VERSION = 1  # increased whenever equal settings give other files
 CELL = 16  # height and width of a digit, in pixels
 N_VAL_SCANS, N_TEST_SCANS = 150, 300
 SPLITS = ("train", "small", "val", "test")
@@ -76,7 +67,7 @@ class Settings:
         """Check the limits, before anything is written."""
         limits = {"grid": (2, 3), "turns": (1, len(TEMPLATES)), "small_scans": (100, 1000), "jitter": (0, 3)}
         limits |= dict.fromkeys(("boards", "small_boards", "val_boards", "test_boards"), (1, 999_999))
-        check_limits("digits", self, limits | {"seed": (0, 2**32 - 1)})
+        check_limits("digits", self, limits)
 
 
 def split_scans(seed: int, small_scans: int) -> dict[str, NDArray[np.int64]]:
@@ -225,24 +216,13 @@ def _write_samples(settings: Settings, folder: Path) -> list[str]:
     return text
 
 
-def write(settings: Settings, output: Path) -> bool:
-    """Write the data set to ``output``. Returns False if it exists already with equal settings.
-
-    Raises:
-        UserError: ``output`` has files that do not belong to this data set.
-    """
-
-    def fill(folder: Path) -> None:
-        text = _write_samples(settings, folder)
-        write_processor(text, folder / "processor", CELL * settings.grid, CELL // 2)  # two by two patches per digit
-
-    return write_dataset("digits", VERSION, settings, fill, output)
+def _fill(settings: Settings, folder: Path) -> None:
+    text = _write_samples(settings, folder)
+    write_processor(text, folder / "processor", CELL * settings.grid, CELL // 2)  # two by two patches per digit
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    command_line("digits", __doc__, Settings, write, arguments)
-
+DATASET = DemoDataset("digits", version=1, doc=__doc__, settings=Settings, fill=_fill)
+write, main = DATASET.write, DATASET.main
 
 if __name__ == "__main__":
     main()

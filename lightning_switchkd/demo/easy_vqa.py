@@ -23,23 +23,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.demo.common import (
-    check_limits,
-    command_line,
-    conversation,
-    dump,
-    write_dataset,
-    write_processor,
-)
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
 
-Sample = dict[str, Any]
 Turns = dict[int, list[tuple[str, str]]]  # questions and answers by image number
-VERSION = 1  # increased whenever equal settings give other files
 TRAIN_IMAGES = 4000
 IMAGE_SIZE, PATCH_SIZE = 24, 4
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -57,7 +48,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the limits, before anything is written."""
         limits = {"val_images": (1, TRAIN_IMAGES - 1), "small_images": (1, TRAIN_IMAGES - self.val_images)}
-        check_limits("easy_vqa", self, limits | {"seed": (0, 2**32 - 1)})
+        check_limits("easy_vqa", self, limits)
 
 
 def published(split: str) -> tuple[Turns, Path]:
@@ -165,24 +156,13 @@ def _single_questions(split: str, images: Sequence[int], turns: Turns) -> list[S
     ]
 
 
-def write(settings: Settings, output: Path) -> bool:
-    """Write the data set to ``output``. Returns False if it exists already with equal settings.
-
-    Raises:
-        UserError: ``output`` has files that do not belong to this data set, or the package is not installed.
-    """
-
-    def fill(folder: Path) -> None:
-        text = _write_samples(settings, folder)
-        write_processor(text, folder / "processor", IMAGE_SIZE, PATCH_SIZE)
-
-    return write_dataset("easy_vqa", VERSION, settings, fill, output)
+def _fill(settings: Settings, folder: Path) -> None:
+    text = _write_samples(settings, folder)
+    write_processor(text, folder / "processor", IMAGE_SIZE, PATCH_SIZE)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    command_line("easy_vqa", __doc__, Settings, write, arguments)
-
+DATASET = DemoDataset("easy_vqa", version=1, doc=__doc__, settings=Settings, fill=_fill)
+write, main = DATASET.write, DATASET.main
 
 if __name__ == "__main__":
     main()

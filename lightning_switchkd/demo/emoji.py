@@ -28,27 +28,18 @@ Nothing leaks between splits:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tqdm import tqdm
 
-from lightning_switchkd.demo.common import (
-    check_limits,
-    command_line,
-    conversation,
-    dump,
-    write_dataset,
-    write_processor,
-)
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
 from lightning_switchkd.demo.emoji_questions import ABILITIES, Asker
 from lightning_switchkd.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene
 from lightning_switchkd.demo.emoji_things import Style, attribution, held_out, noto, openmoji
 
-Sample = dict[str, Any]
-VERSION = 3  # increased whenever equal settings give other files
 TURNS = 8
 
 
@@ -65,7 +56,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the limits, before anything is written."""
         limits = dict.fromkeys(("scenes", "val_scenes", "test_scenes"), (1, 999_999))
-        limits |= {"small_scenes": (1, self.scenes), "seed": (0, 2**32 - 1)}
+        limits["small_scenes"] = (1, self.scenes)
         check_limits("emoji", self, limits)
 
 
@@ -112,32 +103,21 @@ def _write_questions(settings: Settings, split: str, style: Style, folder: Path)
     dump(samples, folder / f"{split if split in ('val', 'test') else f'test_{split}'}.json")
 
 
-def write(settings: Settings, output: Path) -> bool:
-    """Write the data set to ``output``. Returns False if it exists already with equal settings.
-
-    Raises:
-        UserError: ``output`` has files that do not belong to this data set, or a package is not installed.
-    """
-
-    def fill(folder: Path) -> None:
-        style, other_style = openmoji(), noto()
-        text = _write_training(settings, style, folder)
-        styles = dict.fromkeys(("val", "test", "glyphs"), style) | ({"style": other_style} if other_style else {})
-        for split, split_style in styles.items():
-            _write_questions(settings, split, split_style, folder)
-        if other_style is None:
-            print("emoji: test_style.json is skipped: its font is not installed (apt install fonts-noto-color-emoji)")
-        (folder / "ATTRIBUTION.txt").write_text(attribution(list(styles)), encoding="utf-8")
-        # one patch per cell
-        write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, vision="siglip")
-
-    return write_dataset("emoji", VERSION, settings, fill, output)
+def _fill(settings: Settings, folder: Path) -> None:
+    style, other_style = openmoji(), noto()
+    text = _write_training(settings, style, folder)
+    styles = dict.fromkeys(("val", "test", "glyphs"), style) | ({"style": other_style} if other_style else {})
+    for split, split_style in styles.items():
+        _write_questions(settings, split, split_style, folder)
+    if other_style is None:
+        print("emoji: test_style.json is skipped: its font is not installed (apt install fonts-noto-color-emoji)")
+    (folder / "ATTRIBUTION.txt").write_text(attribution(list(styles)), encoding="utf-8")
+    # one patch per cell
+    write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, vision="siglip")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    command_line("emoji", __doc__, Settings, write, arguments)
-
+DATASET = DemoDataset("emoji", version=3, doc=__doc__, settings=Settings, fill=_fill)
+write, main = DATASET.write, DATASET.main
 
 if __name__ == "__main__":
     main()
