@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lightning_switchkd.data.datamodule import LLaVADataModule
     from lightning_switchkd.training.module import SwitchKD
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["LLaVADataModule", "SwitchKD"]
 
 

@@ -46,7 +46,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.name != "conf":
             (folder / path.name).symlink_to(path)
     shutil.copytree(ROOT / "conf", folder / "conf")
-    for own in ("method/my_method", "data/mine", "model/mine"):
+    for own in ("method/my_method", "data/mine", "model/mine", "sweep/mine"):
         file = Path("conf", f"{own}.yaml")
         assert any(str(file) in page.read_text(encoding="utf-8") for page in PAGES), file
         (folder / file).touch()

@@ -39,7 +39,7 @@ from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import ObjectiveInputs
 from lightning_switchkd.training.module import SwitchKD
 
-TOWERS: dict[str, dict[str, Any]] = {
+ENCODERS: dict[str, dict[str, Any]] = {
     "clip": {"feature_strategy": "default"},
     "siglip": {"feature_strategy": "full"},
 }
@@ -60,7 +60,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def spec(
-    tower: str = "clip",
+    encoder: str = "clip",
     lm: str = "qwen2",
     tied: bool = True,
     width: int = 16,
@@ -70,7 +70,7 @@ def spec(
 ) -> VLMSpec:
     """Describe a tiny model from parts with random weights."""
     vision = {
-        "model_type": f"{tower}_vision_model",
+        "model_type": f"{encoder}_vision_model",
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 3,
@@ -88,7 +88,7 @@ def spec(
         "tie_word_embeddings": tied,
         "initializer_range": 0.3,
     }
-    return VLMSpec(**{"vision": vision, "lm": text, **TOWERS[tower], **changes})
+    return VLMSpec(**{"vision": vision, "lm": text, **ENCODERS[encoder], **changes})
 
 
 def vlm(seed: int = 0, **changes: Any) -> VLMAdapter:
@@ -129,7 +129,7 @@ def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int,
     )
 
 
-def write_data(folder: Path, samples: int = 48, tower: str = "clip") -> Path:
+def write_data(folder: Path, samples: int = 48, encoder: str = "clip") -> Path:
     """Write a LLaVA data set of random images and a processor: multi-turn and text-only samples, uneven answers."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
@@ -150,7 +150,7 @@ def write_data(folder: Path, samples: int = 48, tower: str = "clip") -> Path:
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
     processor = make_processor(
-        tokenizer(), image_processor, PATCH, TOWERS[tower]["feature_strategy"], int(tower == "clip"),
+        tokenizer(), image_processor, PATCH, ENCODERS[encoder]["feature_strategy"], int(encoder == "clip"),
         prompt_style("qwen_chatml"),
     )  # fmt: skip
     processor.save_pretrained(folder / "processor")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loader workers fork after the tokenizer has run
-
 from pathlib import Path
+from typing import Any
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import load_processor

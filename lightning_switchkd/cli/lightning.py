@@ -8,8 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loader workers fork after the tokenizer has run
-
 import torch
 from jsonargparse import _typehints, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -139,9 +137,7 @@ class ValidateDataCLI(OwnCommandCLI):
         """Read all samples. Exits with status 1 if the data needs a fix."""
         config, trainer = self.config, self.config.trainer
         devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
-        devices = (
-            int(devices) if str(devices).isdecimal() else None
-        )  # flags give text; the machine resolves "auto" and -1
+        devices = int(devices) if str(devices).isdecimal() else None  # the machine resolves "auto" and -1
         data = LLaVADataModule(**config.data.as_dict())
         geometry = trainer.accumulate_grad_batches, devices * trainer.num_nodes if devices else None
         if not validate_data(data, Path(config.output), config.workers, *geometry):

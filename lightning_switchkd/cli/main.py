@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loader workers fork after the tokenizer has run
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -19,7 +19,6 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Label of a token that is not supervised (PyTorch's ``ignore_index``)."""
 
-
 Pathway = Literal["student", "teacher", "switch"]
 """A way from images and token ids to logits (``distillation/pathways.py``)."""
 
@@ -29,7 +28,6 @@ Part = Literal["vision", "projector", "lm"]
 """A part of a vision-language model."""
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "lm")
-
 
 DefectCode = Literal[
     "bad_json",

@@ -52,8 +52,8 @@ class BatchStream:
     empty, and positions never shift. A batch of invalid samples only becomes one padding sample.
 
     Lightning does not modify a loader that is not a `DataLoader`. It calls `iter` before it needs batches, and stores
-    `state_dict` in checkpoints. So the position is read at the first batch, when the
-    Trainer has restored its progress, and not at `iter`. The state holds no position, only what defines the order.
+    `state_dict` in checkpoints. So the position is read at the first batch, when the Trainer has restored its progress,
+    and not at `iter`. The state holds no position, only what defines the order.
 
     Args:
         dataset: Samples by index.

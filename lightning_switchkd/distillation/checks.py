@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.models.adapter import VLMAdapter
+from lightning_switchkd.objectives.base import Objective
 from lightning_switchkd.objectives.terms import Need
 
 FEATURE_SPACE_FIXES = {
@@ -38,6 +40,24 @@ def check_packing(student: VLMAdapter, teacher: VLMAdapter | None) -> None:
                 f"model.{name}.attn_implementation to flash_attention_2 (needs a GPU and 16-bit values) or "
                 "flex_attention, or set data.packing=false. data.group_window already limits padding to a few percent."
             )
+
+
+def check_cache(objective: Objective, sharded_teacher: bool) -> None:
+    """Check that a teacher cache holds all that the objective reads, and that each rank may skip the teacher.
+
+    Raises:
+        UserError: The cache cannot serve this run.
+    """
+    if objective.needs & (Need.IMAGE_EMBEDS | Need.FIRST_ATTENTION):
+        raise UserError(
+            f"model.teacher_cache stores the teacher's final hidden states only, but {type(objective).__name__} also "
+            "reads its first attention or its image embeddings. Set model.teacher_cache to null."
+        )
+    if sharded_teacher:
+        raise UserError(
+            "model.teacher_cache does not work with FSDP2: processes skip the teacher where the cache has its hidden "
+            "states, but a sharded teacher needs all processes. Set model.teacher_cache to null, or use TRAINER=ddp."
+        )
 
 
 def check_data(student: VLMAdapter, tokenizer: PreTrainedTokenizerBase, image_tokens: int) -> None:
@@ -131,16 +151,34 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreT
         UserError: They differ. The message names one token.
     """
     ours, theirs = tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if ours == theirs:
-        return
-    differing = sorted((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=repr)
-    token = differing[0]
-    raise UserError(
-        f"Student and teacher do not share a vocabulary: {len(differing)} tokens differ. The first is {token!r} with "
-        f"id {ours.get(token)} in the student's tokenizer (data.processor) and {theirs.get(token)} in the teacher's "
-        "(model.teacher). Choose a teacher with the same tokenizer. If only unused tokens differ, save one model again "
-        "with the other's tokenizer."
-    )
+    if differing := _differing(ours.keys() | theirs.keys(), ours, theirs):
+        token = differing[0]
+        raise UserError(
+            f"Student and teacher do not share a vocabulary: {len(differing)} tokens differ. The first is {token!r} "
+            f"with id {ours.get(token)} in the student's tokenizer (data.processor) and {theirs.get(token)} in the "
+            "teacher's (model.teacher). Choose a teacher with the same tokenizer. If only unused tokens differ, save "
+            "one model again with the other's tokenizer."
+        )
+
+
+def check_student_vocabulary(tokenizer: PreTrainedTokenizerBase, lm_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the processor gives every token of the student's pretrained language model the id it was trained with.
+
+    Raises:
+        UserError: They differ. The message names one token.
+    """
+    ours, theirs = tokenizer.get_vocab(), lm_tokenizer.get_vocab()
+    if differing := _differing(theirs.keys(), ours, theirs):
+        token = differing[0]
+        raise UserError(
+            f"The student's language model (model.student) was trained with another tokenizer than data.processor's: "
+            f"{len(differing)} of its tokens differ. The first is {token!r} with id {theirs[token]} in the model and "
+            f"{ours.get(token)} in the processor. Set data.processor to one with the student's tokenizer."
+        )
+
+
+def _differing(tokens: Iterable[str], ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
+    return sorted((token for token in tokens if ours.get(token) != theirs.get(token)), key=repr)
 
 
 def same_encoder(student: VLMAdapter, teacher: VLMAdapter) -> bool:

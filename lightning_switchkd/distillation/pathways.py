@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_switchkd.core.types import Batch, Pathway
 from lightning_switchkd.models.adapter import VLMAdapter
-from lightning_switchkd.models.attention import LayerAttention, noted_attention
+from lightning_switchkd.models.attention import LayerAttention, recorded_attention
 
 PhaseTimer = Callable[[str], AbstractContextManager[None]]
 """Measures the phase of a step that runs inside its context."""
@@ -123,6 +123,6 @@ def run_pathways(
 
 def _from_features(vlm: VLMAdapter, batch: Batch, features: Tensor, every_layer: bool) -> PathwayOutput:
     image_embeds = vlm.project(features)  # [M, P, H]
-    with noted_attention(every_layer) as layers:
+    with recorded_attention(every_layer) as layers:
         hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)  # [B, T, H]
     return PathwayOutput(hidden, image_embeds, layers)

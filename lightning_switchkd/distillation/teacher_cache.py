@@ -24,7 +24,9 @@ from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import pread
+from lightning_switchkd.core.renamed import upgrade_setting
 from lightning_switchkd.core.types import Batch
+from lightning_switchkd.models.adapter import VLMAdapter
 
 log = logging.getLogger(__name__)
 
@@ -50,25 +52,32 @@ class TeacherCache:
             raise UserError(f"model.teacher_cache.max_gb must be above 0, got {self.max_gb}. Set it to 50.")
 
     def open(
-        self, key: Mapping[str, Any], data: str, samples: int, width: int, dtype: torch.dtype, world_size: int = 1
+        self, teacher: VLMAdapter, settings: Mapping[str, Any], data: str, samples: int, world_size: int = 1
     ) -> HiddenStateCache:
         """Open the hidden states of one data set.
 
         Args:
-            key: Everything that hidden states depend on besides the sample, as plain values by setting.
+            teacher: The model that computes them.
+            settings: Everything else that hidden states depend on besides the sample, as plain values by setting.
             data: Fingerprint of the data set.
             samples: Number of samples in the data set.
-            width: H.
-            dtype: Of the hidden states.
             world_size: Number of processes that share the remaining space.
 
         Raises:
             UserError: The folder was filled with other settings. The message names the first that differs.
         """
-        folder = Path(self.folder)
+        folder, head = Path(self.folder), teacher.head
+        key = {
+            **settings,
+            "model.teacher.dtype": str(head.weight.dtype),
+            "model.teacher.attn_implementation": teacher.attention,
+            "model.teacher.feature_layer": str(teacher.feature_space),
+            "row dtype": str(head.dtype).removeprefix("torch."),
+            "row width": head.weight.shape[1],
+        }
         try:
             (folder / data).mkdir(parents=True, exist_ok=True)
-            _check_key(folder, {**key, "row dtype": str(dtype).removeprefix("torch."), "row width": width})
+            _check_key(folder, key)
         except OSError as error:
             raise UserError(
                 f"model.teacher_cache.folder: cannot write to {folder} ({error}). Choose another folder."
@@ -78,7 +87,7 @@ class TeacherCache:
             used = sum(file.stat().st_size for file in folder.rglob("*.rows"))
             return max(0, int(self.max_gb * 1e9) - used) // world_size
 
-        return HiddenStateCache(folder / data, samples, width, dtype, free_bytes)
+        return HiddenStateCache(folder / data, samples, head.weight.shape[1], head.dtype, free_bytes)
 
 
 def _check_key(folder: Path, key: Mapping[str, Any]) -> None:
@@ -93,11 +102,9 @@ def _check_key(folder: Path, key: Mapping[str, Any]) -> None:
         finally:
             temporary.unlink()
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        stored = {upgrade_setting(name): value for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
         raise UserError(f"The teacher cache {folder} has a damaged {KEY} ({error}). Delete the folder.") from None
-    if "data.upright" in stored:  # written by 0.1.0
-        stored["data.exif_transpose"] = stored.pop("data.upright")
     current = json.loads(json.dumps(key))
     for setting in [*current, *(stored.keys() - current.keys())]:
         if stored.get(setting) != current.get(setting):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import load_processor
@@ -72,42 +74,68 @@ def evaluate(
     tasks = []
     for benchmark in map(Benchmark.read, benchmarks or papers[0].benchmarks):
         folder = benchmark.folder(data_root, (annotations or {}).get(benchmark.name))
-        tasks.append((benchmark, folder, benchmark.items(folder)[:limit]))
+        tasks.append(Task(benchmark, folder, benchmark.items(folder)[:limit], rules))
     for model_folder in models.values():
         load_processor(model_folder)  # report a wrong folder before the first model runs for hours
     trainer = inference_trainer(accelerator, devices)
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype)
         settings = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
-        for (benchmark, folder, items), blank in product(tasks, (False, True) if no_image else (False,)):
-            length = max_new_tokens or benchmark.max_new_tokens
-            stem = f"{benchmark.name}.{NO_IMAGE}" if blank else benchmark.name
-            log = AnswerLog(
-                file=Path(output, name, f"{stem}{ANSWERS}"),
-                items=items,
-                prompts=[benchmark.prompt_of(item, rules) for item in items],
-                # "blind" is the key of version 0.1.0, whose answers stay valid.
-                settings={**settings, "max_new_tokens": length, "blind": blank},
-            )
-            ask(trainer, Asker(model, log, batch_size, length, blank, workers), f"{name}, {stem}")
+        for task, blank in product(tasks, (False, True) if no_image else (False,)):
+            length = max_new_tokens or task.benchmark.max_new_tokens
+            log = task.answer_log(Path(output, name), blank, {**settings, "max_new_tokens": length})
+            ask(trainer, Asker(model, log, batch_size, length, blank, workers), f"{name}, {task.stem(blank)}")
             if trainer.is_global_zero:
-                matched = match(items, *read_answers(log.file))
-                result = rate(benchmark, folder, items, matched, rules, str(log.file))
-                result.write(Path(output, name, f"{stem}.json"))
+                task.rate(Path(output, name), blank)
     if not trainer.is_global_zero:
         return
     systems = {name: str(Path(output, name)) for name in models}
-    for benchmark, folder, items in tasks:
-        if benchmark.training:
-            _rate_text_only_baseline(benchmark, folder, items, rules, Path(output, TEXT_ONLY_BASELINE))
+    for task in tasks:
+        if task.benchmark.training:
+            task.rate_text_only_baseline(Path(output, TEXT_ONLY_BASELINE))
             systems = {TEXT_ONLY_BASELINE: str(Path(output, TEXT_ONLY_BASELINE)), **systems}
-    report(systems, output, [benchmark.name for benchmark, _, _ in tasks], run, published)
+    report(systems, output, [task.benchmark.name for task in tasks], run, published)
 
 
-def _rate_text_only_baseline(
-    benchmark: Benchmark, folder: Path, items: Sequence[Item], protocol: ScoringProtocol, output: Path
-) -> None:
-    """Score the most common training answer to each question."""
-    answers = text_only_answers(read_conversations(benchmark.training), [item.question for item in items])
-    result = rate(benchmark, folder, items, Matched(list(answers)), protocol, benchmark.training)
-    result.write(output / f"{benchmark.name}.json")
+@dataclass(frozen=True)
+class Task:
+    """The questions of one benchmark, and where answers and results of one system go.
+
+    Attributes:
+        benchmark: Its definition.
+        folder: Folder of its files.
+        items: The questions.
+        protocol: Prompts and rules.
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    items: Sequence[Item]
+    protocol: ScoringProtocol
+
+    def stem(self, blank: bool) -> str:
+        """Return the name of the files, without their endings."""
+        return f"{self.benchmark.name}.{NO_IMAGE}" if blank else self.benchmark.name
+
+    def answer_log(self, output: Path, blank: bool, settings: Mapping[str, Any]) -> AnswerLog:
+        """Return the file of a model's answers, resumable under the same settings."""
+        return AnswerLog(
+            file=output / f"{self.stem(blank)}{ANSWERS}",
+            items=self.items,
+            prompts=[self.benchmark.prompt_of(item, self.protocol) for item in self.items],
+            settings={**settings, "blind": blank},  # the key of version 0.1.0, whose answers stay valid
+        )
+
+    def rate(self, output: Path, blank: bool) -> None:
+        """Score a model's answers, and write the result."""
+        file = output / f"{self.stem(blank)}{ANSWERS}"
+        matched = match(self.items, *read_answers(file))
+        result = rate(self.benchmark, self.folder, self.items, matched, self.protocol, str(file))
+        result.write(output / f"{self.stem(blank)}.json")
+
+    def rate_text_only_baseline(self, output: Path) -> None:
+        """Score the most common training answer to each question, and write the result."""
+        training = self.benchmark.training
+        answers = text_only_answers(read_conversations(training), [item.question for item in self.items])
+        result = rate(self.benchmark, self.folder, self.items, Matched(list(answers)), self.protocol, training)
+        result.write(output / f"{self.benchmark.name}.json")

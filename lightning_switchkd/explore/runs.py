@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,11 @@ def scores(report: str | Path) -> DataFrame:
     """
     from pandas import DataFrame
 
-    rows = []
-    for system, results in _results(report).items():
-        for name, result in results.items():
-            benchmark, no_image = _benchmark(name)
-            for category, score in {**result.categories, "score": result.score}.items():
-                rows.append((system, benchmark, no_image, category, score))
+    rows = [
+        (system, benchmark, no_image, category, score)
+        for system, benchmark, no_image, result in _results(report)
+        for category, score in {**result.categories, "score": result.score}.items()
+    ]
     return DataFrame(rows, columns=["system", "benchmark", "no_image", "category", "score"])
 
 
@@ -65,23 +64,23 @@ def answers_of(report: str | Path) -> DataFrame:
     """
     from pandas import DataFrame, concat
 
-    parts = []
-    for system, results in _results(report).items():
-        for name, result in results.items():
-            benchmark, no_image = _benchmark(name)
-            answers = {"id": result.ids, "answer": result.texts, "score": result.scores}
-            parts.append(DataFrame(answers).assign(system=system, benchmark=benchmark, no_image=no_image))
+    parts = [
+        DataFrame({"id": result.ids, "answer": result.texts, "score": result.scores}).assign(
+            system=system, benchmark=benchmark, no_image=no_image
+        )
+        for system, benchmark, no_image, result in _results(report)
+    ]
     return concat(parts, ignore_index=True)[["system", "benchmark", "no_image", "id", "answer", "score"]]
 
 
-def _benchmark(name: str) -> tuple[str, bool]:
-    """Split the name of a result into the benchmark, and whether its images were blank."""
-    return name.removesuffix(f".{NO_IMAGE}"), name.endswith(f".{NO_IMAGE}")
-
-
-def _results(report: str | Path) -> Mapping[str, Mapping[str, Result]]:
+def _results(report: str | Path) -> list[tuple[str, str, bool, Result]]:
+    """Read every result of a report: its system, its benchmark, and whether the images were blank."""
     folders = [folder for folder in sorted(Path(report).glob("*")) if folder.is_dir()]
-    results = {upgrade_result(folder.name): read_results(folder) for folder in folders}
-    if not any(results.values()):
+    results = [
+        (upgrade_result(folder.name), name.removesuffix(f".{NO_IMAGE}"), name.endswith(f".{NO_IMAGE}"), result)
+        for folder in folders
+        for name, result in read_results(folder).items()
+    ]
+    if not results:
         raise UserError(f"{report} has no results of `evaluate`. `make train` writes a report to RUN/report.")
     return results

@@ -177,12 +177,12 @@ class VLMAdapter(nn.Module, ABC):
         return self
 
 
-def fingerprint(vlm: VLMAdapter, samples: int = 256) -> str:
-    """Hash the weights: the name, the shape and up to ``samples`` evenly spaced values of every tensor."""
+def fingerprint(vlm: VLMAdapter, values_per_tensor: int = 256) -> str:
+    """Hash the weights: the name, the shape and up to ``values_per_tensor`` evenly spaced values of every tensor."""
     digest = hashlib.sha256()
     for name, tensor in vlm.model.state_dict().items():
         flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // samples)].to("cpu", torch.float32)
+        values = flat[:: max(1, flat.numel() // values_per_tensor)].to("cpu", torch.float32)
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 

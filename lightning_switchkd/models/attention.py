@@ -81,7 +81,7 @@ _every_layer = False
 
 
 @contextmanager
-def noted_attention(every_layer: bool = False) -> Iterator[list[LayerAttention]]:
+def recorded_attention(every_layer: bool = False) -> Iterator[list[LayerAttention]]:
     """Record queries and keys of the first decoder layer of a watched model, or of every layer: one entry per call."""
     global _recorded, _every_layer
     layers: list[LayerAttention] = []
@@ -93,7 +93,7 @@ def noted_attention(every_layer: bool = False) -> Iterator[list[LayerAttention]]
 
 
 def watch_attention(language_model: PreTrainedModel, name: str) -> None:
-    """Let :func:`noted_attention` record a language model's layers. The model's output does not change.
+    """Let :func:`recorded_attention` record a language model's layers. The model's output does not change.
 
     Args:
         language_model: A decoder of any family that takes its kernels from Hugging Face's registry.

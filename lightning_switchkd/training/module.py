@@ -22,7 +22,15 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Batch, Counts, Part
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import mean_supervised_tokens
-from lightning_switchkd.distillation.checks import check_data, check_packing, check_pair, check_vocabulary, same_encoder
+from lightning_switchkd.distillation.checks import (
+    check_cache,
+    check_data,
+    check_packing,
+    check_pair,
+    check_student_vocabulary,
+    check_vocabulary,
+    same_encoder,
+)
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache, TeacherCache
 from lightning_switchkd.models.adapter import VLMAdapter, fingerprint
@@ -131,6 +139,8 @@ class SwitchKD(L.LightningModule):
 
         student = build(self.student_spec, tokenizer, "student")
         check_data(student, tokenizer, data.image_tokens)
+        if lm_tokenizer := tokenizer_of(self.student_spec):
+            check_student_vocabulary(tokenizer, lm_tokenizer)
         student.freeze(self.freeze_parts)
         teacher = self._build_teacher(tokenizer)
         check_pair(student, teacher, self.objective.needs, len(tokenizer))
@@ -278,37 +288,23 @@ class SwitchKD(L.LightningModule):
         data, needs = self.trainer.datamodule, self.objective.needs  # type: ignore[attr-defined]
         dataset = data.dataset(split)
         source = dataset.source.fingerprint
-        if source in self._caches:
-            return self._caches[source]
-        if needs & (Need.IMAGE_EMBEDS | Need.FIRST_ATTENTION):
-            raise UserError(
-                "model.teacher_cache stores the teacher's final hidden states only, but "
-                f"{type(self.objective).__name__} also reads its first attention or its image embeddings. Set "
-                "model.teacher_cache to null."
+        if source not in self._caches:
+            check_cache(self.objective, sharded_teacher=isinstance(self.trainer.strategy, FSDP2))
+            image_tokens = Need.IMAGE_TOKENS in needs
+            cache = self.teacher_cache.open(
+                self.distiller.frozen_teacher,
+                {
+                    "model.teacher": self.teacher_fingerprint,
+                    "trainer.precision": str(self.trainer.precision),
+                    **data.prompt_metadata(),
+                },
+                f"{source}-with-image-tokens" if image_tokens else source,
+                len(dataset),
+                self.trainer.world_size,
             )
-        if isinstance(self.trainer.strategy, FSDP2):
-            raise UserError(
-                "model.teacher_cache does not work with FSDP2: processes skip the teacher where the cache has its "
-                "hidden states, but a sharded teacher needs all processes. Set model.teacher_cache to null, or use "
-                "TRAINER=ddp."
-            )
-        teacher = self.distiller.frozen_teacher
-        weight = teacher.head.weight
-        key = {
-            "model.teacher": self.teacher_fingerprint,
-            "model.teacher.dtype": str(weight.dtype),
-            "model.teacher.attn_implementation": teacher.attention,
-            "model.teacher.feature_layer": str(teacher.feature_space),
-            "trainer.precision": str(self.trainer.precision),
-            **data.prompt_metadata(),
-        }
-        image_tokens = Need.IMAGE_TOKENS in needs
-        name = f"{source}-with-image-tokens" if image_tokens else source
-        size = len(dataset), weight.shape[1], teacher.head.dtype
-        cache = self.teacher_cache.open(key, name, *size, self.trainer.world_size)
-        rank_zero_info(cache.describe(mean_supervised_tokens(dataset, image_tokens)))
-        self._caches[source] = cache
-        return cache
+            rank_zero_info(cache.describe(mean_supervised_tokens(dataset, image_tokens)))
+            self._caches[source] = cache
+        return self._caches[source]
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -461,7 +461,7 @@ def test_case_13_bad_records_on_one_rank(folder: Path, make_data: MakeData, writ
 
 
 def test_case_14_batches_of_text_of_both_and_of_several_images(folder: Path) -> None:
-    """The step is finite in each; `test_training` shows the gradients of two ranks equal one's on such batches."""
+    """The step is finite in each; `test_module.py` shows that two ranks get one rank's gradients on such batches."""
     model = tiny.switch_kd(folder)
     tiny.trainer(folder, max_steps=0).fit(model, datamodule=tiny.data_module(folder))  # loads the models
     for images in ((0, 0, 0), (1, 0, 0), (2, 0, 3)):

@@ -45,7 +45,7 @@ def test_parts_from_folders_keep_their_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**LM, vocab_size=320)).save_pretrained(tmp_path / "lm")
     config = {k: v for k, v in VISION.items() if k != "model_type"}
-    CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(tmp_path / "tower")
+    CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(tmp_path / "encoder")
     text = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -55,14 +55,14 @@ def test_parts_from_folders_keep_their_weights(tmp_path: Path) -> None:
     }
     CLIPModel(CLIPConfig(vision_config=config, text_config=text)).save_pretrained(tmp_path / "pair")
     tiny.save_vlm(tmp_path / "vlm", seed=4)
-    for tower in ("tower", "pair", "vlm"):
-        spec = VLMSpec(vision=str(tmp_path / tower), lm=str(tmp_path / "lm"))
+    for encoder in ("encoder", "pair", "vlm"):
+        spec = VLMSpec(vision=str(tmp_path / encoder), lm=str(tmp_path / "lm"))
         model = build(spec, tiny.tokenizer(), "student").model
         lm = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
         assert torch.equal(model.lm_head.weight, lm.lm_head.weight)
         assert model.lm_head.weight is model.model.language_model.embed_tokens.weight, "a tied head stays tied"
         loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path / "vlm").model.vision_tower
-        if tower == "vlm":
+        if encoder == "vlm":
             got = model.model.vision_tower.state_dict()
             assert all(torch.equal(tensor, got[name]) for name, tensor in loaded.state_dict().items())
 

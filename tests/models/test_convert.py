@@ -21,9 +21,9 @@ from lightning_switchkd.models.convert import convert
 State = dict[str, Tensor]
 
 
-def parts(tower: str = "clip") -> tuple[Any, State, State, State, State]:
+def parts(encoder: str = "clip") -> tuple[Any, State, State, State, State]:
     """Return a model, and the state dicts of its parts and head under their source names."""
-    model = tiny.vlm(seed=3, tower=tower, tied=False).model
+    model = tiny.vlm(seed=3, encoder=encoder, tied=False).model
     inner = model.model
     vision = {f"vision_model.{name}": t for name, t in inner.vision_tower.state_dict().items()}
     projector = {
@@ -56,8 +56,8 @@ def write_processor_files(folder: Path, model: Any) -> None:
     CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
 
 
-def write_tinyllava(folder: Path, tower: str) -> Any:
-    model, vision, projector, lm, head = parts(tower)
+def write_tinyllava(folder: Path, encoder: str) -> Any:
+    model, vision, projector, lm, head = parts(encoder)
     state = {f"vision_tower._vision_tower.{n}": t for n, t in vision.items()}
     state |= {f"connector._connector.{n}": t for n, t in projector.items()}
     state |= {f"language_model.model.{n}": t for n, t in lm.items()}
@@ -75,9 +75,9 @@ def write_tinyllava(folder: Path, tower: str) -> Any:
     return model
 
 
-def write_tinyllava_parts(folder: Path, tower: str) -> Any:
+def write_tinyllava_parts(folder: Path, encoder: str) -> Any:
     """Write three folders, as TinyLLaVA's trainer does."""
-    model, vision, projector, lm, head = parts(tower)
+    model, vision, projector, lm, head = parts(encoder)
     for name in ("language_model", "vision_tower", "connector"):
         (folder / name).mkdir()
     torch.save({f"model.{n}": t for n, t in lm.items()} | {f"lm_head.{n}": t for n, t in head.items()},
@@ -90,8 +90,8 @@ def write_tinyllava_parts(folder: Path, tower: str) -> Any:
     return model
 
 
-def write_llava(folder: Path, tower: str) -> Any:
-    model, vision, projector, lm, head = parts(tower)
+def write_llava(folder: Path, encoder: str) -> Any:
+    model, vision, projector, lm, head = parts(encoder)
     state = {f"model.vision_tower.vision_tower.{n}": t for n, t in vision.items()}
     state |= {f"model.mm_projector.{n}": t for n, t in projector.items()}
     state |= {f"model.{n}": t for n, t in lm.items()} | {f"lm_head.{n}": t for n, t in head.items()}
@@ -105,9 +105,9 @@ def write_llava(folder: Path, tower: str) -> Any:
     return model
 
 
-def write_xtuner(folder: Path, tower: str) -> Any:
+def write_xtuner(folder: Path, encoder: str) -> Any:
     """Write a language model with folders for projector and vision encoder inside."""
-    model, vision, projector, lm, head = parts(tower)
+    model, vision, projector, lm, head = parts(encoder)
     for name in ("projector", "visual_encoder"):
         (folder / name).mkdir()
     save = {f"model.{n}": t.contiguous() for n, t in lm.items()} | {f"lm_head.{n}": t for n, t in head.items()}
@@ -128,12 +128,12 @@ WRITERS: dict[str, Callable[[Path, str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
 @pytest.mark.parametrize("layout", WRITERS)
-def test_logits_are_the_same(tmp_path: Path, layout: str, tower: str) -> None:
+def test_logits_are_the_same(tmp_path: Path, layout: str, encoder: str) -> None:
     source, output = tmp_path / "source", tmp_path / "native"
     source.mkdir()
-    before = WRITERS[layout](source, tower).eval()
+    before = WRITERS[layout](source, encoder).eval()
     convert(str(source), str(output), dtype="float32")
     after = LlavaForConditionalGeneration.from_pretrained(output).eval()
     report = json.loads((output / "conversion.json").read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def test_logits_are_the_same(tmp_path: Path, layout: str, tower: str) -> None:
     assert not report["missing"]
     assert not report["unexpected"]
     tokens = load_processor(output)
-    num_tokens = tiny.TOKENS_PER_IMAGE - (tower == "siglip")  # "patch" drops a feature of SigLIP as well
+    num_tokens = tiny.TOKENS_PER_IMAGE - (encoder == "siglip")  # "patch" drops a feature of SigLIP as well
     ids = torch.tensor([[5, 9, *[3] * num_tokens, 20, 21, 22]])
     assert after.config.image_token_id == tokens.tokenizer.convert_tokens_to_ids("<image>") == 3
     pixels = torch.randn(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
@@ -159,8 +159,8 @@ def test_a_missing_part_is_named_and_can_be_given(tmp_path: Path) -> None:
     torch.save({n: t for n, t in state.items() if "vision_tower" not in n}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"missing: model\.vision_tower.*Give --vision"):
         convert(str(source), str(tmp_path / "native"))
-    model.model.vision_tower.save_pretrained(tmp_path / "tower")
-    convert(str(source), str(tmp_path / "native"), vision=str(tmp_path / "tower"), dtype="float32")
+    model.model.vision_tower.save_pretrained(tmp_path / "encoder")
+    convert(str(source), str(tmp_path / "native"), vision=str(tmp_path / "encoder"), dtype="float32")
     after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "native")
     for name, tensor in model.state_dict().items():
         assert torch.equal(after.state_dict()[name], tensor), name

@@ -16,16 +16,16 @@ from lightning_switchkd.models.lora import LoRA
 from lightning_switchkd.objectives import SFT, Objective, SwitchKDObjective
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
 @pytest.mark.parametrize(
     ("objective", "freeze"),
     [(SwitchKDObjective(), ()), (SFT(), ()), (SFT(), ("vision",)), (SFT(), ("vision", "lm"))],
     ids=["switch_kd", "sft", "sft-frozen-vision", "sft-projector-only"],
 )
-def test_equals_a_step_that_runs(tower: str, objective: Objective, freeze: tuple[str, ...]) -> None:
+def test_equals_a_step_that_runs(encoder: str, objective: Objective, freeze: tuple[str, ...]) -> None:
     """To 2 %, with eager attention (PyTorch counts its products) and samples without padding."""
-    student = tiny.vlm(tower=tower, attn_implementation="eager", width=32)
-    teacher = tiny.vlm(seed=1, tower=tower, attn_implementation="eager", width=48, lm="llama", tied=False)
+    student = tiny.vlm(encoder=encoder, attn_implementation="eager", width=32)
+    teacher = tiny.vlm(seed=1, encoder=encoder, attn_implementation="eager", width=48, lm="llama", tied=False)
     student.freeze(freeze)  # type: ignore[arg-type]
     distiller = Distiller(student, teacher if objective.terms.keys() != {"ce"} else None, objective, 280).train()
     batch = tiny.batch(images=(1, 1), answer=(4, 4))

@@ -30,12 +30,12 @@ BATCH = tiny.batch(images=(1, 0, 2), answer=(3, 5, 2))
 FOCUS = 2
 
 
-def distiller(objective: Objective, tower: str = "clip", equal: bool = False, **changes: object) -> Distiller:
+def distiller(objective: Objective, encoder: str = "clip", equal: bool = False, **changes: object) -> Distiller:
     """A pair of unequal heads, widths and layers in float64; or a teacher equal to the student."""
     torch.manual_seed(0)
-    student = tiny.vlm(seed=0, tower=tower, **changes)
+    student = tiny.vlm(seed=0, encoder=encoder, **changes)
     other = {"lm": "llama", "tied": False, "width": 24, "heads": 4}
-    teacher = copy.deepcopy(student) if equal else tiny.vlm(seed=1, tower=tower, **{**changes, **other})
+    teacher = copy.deepcopy(student) if equal else tiny.vlm(seed=1, encoder=encoder, **{**changes, **other})
     return Distiller(student, teacher.double(), objective, VOCABULARY).double()
 
 
@@ -68,12 +68,12 @@ METHODS: dict[str, tuple[Callable[[], Objective], Callable[[Naive, Objective], T
 }
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
 @pytest.mark.parametrize("method", METHODS)
-def test_equals_the_naive_reference(method: str, tower: str) -> None:
+def test_equals_the_naive_reference(method: str, encoder: str) -> None:
     """Loss and the gradients of all of the student and of adapters: another image size, so no count is a constant."""
     make, reference = METHODS[method]
-    model = distiller(make(), tower)
+    model = distiller(make(), encoder)
     plain, objective = copy.deepcopy(model.student.model), copy.deepcopy(model.objective)
     terms = model(BATCH, BATCH.counts.tensor(), 0)
     terms.loss.backward()
@@ -176,9 +176,9 @@ def test_attention_is_that_of_text_to_image() -> None:
         assert not bool(naive.student.attentions[0][b][:, columns][:, :, columns[-1] + 1 :].any())
 
 
-@pytest.mark.parametrize(("tower", "tokens"), [("clip", 4), ("siglip", 4)])
-def test_the_number_of_image_tokens_is_the_models(tower: str, tokens: int) -> None:
-    model = distiller(LLaVAKD(), tower)
+@pytest.mark.parametrize(("encoder", "tokens"), [("clip", 4), ("siglip", 4)])
+def test_the_number_of_image_tokens_is_the_models(encoder: str, tokens: int) -> None:
+    model = distiller(LLaVAKD(), encoder)
     inputs = tiny.inputs_of(model, BATCH)
     assert inputs.tokens_per_image == tokens
     assert len(inputs.tokens("image").targets) == BATCH.counts.image_token == 3 * tokens
@@ -228,7 +228,7 @@ def test_adapters_are_saved_with_the_student_and_not_exported() -> None:
     assert not any("adapter" in name for name in model.student.model.state_dict())
 
 
-def test_recomputed_blocks_and_noted_attention() -> None:
+def test_recomputed_blocks_and_recorded_attention() -> None:
     """Layer 0 runs twice, its queries and keys are noted once, and the gradients are the same."""
     found = []
     for changes in ({}, {"activation_checkpointing": ["vision", "lm"]}):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_switchkd.core.renamed import upgrade_metric
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -101,5 +102,5 @@ def read_metrics(run: Path) -> Curves:
             for row in csv.DictReader(file):
                 for name, value in row.items():
                     if name != "step" and value:
-                        curves.setdefault(name, []).append((int(row["step"]), float(value)))
+                        curves.setdefault(upgrade_metric(name), []).append((int(row["step"]), float(value)))
     return curves

@@ -95,7 +95,7 @@ class Losses(L.Callback):
 
 
 def specs(folder: Path, run: Run) -> tuple[VLMSpec, VLMSpec]:
-    """Student and teacher as the run has them: the student's tower and language model, the teacher's language model."""
+    """The run's student and teacher: the student's encoder and language model, the teacher's language model."""
 
     def spec(name: str, parts: list[Part]) -> VLMSpec:
         return VLMSpec(

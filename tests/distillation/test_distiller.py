@@ -21,10 +21,10 @@ from lightning_switchkd.objectives import KD, SFT, AlignKD, LLaVAKD, Objective, 
 PAIR = [("clip", "qwen2", True), ("clip", "llama", False), ("siglip", "qwen2", False), ("siglip", "llama", True)]
 
 
-def distiller(objective: Objective, tower: str = "clip", seed: int = 0) -> Distiller:
+def distiller(objective: Objective, encoder: str = "clip", seed: int = 0) -> Distiller:
     """A pair of one feature space, unequal everywhere else, in float64."""
-    student = tiny.vlm(seed=seed, tower=tower)
-    teacher = tiny.vlm(seed=seed + 1, tower=tower, width=24, lm="llama", tied=False).double()
+    student = tiny.vlm(seed=seed, encoder=encoder)
+    teacher = tiny.vlm(seed=seed + 1, encoder=encoder, width=24, lm="llama", tied=False).double()
     return Distiller(student.double(), teacher, objective, vocabulary=len(tiny.tokenizer()))
 
 
@@ -46,7 +46,7 @@ def touched(model: Distiller) -> dict[str, bool]:
     return reached
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
 @pytest.mark.parametrize(
     ("objective", "term", "reached"),
     [
@@ -57,21 +57,21 @@ def touched(model: Distiller) -> dict[str, bool]:
     ],
     ids=["ce", "fkl", "align", "vsd"],
 )
-def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], tower: str) -> None:
-    model = distiller(copy.deepcopy(objective), tower)
+def test_gradient_routing(objective: Objective, term: str, reached: dict[str, bool], encoder: str) -> None:
+    model = distiller(copy.deepcopy(objective), encoder)
     rows = tiny.inputs_of(model, tiny.batch()).answer_tokens
     sum_losses(rows, model.heads(), {term: model.objective.terms[term]}, {term: 1.0}).loss.backward()
     assert touched(model) == reached
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     behind = set(model.student.parameters()) - {p for part in PARTS for p in model.student.part_parameters(part)}
-    assert behind, "with feature layer -2 the tower's last layer lies behind the features"
+    assert behind, "with feature layer -2 the encoder's last layer lies behind the features"
     assert all(p.grad is None and not p.requires_grad for p in behind)
 
 
-@pytest.mark.parametrize(("tower", "lm", "tied"), PAIR)
-def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
-    student = tiny.vlm(tower=tower, lm=lm, tied=tied)
-    teacher = tiny.vlm(seed=1, tower=tower, lm=lm, tied=tied, width=24)
+@pytest.mark.parametrize(("encoder", "lm", "tied"), PAIR)
+def test_pathways_equal_hugging_face(encoder: str, lm: str, tied: bool) -> None:
+    student = tiny.vlm(encoder=encoder, lm=lm, tied=tied)
+    teacher = tiny.vlm(seed=1, encoder=encoder, lm=lm, tied=tied, width=24)
     model = Distiller(student, teacher, SwitchKDObjective(), vocabulary=280).eval()
     batch = tiny.batch()
     outputs, _ = run_pathways(student, teacher, batch, ("teacher", "switch"))
@@ -87,7 +87,7 @@ def test_pathways_equal_hugging_face(tower: str, lm: str, tied: bool) -> None:
 
 
 def test_switch_reads_the_students_features() -> None:
-    """z^W is what the teacher says when its vision tower is exchanged for the student's."""
+    """z^W is what the teacher says when its vision encoder is exchanged for the student's."""
     model = distiller(SwitchKDObjective())
     batch = tiny.batch()
     switched = copy.deepcopy(model.teacher.vlm.model)

@@ -33,7 +33,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "fsdp2-whole-teacher": {"devices": 2},
 }
 SEED = 1
-"""Seed of the data order: some ranks have batches without an image (test_training.py)."""
+"""Seed of the data order: some ranks have batches without an image (test_module.py)."""
 
 
 class Losses(L.Callback):

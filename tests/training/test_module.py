@@ -136,7 +136,7 @@ def test_validation_logs_terms_and_accuracy(folder: Path, tmp_path: Path) -> Non
         ({"seed": 1}, {"freeze": ["vision"]}, "model.freeze contains .vision."),
         ({"seed": 1, "feature_layer": -1}, {}, "layer of the image features is -2 in the student"),
         ({"seed": 1, "feature_strategy": "full"}, {}, "tokens of the image features is 4 in the student"),
-        ({"seed": 1, "tower": "siglip", "wide": True}, {}, "width of the image features"),
+        ({"seed": 1, "encoder": "siglip", "wide": True}, {}, "width of the image features"),
     ],
     ids=["frozen", "layer", "tokens", "width"],
 )
@@ -144,7 +144,7 @@ def test_incompatible_pairs_are_refused(
     folder: Path, tmp_path: Path, teacher: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     if teacher.pop("wide", False):
-        wide = tiny.spec(tower="siglip")
+        wide = tiny.spec(encoder="siglip")
         assert isinstance(wide.vision, dict)
         spec = VLMSpec(vision={**wide.vision, "hidden_size": 32}, lm=wide.lm, feature_strategy="full")
     else:
@@ -154,16 +154,21 @@ def test_incompatible_pairs_are_refused(
         tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
 
 
-def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = tiny.save_vlm(tmp_path / "teacher", seed=1)
-    text = (tmp_path / "teacher" / "tokenizer.json").read_text(encoding="utf-8")
-    core = json.loads(text)
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("teacher", "do not share a vocabulary: 2 tokens"), ("student", "another tokenizer than .*: 2 of its tokens")],
+)
+def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path, part: str, message: str) -> None:
+    path = tiny.save_vlm(tmp_path / part, seed=1)
+    tokenizer = tmp_path / part / "tokenizer.json"
+    core = json.loads(tokenizer.read_text(encoding="utf-8"))
     vocabulary = core["model"]["vocab"]
     vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
-    (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(core), encoding="utf-8")
-    model = SwitchKD(VLMSpec(checkpoint=str(folder / "student")), VLMSpec(checkpoint=path), SwitchKDObjective())
-    with pytest.raises(UserError, match=r"2 tokens differ. The first is .!. with"):
-        tiny.trainer(tmp_path).fit(model, datamodule=tiny.data_module(folder))
+    tokenizer.write_text(json.dumps(core), encoding="utf-8")
+    folders = {"student": str(folder / "student"), "teacher": str(folder / "teacher"), part: path}
+    student, teacher = (VLMSpec(checkpoint=folders[name]) for name in ("student", "teacher"))
+    with pytest.raises(UserError, match=rf"{message} differ. The first is .!. with"):
+        tiny.trainer(tmp_path).fit(SwitchKD(student, teacher, SwitchKDObjective()), datamodule=tiny.data_module(folder))
 
 
 def test_a_switch_without_effect_is_reported(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
