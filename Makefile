@@ -164,10 +164,10 @@ sweep: .venv/ready ## compare methods over seeds: SWEEP=name of conf/sweep, METH
 prepared: | $(PREPARED) $(foreach stage,$(STAGES_$(SWEEP)),$(call student,$(DATA),$(stage)))
 
 test: .venv/ready ## run the tests that CI runs
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist worksteal
 
 test-all: .venv/ready harness runs/digits/switch_kd/report/results.json ## run all tests, including slow ones and the notebooks on a run of `make train`
-	$(PY) -m pytest -n auto -m ""
+	$(PY) -m pytest -n auto --dist worksteal -m ""
 runs/digits/switch_kd/report/results.json:
 	$(MAKE) train
 

@@ -39,8 +39,10 @@ class _RenamedModules(MetaPathFinder):
             from lightning_switchkd.core.renamed import MODULES
 
             old = name.removeprefix(f"{__name__}.")
-            if old in MODULES:
-                raise ModuleNotFoundError(f"'{name}' was renamed in 0.2: use {__name__}.{MODULES[old]}.")
+            for module in (old, old.rpartition(".")[0]):  # the second: a name that was in a module, now a package
+                if module in MODULES:
+                    new = f"{__name__}.{MODULES[module]}"
+                    raise ModuleNotFoundError(f"'{__name__}.{module}' was renamed in 0.2: use {new}.")
             if any(module.startswith(f"{old}.") for module in MODULES):
                 return ModuleSpec(name, None, is_package=True)  # an empty package: its modules are asked for next
         return None

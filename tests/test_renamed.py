@@ -87,11 +87,9 @@ def test_present_names_pass() -> None:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_modules(module: str) -> None:
     assert importlib.util.find_spec(f"lightning_switchkd.{MODULES[module]}") is not None
-    if (ROOT / "lightning_switchkd" / module.replace(".", "/")).is_dir():
-        return  # the old module is a package now
     parent = module.rpartition(".")[0]
     with pytest.raises(ModuleNotFoundError) as error:
-        importlib.import_module(f"lightning_switchkd.{module}")
+        exec(f"from lightning_switchkd.{module} import Name")
     name = parent if parent in MODULES and not (ROOT / "lightning_switchkd" / parent).is_dir() else module
     assert (
         str(error.value) == f"'lightning_switchkd.{name}' was renamed in 0.2: use lightning_switchkd.{MODULES[name]}."

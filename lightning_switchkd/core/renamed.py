@@ -121,6 +121,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "evaluate": {"--blind": "--no_image"},
     "generate": {"--beside": "--compare"},
     "dry-run": {"--records": "--num_samples"},
+    "repack": {"--records_per_shard": "--samples_per_shard"},
 }
 """Flags of a command, by its present name. The commands that take a configuration also follow the tables above."""
 

@@ -52,7 +52,7 @@ def repack(
     output: str,
     image_root: str | None = None,
     exclude: str | None = None,
-    records_per_shard: int = 10_000,
+    samples_per_shard: int = 10_000,
 ) -> None:
     """Convert a data set to another format. Images go into .parquet or .tar files, or next to a .json or .jsonl file.
 
@@ -64,7 +64,7 @@ def repack(
         output: The file to write. Its suffix defines the format. Several .parquet or .tar files are numbered.
         image_root: Folder that image paths are relative to.
         exclude: List of samples to skip.
-        records_per_shard: Maximum number of samples in one .parquet or .tar file.
+        samples_per_shard: Maximum number of samples in one .parquet or .tar file.
     """
     target = Path(output)
     if target.suffix not in WRITERS:
@@ -75,7 +75,7 @@ def repack(
     excluded = [] if exclude is None else read_exclusions(exclude, source)
     indices = np.delete(np.arange(len(source)), np.array(excluded, dtype=np.int64)).tolist()
     rows = iter(tqdm(_rows(source, indices), total=len(indices), desc=f"Writing {target.name}", unit="sample"))
-    size = records_per_shard if target.suffix in (".parquet", ".tar") else len(indices)
+    size = samples_per_shard if target.suffix in (".parquet", ".tar") else len(indices)
     shards = -(-len(indices) // size)
     target.parent.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):

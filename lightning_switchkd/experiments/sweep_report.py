@@ -209,6 +209,7 @@ def _results(
     gains: Mapping[str, tuple[float, float, float]],
     trained: Mapping[str, list[Job]],
 ) -> dict[str, Any]:
+    main = next(iter(questions.values()))
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "lightning_switchkd": __version__,
@@ -226,9 +227,7 @@ def _results(
                     ]
                     for file, right in column.right.items()
                 },
-                "no_image": None
-                if column.no_image is None
-                else _averages(questions[next(iter(questions))], column.no_image),
+                "no_image": None if column.no_image is None else _averages(main, column.no_image),
             }
             for name, column in columns.items()
         },

@@ -53,7 +53,7 @@ def same(a: ProcessedSample, b: ProcessedSample) -> bool:
 def test_every_format_gives_the_same_samples(
     make_data: Callable[..., LLaVADataModule], paths: DataPaths, name: str
 ) -> None:
-    written = repacked(paths, name, records_per_shard=7 if "many" in name else 10_000)
+    written = repacked(paths, name, samples_per_shard=7 if "many" in name else 10_000)
     if "many" in name:
         assert not Path(written).exists()
         assert len(list(Path(written).parent.iterdir())) == 6

@@ -98,7 +98,7 @@ def paths(write: Callable[[Sequence[dict[str, Any]]], DataPaths]) -> DataPaths:
 def server(tmp_path: Path, paths: DataPaths, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The records in six files of each kind; waits and time-outs that suit a test."""
     for kind in ("tar", "parquet"):
-        repack(paths.annotations, str(tmp_path / "served" / f"part.{kind}"), paths.image_root, records_per_shard=7)
+        repack(paths.annotations, str(tmp_path / "served" / f"part.{kind}"), paths.image_root, samples_per_shard=7)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))

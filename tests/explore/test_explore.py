@@ -162,6 +162,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
+@pytest.mark.slow
 def test_a_thousand_tokens_at_a_real_vocabulary_stay_below_two_gigabytes() -> None:
     process = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

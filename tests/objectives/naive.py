@@ -97,7 +97,7 @@ class Naive:
         for b, t in self.answers():
             teacher, student = (out.logits[b, t, : self.vocabulary] for out in (self.teacher, self.student))
             for leader in (teacher, student):
-                ids = sorted(range(self.vocabulary), key=lambda i: (-float(leader[i]), i))[:k]
+                ids = sorted(range(self.vocabulary), key=lambda i: (-leader[i].item(), i))[:k]
                 pairs = [(i, j) for n, i in enumerate(ids) for j in ids[n + 1 :]]
                 p, q = (
                     torch.stack([(z[i] - z[j]) / temperature for i, j in pairs]).softmax(-1) for z in (teacher, student)

@@ -93,7 +93,7 @@ def _parity_on(rank: int, folder: Path, root: Path, student: str) -> None:
         _parity(folder, root, setup, student)
 
 
-@pytest.mark.parametrize("student", ["student", "untied"])
+@pytest.mark.parametrize("student", ["student", pytest.param("untied", marks=pytest.mark.slow)])
 def test_every_setup_trains_alike(folder: Path, tmp_path: Path, student: str) -> None:
     """Covers tied and untied heads, clipping, generation during training, and batches without an image on one rank."""
     source = tiny.write_pair(tmp_path / "pair")
