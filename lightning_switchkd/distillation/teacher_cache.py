@@ -12,8 +12,10 @@ import logging
 import os
 import time
 import uuid
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,6 +147,8 @@ class HiddenStateCache:
         self._indexes: dict[Path, tuple[int, int]] = {}  # index file -> its number in _files, entries read
         self._own: tuple[BinaryIO, BinaryIO] | None = None
         self._full = False
+        self._open_files = ExitStack()
+        weakref.finalize(self, self._open_files.close)
         self._refresh()
 
     def __len__(self) -> int:
@@ -219,7 +223,8 @@ class HiddenStateCache:
     def _append(self, number: int, count: int, data: bytes) -> None:
         if self._own is None:
             name = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._own = open(name.with_suffix(".rows"), "xb"), open(name.with_suffix(".index"), "xb")  # noqa: SIM115
+            keep = self._open_files.enter_context
+            self._own = keep(name.with_suffix(".rows").open("xb")), keep(name.with_suffix(".index").open("xb"))
             self._indexes[name.with_suffix(".index")] = self._open(name.with_suffix(".rows")), 0
         states, index = self._own
         file, entries_read = self._indexes[Path(index.name)]
@@ -254,6 +259,7 @@ class HiddenStateCache:
 
     def _open(self, states: Path) -> int:
         self._files.append(os.open(states, os.O_RDONLY))
+        self._open_files.callback(os.close, self._files[-1])
         return len(self._files) - 1
 
 

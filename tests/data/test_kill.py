@@ -18,10 +18,8 @@ from lightning_switchkd.data import repack as repacking
 from lightning_switchkd.data.repack import repack
 
 KINDS = ("json", "jsonl", "parquet", "tar", "mixture")
-SMALL = [("mixture", 2, 2, 1)]
-"""Source, workers, ranks before the last kill, ranks after it: what `make test` runs of the campaign."""
-
-FULL = [(*one, one[-1]) for one in product(KINDS, (0, 2, 4), (1, 2))] + [(kind, 2, 2, 1) for kind in KINDS]
+CASES = [(*one, one[-1]) for one in product(KINDS, (0, 2, 4), (1, 2))] + [(kind, 2, 2, 1) for kind in KINDS]
+"""Source, workers, ranks before the last kill, ranks after it."""
 
 CHECKPOINTS = 2 * 2 * ACCUMULATE
 """Micro-batches from one to the one after the next: a run may be killed as it writes one."""
@@ -69,9 +67,8 @@ def name(case: tuple[str, int, int, int]) -> str:
     return f"{kind}-{workers}workers-{ranks}ranks" + (f"-then{later}" if later != ranks else "")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in SMALL else pytest.mark.slow, id=name(case)) for case in FULL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_case_10_killed_in_every_epoch(
     folder: Path,
     sources: dict[str, list[DataPaths]],

@@ -213,6 +213,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers look at their run on Linux; elsewhere their pipe breaks")
 def test_workers_of_a_killed_run_end_with_batches_that_nobody_takes() -> None:
     root = Path(__file__).parent.parent.parent

@@ -36,7 +36,9 @@ def arguments(model: str, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("model", RECIPES)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow if name != "llava-interleave" else ()) for name in RECIPES]
+)
 def test_every_recipe_steps(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def test_last_stays_in_its_folder_if_best_has_another(folder: Path, tmp_path: Pa
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints(folder: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Steps after the checkpoint are logged once."""
     run = tmp_path / "run"

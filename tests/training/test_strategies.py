@@ -200,6 +200,7 @@ def test_other_sharding_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.on_two_ranks(_foreign_on, folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_exits_cleanly_while_gloo_releases_tensors(folder: Path, tmp_path: Path) -> None:
     flags = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks+=command.LateCollective")
     command = [sys.executable, "-m", "lightning_switchkd", *fit_arguments(folder, tmp_path / "run", *flags)]
