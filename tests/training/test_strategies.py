@@ -172,6 +172,7 @@ def _save_on(rank: int, folder: Path, root: Path) -> None:
         _resume(folder, root, setup, of)
 
 
+@pytest.mark.slow
 def test_every_setup_resumes_every_checkpoint(folder: Path, tmp_path: Path) -> None:
     """A resumed run ends like the uninterrupted one, including AdamW's running averages."""
     _save(folder, tmp_path, "one")

@@ -263,14 +263,11 @@ def test_an_unknown_part_is_a_mistake(folder: Path, tmp_path: Path, capsys: pyte
         assert "Traceback" not in said
 
 
-def test_no_compiler_is_said_in_one_paragraph(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch._inductor.config
+def test_no_compiler_is_said_in_one_paragraph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch._inductor import config
     from torch._inductor.utils import fresh_cache
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with fresh_cache(), pytest.raises(SystemExit) as stop:
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache(), pytest.raises(SystemExit) as stop:
         main(command(folder, tmp_path, "--model.student.compile=[lm]"))
     said = capsys.readouterr().err
     assert stop.value.code == 2
