@@ -49,10 +49,14 @@ def main() -> None:
     parser.add_argument("--run", help="run folder that the notebooks open")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     options = parser.parse_args()
+    notebooks = sorted(HERE.glob("*.ipynb"))
+    if unknown := set(options.names) - {notebook.stem for notebook in notebooks}:
+        available = ", ".join(notebook.stem for notebook in notebooks)
+        parser.error(f"unknown notebooks: {', '.join(sorted(unknown))}. Available: {available}")
     os.environ["PYTHONPATH"] = str(HERE.parent)  # the kernels import the package from this checkout
     if options.run:
         os.environ["RUN"] = options.run
-    for notebook in sorted(HERE.glob("*.ipynb")):
+    for notebook in notebooks:
         if not options.names or notebook.stem in options.names:
             start = time.perf_counter()
             run(notebook, options.figures)

@@ -31,7 +31,7 @@ from lightning_switchkd.training.callbacks import (
     ValGeneration,
     VisionGradients,
 )
-from lightning_switchkd.training.callbacks.run_files import RunFiles, archive_previous_run
+from lightning_switchkd.training.callbacks.run_files import PreviousRun, RunFiles
 from lightning_switchkd.training.checkpoints.io import newest, read_checkpoint
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
@@ -58,7 +58,7 @@ class SwitchKDCLI(LightningCLI):
 
     - A checkpoint's hyperparameters never override files and flags.
     - ``--ckpt_path=last`` resumes a run, or starts it from scratch if the run folder has no checkpoint.
-    - A run that starts from scratch archives an earlier run in its folder.
+    - A run that starts from scratch archives an earlier run in its folder, unless it fails before its first step.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -85,7 +85,7 @@ class SwitchKDCLI(LightningCLI):
     def before_fit(self) -> None:
         """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs."""
         if self._get(self.config_init, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            archive_previous_run(Path(self.trainer.default_root_dir))
+            self.trainer.callbacks.append(PreviousRun(self.trainer))  # type: ignore[attr-defined]
 
 
 def _forget_init_args(_: Any, previous: Any, value: Any) -> None:

@@ -28,6 +28,11 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _STAGES: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
+AT_LEAST_ONE = ("batch_size", "val_batch_size", "max_length", "group_window", "max_bad_run", "pad_to_multiple_of")
+AT_LEAST_ZERO = ("num_workers", "max_bad_fraction", "probe", "cache_gb")
+"""Settings, by their smallest value."""
+
+
 @dataclass(frozen=True)
 class DataPaths:
     """One data set.
@@ -88,6 +93,9 @@ class LLaVADataModule(LightningDataModule):
         cache_dir: Folder for downloads of data behind URLs. None: the user's cache folder.
         cache_gb: Maximum size of the downloads in gigabytes. If the data set is larger, samples are shuffled within
             the files that fit.
+
+    Raises:
+        UserError: A number is too small.
     """
 
     def __init__(
@@ -120,6 +128,10 @@ class LLaVADataModule(LightningDataModule):
         super().__init__()
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
         self.save_hyperparameters(logger=False)  # the run files log them once
+        for name in (*AT_LEAST_ONE, *AT_LEAST_ZERO):
+            least = int(name in AT_LEAST_ONE)
+            if (value := self.hparams[name]) is not None and not value >= least:
+                raise UserError(f"data.{name} must be {least} or more, got {value}.")
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
             self.hparams[split] = [asdict(path) for path in paths] or None
         self._datasets: dict[str, VisionTextDataset] = {}
@@ -245,10 +257,16 @@ class LLaVADataModule(LightningDataModule):
             probe(self.dataset("train"), self.hparams["seed"], self.hparams["probe"])
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits of a stage. In `fit`, the validation set is optional."""
+        """Open the splits of a stage. In `fit`, the validation set is optional.
+
+        Raises:
+            UserError: Files are missing, or the training set does not fill one optimizer step.
+        """
         for split in _STAGES.get(stage, SPLITS):
             if self._paths[split] or _STAGES.get(stage, ())[:1] == (split,):
                 self.dataset(split)
+        if stage == "fit":
+            self.train_dataloader()
 
     def train_dataloader(self) -> BatchStream:
         """Return shuffled batches in whole optimizer steps, from the position of the Trainer."""

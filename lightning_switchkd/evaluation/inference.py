@@ -14,12 +14,16 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import append_jsonl, iter_jsonl, write_jsonl
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.benchmarks.items import Item, as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
 
 Line = dict[str, Any]
+
+MAX_FAILED_FRACTION = 0.01
+"""A higher fraction of questions that cannot be asked is an error."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,21 @@ def inference_trainer(accelerator: str, devices: int) -> L.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+
+
+def check_asked(log: AnswerLog) -> None:
+    """Check that nearly all questions could be asked.
+
+    Raises:
+        UserError: More than 1 % could not. The message has the first reason.
+    """
+    failed = [line for _, line in sorted(log.lines().items()) if "error" in line]
+    if len(failed) > MAX_FAILED_FRACTION * len(log.items):
+        raise UserError(
+            f"{len(failed):,} of {len(log.items):,} questions could not be asked ({log.file}). The first, "
+            f"{failed[0]['question_id']}: {failed[0]['error']} Fix the data, then run the command again. Finished "
+            "answers are kept."
+        )
 
 
 def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:

@@ -14,7 +14,7 @@ from lightning_switchkd.evaluation.answers import Matched, match, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, inference_trainer
+from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, check_asked, inference_trainer
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
 from lightning_switchkd.evaluation.report.report import report
@@ -85,6 +85,7 @@ def evaluate(
             length = max_new_tokens or task.benchmark.max_new_tokens
             log = task.answer_log(Path(output, name), blank, {**settings, "max_new_tokens": length})
             ask(trainer, Asker(model, log, batch_size, length, blank, workers), f"{name}, {task.stem(blank)}")
+            check_asked(log)
             if trainer.is_global_zero:
                 task.rate(Path(output, name), blank)
     if not trainer.is_global_zero:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_switchkd.losses.divergence import tempered
+from lightning_switchkd.losses.divergence import check_shapes, tempered
 from lightning_switchkd.losses.select import Kneedle, Selection
 
 
@@ -34,14 +34,14 @@ def dbild(
     logits are. Cut padding columns off, or hide them with -inf on **both** sides.
 
     Args:
-        teacher: ``[N, V]`` logits, any floating dtype.
-        student: ``[N, V]`` logits, any floating dtype. For the visual-switch term, those of the switch pathway.
+        teacher: ``[..., V]`` logits, any floating dtype.
+        student: ``[..., V]`` logits, any floating dtype. For the visual-switch term, those of the switch pathway.
         temperature: Divides the logits of both sides.
         select: Chooses the leader's entries.
         reverse: Use KL(student ‖ teacher) in both terms, else KL(teacher ‖ student).
 
     Returns:
-        ``[N]`` nats, float32 (float64 where a side is float64).
+        ``[...]`` nats, float32 (float64 where a side is float64).
 
     Raises:
         UserError: The shapes differ, or the temperature is not positive.
@@ -52,15 +52,17 @@ def dbild(
     >>> bool(dbild(teacher=z, student=2 * z) > 0)
     True
     """
+    check_shapes(teacher, student)
+    rows = [logits.reshape(-1, logits.shape[-1]) for logits in (teacher, student)]
 
     def led(leader: Tensor) -> Tensor:
         ids, mask = select(leader)
-        teacher_led, student_led = teacher.gather(-1, ids), student.gather(-1, ids)
+        teacher_led, student_led = (logits.gather(-1, ids) for logits in rows)
         return logits_difference_kl(
             teacher=teacher_led, student=student_led, mask=mask, temperature=temperature, reverse=reverse
         )
 
-    return led(teacher) + led(student)
+    return (led(rows[0]) + led(rows[1])).view(teacher.shape[:-1])
 
 
 def logits_difference_kl(

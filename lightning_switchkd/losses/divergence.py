@@ -87,6 +87,29 @@ def log_z_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     return log_z, log_z - torch.linalg.vecdot(logits.softmax(dim=-1), logits)
 
 
+def check_shapes(teacher: Tensor, student: Tensor) -> None:
+    """Check that both sides have logits of the same rows and ids.
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    if teacher.shape != student.shape:
+        raise UserError(
+            f"Teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "
+            "Pass the same rows, and only the token ids that both vocabularies have."
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Check a temperature.
+
+    Raises:
+        UserError: It is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature must be positive and finite, got {temperature}. Set it to 3.0.")
+
+
 def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Divide the logits of both sides by the temperature, in their widest dtype, at least float32.
 
@@ -101,13 +124,8 @@ def tempered(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tens
     Raises:
         UserError: The shapes differ, or the temperature is not positive.
     """
-    if teacher.shape != student.shape:
-        raise UserError(
-            f"Teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "
-            "Pass the same rows, and only the token ids that both vocabularies have."
-        )
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature must be positive and finite, got {temperature}. Set it to 3.0.")
+    check_shapes(teacher, student)
+    check_temperature(temperature)
     dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
     return teacher.to(dtype) / temperature, student.to(dtype) / temperature
 

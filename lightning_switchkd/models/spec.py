@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -54,9 +54,32 @@ class VLMSpec:
     trust_remote_code: bool = False
 
     @property
+    def name(self) -> str:
+        """The model in a few words, for messages."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        parts = (part if isinstance(part, str) else (part or {}).get("model_type") for part in (self.vision, self.lm))
+        return " + ".join(map(str, parts))
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as a ``torch.dtype``."""
         return cast(torch.dtype, getattr(torch, self.dtype))
+
+
+def as_spec(given: VLMSpec | Mapping[str, Any], where: str) -> VLMSpec:
+    """Convert a mapping of the fields of a :class:`VLMSpec`, as in a YAML file.
+
+    Raises:
+        UserError: A field is unknown. ``where`` names the model.
+    """
+    if isinstance(given, VLMSpec):
+        return given
+    known = {f.name for f in fields(VLMSpec)}
+    if unknown := given.keys() - known:
+        raise UserError(f"{where}: unknown fields {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
+    lora = given.get("lora")
+    return VLMSpec(**{**given, "lora": LoRA(**lora) if isinstance(lora, Mapping) else lora})
 
 
 @contextmanager

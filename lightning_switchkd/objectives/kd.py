@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Pathway
-from lightning_switchkd.losses.divergence import forward_kl, jensen_shannon, reverse_kl
+from lightning_switchkd.losses.divergence import check_temperature, forward_kl, jensen_shannon, reverse_kl
 from lightning_switchkd.losses.logits import LogitsChunk
 from lightning_switchkd.objectives.base import Objective
 from lightning_switchkd.objectives.terms import Kind, Need, TokenLoss
@@ -42,6 +42,7 @@ class DivergenceLoss(TokenLoss):
             raise UserError(
                 f"objective: unknown divergence '{divergence}'. Set it to {' or '.join(get_args(Divergence))}."
             )
+        check_temperature(temperature)
         self.divergence, self.temperature, self.beta = divergence, temperature, beta
 
     def forward(self, chunk: LogitsChunk) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.losses.dbild import logits_difference_kl
+from lightning_switchkd.losses.divergence import check_temperature
 from lightning_switchkd.losses.logits import LogitsChunk, Statistics
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.losses.statistics import region_statistics
@@ -52,6 +53,7 @@ class DBiLDLoss(TokenLoss):
             raise UserError(
                 f"objective: unknown direction '{direction}'. Set it to {' or '.join(get_args(Direction))}."
             )
+        check_temperature(temperature)
         self.temperature = temperature
         self.select = select
         self.direction = direction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
@@ -19,7 +20,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.types import Batch, Counts, Part
+from lightning_switchkd.core.types import PARTS, Batch, Counts, Part
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import mean_supervised_tokens
 from lightning_switchkd.distillation.checks import (
@@ -35,14 +36,15 @@ from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache, TeacherCache
 from lightning_switchkd.models.adapter import VLMAdapter, fingerprint
 from lightning_switchkd.models.auto import build, tokenizer_of
-from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.models.spec import VLMSpec, as_spec
 from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
 from lightning_switchkd.objectives.sft import SFT
+from lightning_switchkd.objectives.switch_kd import SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.training.checkpoints.metadata import METADATA_KEY, check_resumable, upgrade_checkpoint
 from lightning_switchkd.training.checkpoints.resume import align_to_step_start, restore_counters
 from lightning_switchkd.training.metrics import Means
-from lightning_switchkd.training.optim import parameter_groups, warmup_cosine
+from lightning_switchkd.training.optim import check_settings, parameter_groups, warmup_cosine
 from lightning_switchkd.training.strategies import FSDP2
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,9 @@ class SwitchKD(L.LightningModule):
     """Distill a teacher into a student, or fine-tune the student alone. The objective decides which.
 
     Args:
-        student: The model that learns.
-        teacher: The model to learn from. Loaded only if the objective needs it, and always frozen.
-        objective: The loss. None fine-tunes the student (``SFT``).
+        student: The model that learns, as a ``VLMSpec`` or a mapping of its fields.
+        teacher: The model to learn from, in the same way. Loaded only if the objective needs it, and always frozen.
+        objective: The loss. None distills with Switch-KD from a teacher, and fine-tunes (``SFT``) without one.
         freeze: Parts of the student to freeze.
         lr: Learning rate of every part without a rate of its own.
         lr_vision: Learning rate of the vision encoder. None uses ``lr``.
@@ -68,12 +70,15 @@ class SwitchKD(L.LightningModule):
             each time.
         logits_gib: Memory limit for the logits of one chunk, in GiB. None is 2 on a GPU and 0.25 elsewhere. Above some
             hundred tokens a chunk, more memory is not faster.
+
+    Raises:
+        UserError: A setting is invalid.
     """
 
     def __init__(
         self,
-        student: VLMSpec,
-        teacher: VLMSpec | None = None,
+        student: VLMSpec | Mapping[str, Any],
+        teacher: VLMSpec | Mapping[str, Any] | None = None,
         objective: Objective | None = None,
         freeze: list[Part] | None = None,
         lr: float = 2e-5,
@@ -90,9 +95,17 @@ class SwitchKD(L.LightningModule):
         super().__init__()
         if logits_gib is not None and not logits_gib > 0:
             raise UserError(f"model.logits_gib must be above 0, got {logits_gib}. Set it to null for the default.")
-        self.student_spec = student
-        self.teacher_spec = teacher
-        self._objective = (objective or SFT(),)  # in a tuple: only the distiller registers it as a submodule
+        check_settings(
+            {"lr": lr, "lr_vision": lr_vision, "lr_projector": lr_projector, "lr_lm": lr_lm},
+            weight_decay,
+            betas,
+            warmup,
+            min_lr_ratio,
+        )
+        self.student_spec = as_spec(student, "student")
+        self.teacher_spec = None if teacher is None else as_spec(teacher, "teacher")
+        objective = objective or (SFT() if teacher is None else SwitchKDObjective())
+        self._objective = (objective,)  # in a tuple: only the distiller registers it as a submodule
         self.freeze_parts: list[Part] = freeze or []
         self.lr: dict[str, float] = {
             "vision": lr if lr_vision is None else lr_vision,
@@ -182,6 +195,27 @@ class SwitchKD(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, warmup_cosine(steps, self.warmup, self.min_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Print in one line what is trained, on what, and how long."""
+        rank_zero_info(self.describe())
+
+    def describe(self) -> str:
+        """Describe the run in one line: objective, teacher, student, data, schedule."""
+        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        steps, rates = trainer.estimated_stepping_batches, sorted({self.lr[part] for part in PARTS})
+        per_step = data.hparams["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
+        teacher = None if self.distiller.teacher is None or self.teacher_spec is None else self.teacher_spec.name
+        line = (
+            f"Training with {type(self.objective).__name__} (loss terms: {', '.join(self.objective.terms)}), "
+            f"teacher {teacher}, student {self.student_spec.name}. "
+            f"Data: {len(data.dataset('train')):,} samples, {per_step} per step, "
+            f"{'with' if data.paths('val') else 'no'} validation set. "
+            f"Schedule: {steps:,} steps, learning rate {' to '.join(f'{rate:g}' for rate in rates)}."
+        )
+        if trainer.max_steps > steps:
+            line += f" trainer.max_epochs={trainer.max_epochs} ends it before trainer.max_steps={trainer.max_steps}."
+        return line
 
     def on_train_start(self) -> None:
         """Restore the configured hyperparameters, which loading the optimizer's state has overwritten."""

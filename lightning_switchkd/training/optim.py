@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
+
+
+def check_settings(
+    rates: Mapping[str, float | None], weight_decay: float, betas: Sequence[float], warmup: float, min_lr_ratio: float
+) -> None:
+    """Check the optimizer's settings before a model is loaded.
+
+    Args:
+        rates: Learning rates by setting. None is not set.
+        weight_decay: See :class:`~lightning_switchkd.training.module.SwitchKD`, as for the other settings.
+        betas: Two numbers.
+        warmup: A fraction or a number of steps.
+        min_lr_ratio: A fraction.
+
+    Raises:
+        UserError: A setting is out of its range. The message names it.
+
+    >>> check_settings({"lr": -1.0}, 0.0, (0.9, 0.999), 0.03, 0.0)
+    Traceback (most recent call last):
+    lightning_switchkd.core.errors.UserError: model.lr must be a positive number, got -1.0. Set it to 2e-5, for example.
+    """
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise UserError(f"model.{name} must be a positive number, got {rate}. Set it to 2e-5, for example.")
+    if not 0 <= weight_decay < math.inf:
+        raise UserError(f"model.weight_decay must be 0 or more, got {weight_decay}. Set it to 0.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"model.betas must be in [0, 1), got {list(betas)}. Set it to [0.9, 0.999].")
+    if not 0 <= warmup < math.inf:
+        raise UserError(f"model.warmup must be a fraction or a number of steps, got {warmup}. Set it to 0.03.")
+    if not 0 <= min_lr_ratio <= 1:
+        raise UserError(f"model.min_lr_ratio must be in [0, 1], got {min_lr_ratio}. Set it to 0.")
 
 
 def parameter_groups(distiller: Distiller, lr: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:

@@ -142,6 +142,7 @@ def test_flags_win_on_resume(folder: Path, run: Path, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
+TEMPERATURE = "objective.init_args.temperature"
 SELECT = "objective.init_args.select.init_args"
 FOREIGN = "is not a checkpoint of lightning_switchkd"
 
@@ -162,6 +163,10 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "unknown key": (fit_arguments(folder, new, "--model.temprature=3"), "temprature"),
         "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),
         "min_k": (fit_arguments(folder, new, f"--model.{SELECT}.min_k=2"), "min_k must be at least 3, got 2"),
+        "temperature": (fit_arguments(folder, new, f"--model.{TEMPERATURE}=0"), "temperature must be positive"),
+        "rate": (fit_arguments(folder, new, "--model.lr=-1"), "model.lr must be a positive number, got -1.0"),
+        "batch size": (fit_arguments(folder, new, "--data.batch_size=0"), "data.batch_size must be 1 or more, got 0"),
+        "run folder": (fit_arguments(folder, Path("/proc/nope")), "default_root_dir: cannot write to /proc/nope"),
         "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),
         "no list": (fit_arguments(folder, new, f"--data.train.annotations={not_a_list}"), "object.json"),
         "no image root": (fit_arguments(folder, new, "--data.train.image_root=nowhere"), "data.train.image_root"),

@@ -13,6 +13,7 @@ import tiny
 from command import ROOT
 
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.evaluation import inference
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.runner import ANSWERS
@@ -127,12 +128,20 @@ def test_killed_run_resumes(pair: Path, evaluated: Path, tmp_path: Path) -> None
 
 
 def test_damaged_images_are_reported_and_retried(
-    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = pair / "images" / "4.png"
     valid = image.read_bytes()
     image.write_bytes(b"no image")
     try:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments(pair, tmp_path))
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert "1 of 48 questions could not be asked" in error
+        assert "The first, 4: " in error
+        assert "'4.png'" in error
+        monkeypatch.setattr(inference, "MAX_FAILED_FRACTION", 0.05)
         main(arguments(pair, tmp_path))
         assert "Answers of teacher: 1 failed." in capsys.readouterr().out
         row = next(row for row in answers(tmp_path) if row["question_id"] == "4")

@@ -106,14 +106,16 @@ def test_last_starts_from_scratch_without_a_checkpoint(
 
 
 def test_a_new_run_archives_the_earlier_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every earlier run is kept. Starts that fail archive it only once."""
+    """Every earlier run is kept. A start that fails changes nothing."""
     run = tmp_path / "run"
     arguments = fit_arguments(folder, run, "--trainer.max_steps=1", "--answer_panel.num_samples=0")
     main(arguments)
     (run / "notes.txt").write_text("mine", encoding="utf-8")
-    for _ in range(2):
+    before = sorted(path for path in run.rglob("*"))
+    for mistake in ("--model.teacher.checkpoint=./nowhere", "--data.batch_size=100", "--model.freeze=[vision]"):
         with pytest.raises(SystemExit):
-            main([*arguments, "--model.teacher.checkpoint=./nowhere"])
+            main([*arguments, mistake])
+        assert sorted(path for path in run.rglob("*")) == before, mistake
     main(arguments)
     main(arguments)
     assert (run / "previous" / "1" / "notes.txt").read_text(encoding="utf-8") == "mine"

@@ -75,6 +75,32 @@ def test_checkpoint_has_no_teacher_and_resume_is_exact(folder: Path, tmp_path: P
         assert torch.equal(weights(resumed)[name], tensor), name
 
 
+def test_a_teacher_alone_means_switch_kd(folder: Path, tmp_path: Path) -> None:
+    student, teacher = ({"checkpoint": str(folder / name)} for name in ("student", "teacher"))
+    assert isinstance(SwitchKD(student).objective, SFT)
+    model = SwitchKD(student, teacher, lr=1e-3, lr_vision=1e-4)
+    assert isinstance(model.objective, SwitchKDObjective)
+    tiny.trainer(tmp_path, max_steps=10, max_epochs=1).fit(model, datamodule=tiny.data_module(folder, val=None))
+    assert model.describe() == (
+        "Training with SwitchKDObjective (loss terms: ce, align, vsd), "
+        f"teacher {folder}/teacher, student {folder}/student. "
+        "Data: 48 samples, 8 per step, no validation set. Schedule: 6 steps, learning rate 0.0001 to 0.001. "
+        "trainer.max_epochs=1 ends it before trainer.max_steps=10."
+    )
+    with pytest.raises(UserError, match=r"student: unknown fields folder\. Known: activation_checkpointing, "):
+        SwitchKD({"folder": "x"})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"lr": 0.0}, {"lr_lm": float("nan")}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}, {"warmup": -1.0}],
+    ids=str,
+)
+def test_settings_of_the_optimizer_are_checked(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^model\.{next(iter(setting))} must be"):
+        SwitchKD(VLMSpec(checkpoint="x"), **setting)
+
+
 def test_another_student_or_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
     tiny.trainer(tmp_path, callbacks=checkpointing(tmp_path), enable_checkpointing=True, max_steps=3).fit(
         tiny.switch_kd(folder), datamodule=tiny.data_module(folder)

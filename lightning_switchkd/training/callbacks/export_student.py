@@ -32,4 +32,9 @@ class ExportStudent(L.Callback):
             folder = Path(trainer.default_root_dir) / self.folder
             processor = trainer.datamodule.processor  # type: ignore[attr-defined]
             write_student(student_weights(state, metadata["lora_scale"]), processor, folder, metadata)
+            print(
+                f"Student written to {folder}. Ask it, or evaluate it:\n"
+                f"  python -m lightning_switchkd generate --model {folder} --image FILE --question TEXT\n"
+                f"  python -m lightning_switchkd evaluate --models.student={folder} --benchmarks NAMES --output FOLDER"
+            )
         trainer.strategy.barrier()  # after the run, any rank may read the folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,13 +19,16 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_switchkd import __version__
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.training.loggers import log_text, resume_logs
 
 PREVIOUS = "previous"
 """Folder, inside a run folder, of the earlier runs."""
+
+RUN_FILES = ("metrics.csv", "checkpoints", "student")
+"""Files of a run that has logged or saved something."""
 
 HEADER = """\
 # Complete configuration of this run: all files, flags and defaults. To reproduce the run, in the folder it started in:
@@ -144,20 +148,61 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.rstrip()
 
 
-@rank_zero_only
-def archive_previous_run(folder: Path) -> None:
-    """Move the files of an earlier run in ``folder`` to ``previous/1``, ``previous/2``, ...: two runs never mix.
+class PreviousRun(L.Callback):
+    """Archive an earlier run in the run folder, and put it back if the new run fails before its first step.
 
-    The few files of a run that failed before it logged or saved anything stay, and are overwritten.
+    The files move to ``previous/1``, ``previous/2``, ..., so that two runs never mix. The few files of a run that
+    failed before it logged or saved anything stay, and are overwritten.
+
+    Args:
+        trainer: Its ``default_root_dir`` is the run folder.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
-    if not any((folder / name).exists() for name in ("metrics.csv", "checkpoints", "student")):
-        return
-    number = 1
-    while (folder / PREVIOUS / str(number)).exists():
-        number += 1
-    archive = folder / PREVIOUS / str(number)
-    archive.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.name != PREVIOUS:
-            path.rename(archive / path.name)
-    print(f"Moved the earlier run in {folder} to {archive}. To resume a run instead, set --ckpt_path=last.")
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.folder = Path(trainer.default_root_dir)
+        self.archive: Path | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero and any((self.folder / name).exists() for name in RUN_FILES):
+                self.archive = self._move_to_archive()
+        except OSError as error:
+            raise UserError(
+                f"trainer.default_root_dir: cannot write to {self.folder} ({error}). Choose another folder (RUN=...)."
+            ) from None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the archive."""
+        if self.archive is not None:
+            print(
+                f"Moved the earlier run in {self.folder} to {self.archive}. To resume a run instead, set "
+                "--ckpt_path=last."
+            )
+        self.archive = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Put the earlier run back."""
+        if self.archive is None:
+            return
+        for path in self.folder.iterdir():
+            if path.name != PREVIOUS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.archive.iterdir():
+            path.rename(self.folder / path.name)
+        self.archive.rmdir()
+        if not any(self.archive.parent.iterdir()):
+            self.archive.parent.rmdir()
+        self.archive = None
+
+    def _move_to_archive(self) -> Path:
+        number = 1
+        while (self.folder / PREVIOUS / str(number)).exists():
+            number += 1
+        archive = self.folder / PREVIOUS / str(number)
+        archive.mkdir(parents=True)
+        for path in self.folder.iterdir():
+            if path.name != PREVIOUS:
+                path.rename(archive / path.name)
+        return archive
