@@ -13,6 +13,7 @@ from jsonargparse import _typehints, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lightning_switchkd.cli.parser import LightningParser
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.validate.validate import validate_data
@@ -111,6 +112,7 @@ def run_lightning(arguments: list[str]) -> None:
         args=arguments[1:] if own else arguments,
         run=own is None,
         parser_kwargs={"parser_mode": "omegaconf+", **names},
+        parser_class=LightningParser,
         auto_configure_optimizers=False,
         save_config_callback=None if own else RunFiles,
         save_config_kwargs={"save_to_log_dir": False},

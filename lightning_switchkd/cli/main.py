@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_switchkd.cli import commands
 from lightning_switchkd.cli.commands import expand_switches
 from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, run_lightning
+from lightning_switchkd.cli.parser import Parser
 from lightning_switchkd.cli.renamed import check_names
 from lightning_switchkd.core.errors import UserError, out_of_memory
 from lightning_switchkd.experiments.sweep import run_sweep
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif command in COMMANDS:
             prog = f"python -m lightning_switchkd {command}"
             flags = expand_switches(COMMANDS[command], arguments[1:])
-            auto_cli(COMMANDS[command], args=flags, as_positional=False, prog=prog)
+            auto_cli(COMMANDS[command], args=flags, as_positional=False, prog=prog, parser_class=Parser)
         elif command in ("-h", "--help"):
             print(USAGE, end="")
         else:

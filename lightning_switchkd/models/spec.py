@@ -68,7 +68,7 @@ class VLMSpec:
 
 
 def as_spec(given: VLMSpec | Mapping[str, Any], where: str) -> VLMSpec:
-    """Convert a mapping of the fields of a :class:`VLMSpec`, as in a YAML file.
+    """Convert a mapping of the fields of a :class:`VLMSpec`, as in a YAML file, from a caller in Python.
 
     Raises:
         UserError: A field is unknown. ``where`` names the model.

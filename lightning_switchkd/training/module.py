@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
@@ -77,8 +76,8 @@ class SwitchKD(L.LightningModule):
 
     def __init__(
         self,
-        student: VLMSpec | Mapping[str, Any],
-        teacher: VLMSpec | Mapping[str, Any] | None = None,
+        student: VLMSpec,
+        teacher: VLMSpec | None = None,
         objective: Objective | None = None,
         freeze: list[Part] | None = None,
         lr: float = 2e-5,

@@ -155,12 +155,23 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
     torch.save({"state_dict": {}}, foreign)
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("model: {lrr: 1}", encoding="utf-8")
     video = tmp_path / "video"
     video.mkdir()
     (video / "config.json").write_text('{"model_type": "qwen2_5_vl"}', encoding="utf-8")
     new = tmp_path / "run"
     return {
-        "unknown key": (fit_arguments(folder, new, "--model.temprature=3"), "temprature"),
+        "unknown flag": (fit_arguments(folder, new, "--model.lrr=3"), "flag --model.lrr. Did you mean --model.lr?"),
+        "abbreviation": (fit_arguments(folder, new, "--trainer.max_step=3"), "Did you mean --trainer.max_steps?"),
+        "unknown key": (fit_arguments(folder, new, f"--config={typo}"), "setting model.lrr. Did you mean model.lr?"),
+        "unknown argument": (
+            fit_arguments(folder, new, "--model.objective.init_args.temprature=3"),
+            "SwitchKDObjective has no setting 'temprature'. Its settings: lambda_align, lambda_vsd, temperature",
+        ),
+        "wrong value": (fit_arguments(folder, new, "--model.student.dtype=int8"), ": model.student.dtype: Expected"),
+        "missing": (["fit", f"--config={ROOT / 'conf' / 'base.yaml'}"], "Missing settings: data.processor. It is the student's"),
+        "flag of a command": (["score", "--benchmrk=pope"], "Unknown flag --benchmrk. Did you mean --benchmark?"),
         "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),
         "min_k": (fit_arguments(folder, new, f"--model.{SELECT}.min_k=2"), "min_k must be at least 3, got 2"),
         "temperature": (fit_arguments(folder, new, f"--model.{TEMPERATURE}=0"), "temperature must be positive"),
@@ -202,6 +213,7 @@ def test_user_errors_are_one_paragraph(
         assert stop.value.code not in (0, None), name
         assert message in error, f"{name}: {error}"
         assert "Traceback" not in error, name
+        assert "usage:" not in error, name
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
 
