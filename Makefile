@@ -29,6 +29,12 @@ DISTIL = $(CMD) fit $(COMMON) --config conf/model/$(MODEL).yaml $(WHERE) --confi
 renamed = $(if $(filter-out undefined,$(origin $(1))),$(error $(1) was renamed in 0.2: use $(2)))
 $(call renamed,EXP,METHOD)$(call renamed,WITH,OVERLAYS)$(call renamed,STUDY,SWEEP)$(call renamed,RECIPE,PIPELINE_DIR)
 
+# A misspelled variable would train something else.
+VARIABLES := METHOD DATA MODEL TRAINER RUN OVERLAYS RESUME STAGE STAGES PIPELINE_DIR LAUNCH ARGS BENCHMARKS OUTPUT SWEEP METHODS \
+  SEEDS QUICK PYTHON OMP_NUM_THREADS
+given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(if $(filter -%,$(word)),,$(firstword $(subst =, ,$(word))))))
+$(if $(filter-out $(VARIABLES),$(given)),$(error Unknown variable $(filter-out $(VARIABLES),$(given)). Known: $(VARIABLES)))
+
 empty :=
 comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 
@@ -59,6 +60,10 @@ NOISE = (
 """Warnings of other packages that a user cannot act on."""
 
 
+MISSING_PACKAGE = re.compile(r"Requirement '(?P<package>[^']+)' not met")
+"""Lightning's message on the package of a logger."""
+
+
 def silence_noise() -> None:
     """Hide the messages that other packages print at every start."""
     transformers_logging.set_verbosity_error()
@@ -71,10 +76,12 @@ def silence_noise() -> None:
 def find_user_error(error: BaseException | None) -> str | None:
     """Return the message of the user error behind an exception, even if the parser has wrapped the error.
 
-    Lightning's configuration errors count as user errors.
+    Lightning's configuration errors count as user errors, and so does the missing package of a logger.
     """
     while error is not None:
         early_stopping = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on")
+        if missing := MISSING_PACKAGE.search(str(error)):
+            return f"A setting needs a package that is not installed: pip install '{missing['package']}'"
         if isinstance(error, UserError | MisconfigurationException) or early_stopping:
             return str(error)
         error = error.__cause__
