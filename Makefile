@@ -114,12 +114,11 @@ STAGES_student_init_seeds = $(patsubst %,student_init.%,$(or $(SEEDS),1 2 3))
 STAGES_student_sizes := student_init_small student_init_large
 STAGES_teacher_sizes = $(STAGES_student_init_seeds) teacher_large
 
-# held-out questions for teacher, student_init and student, with images and without
+# held-out questions for the run's teacher, its student before and after, with images and without
 BENCHMARKS ?= $(DATA)
 OUTPUT ?= $(RUN)/report
 EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --no_image --batch_size 128 \
-  --models.teacher=runs/$(DATA)/teacher/student --models.student_init=runs/$(DATA)/student_init/student \
-  --models.student=$(RUN)/student --run $(RUN) --output $(OUTPUT)
+  --run $(RUN) --output $(OUTPUT)
 
 # -- training ----------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import ROOT
@@ -117,3 +118,26 @@ def test_links_and_paths_resolve(page: Path) -> None:
         assert "://" in link or (page.parent / link).exists(), link
     for path in re.findall(r"`((?:lightning_switchkd|conf|tests|benchmarks|notebooks|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists() or "mine" in path or "my_" in path, path
+
+
+def test_the_page_on_python_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two examples, on a tiny pair."""
+    text = (ROOT / "docs" / "how-to" / "use-from-python.md").read_text(encoding="utf-8")
+    train, losses, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for old, new in {
+        '"path/to/student"': repr(str(folder / "student")),
+        '"path/to/teacher"': repr(str(folder / "teacher")),
+        "processor=" + repr(str(folder / "student")): "processor=" + repr(str(folder / "processor")),
+        '"samples.json"': repr(str(folder / "records.json")),
+        '"images"': repr(str(folder / "images")),
+        "max_steps=1000": f"max_steps=1, accelerator='cpu', logger=False, default_root_dir={str(tmp_path)!r}",
+    }.items():
+        assert old in train
+        train = train.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    exec(train, {})
+    assert (tmp_path / "student" / "config.json").is_file()
+    values: dict[str, Any] = {}
+    exec(losses, values)
+    assert values["student_logits"].grad[:, 2:-1].abs().sum() > 0
+    assert values["student_logits"].grad[:, :2].abs().sum() == 0

@@ -23,13 +23,14 @@ from lightning_switchkd.evaluation.text_only_baseline import read_conversations,
 from lightning_switchkd.models.adapter import fingerprint
 from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.models.spec import DType
+from lightning_switchkd.training.callbacks.run_files import read_config
 
 ANSWERS = ".answers.jsonl"
 
 
 def evaluate(
-    models: dict[str, str],
     output: str,
+    models: dict[str, str] | None = None,
     benchmarks: list[str] | None = None,
     annotations: dict[str, str] | None = None,
     data_root: str = DATA_ROOT,
@@ -50,14 +51,15 @@ def evaluate(
     The report is written as HTML, Markdown and JSON. An interrupted evaluation resumes. Finished answers are kept.
 
     Args:
-        models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``.
         output: folder for answers, results and report.
+        models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``; by default
+            teacher, student before and student after of ``run``.
         benchmarks: names in conf/benchmark/, or YAML files; by default the ten benchmarks of the paper.
         annotations: folders of benchmark files, if not the ones in the YAML files, ``--annotations.gqa=DIR``.
         data_root: value of {root} in the YAML files.
         protocol: llava, lmms or vlmevalkit: prompts and rules to apply where the harnesses disagree.
         no_image: also evaluate with blank images, to measure how much the questions alone give away.
-        run: run folder whose metrics.csv provides the training curves of the report.
+        run: run folder whose metrics.csv provides the training curves of the report, and whose config.yaml the models.
         batch_size: questions in a batch, on each device.
         max_new_tokens: maximum length of an answer; by default the benchmark's own.
         limit: number of questions of each benchmark, from the first.
@@ -67,6 +69,10 @@ def evaluate(
         dtype: dtype of the weights.
         published: YAML file with published results.
     """
+    if not models:
+        if run is None:
+            raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
+        models = models_of(run)
     rules = check_protocol(protocol)
     if reserved := {TEXT_ONLY_BASELINE, NO_IMAGE} & models.keys():
         raise UserError(f"--models: the name '{min(reserved)}' is reserved for the report. Choose another name.")
@@ -96,6 +102,21 @@ def evaluate(
             task.rate_text_only_baseline(Path(output, TEXT_ONLY_BASELINE))
             systems = {TEXT_ONLY_BASELINE: str(Path(output, TEXT_ONLY_BASELINE)), **systems}
     report(systems, output, [task.benchmark.name for task in tasks], run, published)
+
+
+def models_of(run: str) -> dict[str, str]:
+    """Return the models of a run folder: teacher, student before, student after.
+
+    Raises:
+        UserError: The folder is not a run.
+    """
+    model = read_config(run)["model"]
+    folders = {
+        "teacher": (model.get("teacher") or {}).get("checkpoint"),
+        "student_init": model["student"].get("checkpoint"),
+        "student": str(Path(run, "student")),
+    }
+    return {name: folder for name, folder in folders.items() if folder}
 
 
 @dataclass(frozen=True)

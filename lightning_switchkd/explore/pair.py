@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from PIL.Image import Image
 from torch import Tensor
@@ -16,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
-from lightning_switchkd.core.renamed import upgrade_config
 from lightning_switchkd.core.types import PATHWAYS, Batch, Pathway
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
 from lightning_switchkd.distillation.checks import check_data, check_pair
@@ -30,6 +28,7 @@ from lightning_switchkd.models.auto import build
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
+from lightning_switchkd.training.callbacks.run_files import read_config
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -242,10 +241,7 @@ def open_run(run: str | Path, split: Split = "val", student: str | None = None) 
     Raises:
         UserError: The folder is not a run, or the run has no teacher or no exported student.
     """
-    file = Path(run, "config.yaml")
-    if not file.is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml. `make train` writes runs/digits/switch_kd.")
-    config: dict[str, Any] = upgrade_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    config = read_config(run)
     model = config["model"]
     if not model.get("teacher"):
         raise UserError(f"{run} has no teacher. Use open_pair(student, teacher, ...) instead.")

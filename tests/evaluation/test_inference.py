@@ -16,7 +16,7 @@ from lightning_switchkd.cli.main import main
 from lightning_switchkd.evaluation import inference
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
-from lightning_switchkd.evaluation.runner import ANSWERS
+from lightning_switchkd.evaluation.runner import ANSWERS, models_of
 from lightning_switchkd.evaluation.score import Result
 from lightning_switchkd.models.generation import load_model
 
@@ -80,6 +80,26 @@ def test_report_and_finished_answers(pair: Path, evaluated: Path, capsys: pytest
     page = (evaluated / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") > 3
     assert 'class="wrong"' in page
+
+
+def test_a_run_folder_names_its_own_models(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    student = {"checkpoint": "${trainer.default_root_dir}/x"}
+    model = {"teacher": {"checkpoint": str(pair / "teacher")}, "student": student}
+    (run / "config.yaml").write_text(json.dumps({"model": model, "trainer": {"default_root_dir": str(run)}}))
+    assert models_of(str(run)) == {
+        "teacher": str(pair / "teacher"),
+        "student_init": f"{run}/x",
+        "student": f"{run}/student",
+    }
+    for flags, message in (
+        (["--run=nowhere"], "nowhere is not a run folder"),
+        ([], "Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run)."),
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", f"--benchmarks=[{pair / 'tiny.yaml'}]", f"--output={tmp_path / 'out'}", *flags])
+        assert message in capsys.readouterr().err
 
 
 def test_changed_settings_repeat_the_inference(pair: Path, evaluated: Path, tmp_path: Path) -> None:

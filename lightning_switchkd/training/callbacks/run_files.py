@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -19,9 +19,11 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from omegaconf import OmegaConf
 
 from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.renamed import upgrade_config
 from lightning_switchkd.training.loggers import log_text, resume_logs
 
 PREVIOUS = "previous"
@@ -35,6 +37,19 @@ HEADER = """\
 #   python -m lightning_switchkd fit --config {folder}/config.yaml --trainer.default_root_dir=ANOTHER_FOLDER
 # Packages, git commit and the original command: environment.json{patch}
 """
+
+
+def read_config(run: str | Path) -> dict[str, Any]:
+    """Read the ``config.yaml`` of a run folder, as plain values. Names of version 0.1.0 become the present ones.
+
+    Raises:
+        UserError: The folder has no config.yaml.
+    """
+    file = Path(run, "config.yaml")
+    if not file.is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml. `make train` writes runs/digits/switch_kd.")
+    config = OmegaConf.create(upgrade_config(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 class RunFiles(SaveConfigCallback):
