@@ -31,7 +31,7 @@ $(call renamed,EXP,METHOD)$(call renamed,WITH,OVERLAYS)$(call renamed,STUDY,SWEE
 
 # A misspelled variable would train something else.
 VARIABLES := METHOD DATA MODEL TRAINER RUN OVERLAYS RESUME STAGE STAGES PIPELINE_DIR LAUNCH ARGS BENCHMARKS OUTPUT SWEEP METHODS \
-  SEEDS QUICK PYTHON OMP_NUM_THREADS
+  SEEDS QUICK RUNS PYTHON OMP_NUM_THREADS
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(if $(filter -%,$(word)),,$(firstword $(subst =, ,$(word))))))
 $(if $(filter-out $(VARIABLES),$(given)),$(error Unknown variable $(filter-out $(VARIABLES),$(given)). Known: $(VARIABLES)))
 
@@ -53,7 +53,7 @@ ifneq ($(filter $(MODEL),$(DEMO)),)
 export OMP_NUM_THREADS ?= 1
 endif
 
-.PHONY: help ablation recipe setup data teacher train evaluate pipeline dry-run fill-cache validate-data sweep prepared test test-all harness lint lab gallery tensorboard clean
+.PHONY: help ablation recipe setup data teacher train evaluate compare pipeline dry-run fill-cache validate-data sweep prepared test test-all harness lint lab gallery tensorboard clean
 
 help: ## list the targets, and the names of configurations
 	@echo "make train [METHOD=…] [DATA=…] [MODEL=…] [TRAINER=…] [OVERLAYS=\"… …\"] [RUN=folder] [RESUME=auto] [ARGS=\"--trainer.max_steps=50 …\"]"
@@ -130,6 +130,11 @@ endif
 
 evaluate: .venv/ready | $(PREPARED) ## evaluate teacher, student (before) and student (after): RUN=folder BENCHMARKS="emoji emoji_glyphs"
 	$(EVALUATE) $(ARGS)
+
+compare: OUTPUT = reports/compare
+compare: .venv/ready ## compare evaluated runs: RUNS="runs/digits/switch_kd runs/digits/dbild"
+	$(CMD) report $(foreach run,$(or $(RUNS:%/=%),$(error Name the runs to compare: RUNS="folder folder")),\
+	  --systems.$(notdir $(run))=$(run)/report/student) --output $(OUTPUT)
 
 # Full-size training. Each stage starts from the student of the previous stage. Finished stages are skipped, interrupted
 # stages are resumed.
