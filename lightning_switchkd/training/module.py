@@ -42,6 +42,7 @@ from lightning_switchkd.objectives.switch_kd import SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.training.checkpoints.metadata import METADATA_KEY, check_resumable, upgrade_checkpoint
 from lightning_switchkd.training.checkpoints.resume import align_to_step_start, restore_counters
+from lightning_switchkd.training.describe import describe_run
 from lightning_switchkd.training.metrics import Means
 from lightning_switchkd.training.optim import check_settings, parameter_groups, warmup_cosine
 from lightning_switchkd.training.strategies import FSDP2
@@ -197,24 +198,9 @@ class SwitchKD(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Print in one line what is trained, on what, and how long."""
-        rank_zero_info(self.describe())
-
-    def describe(self) -> str:
-        """Describe the run in one line: objective, teacher, student, data, schedule."""
-        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
-        steps, rates = trainer.estimated_stepping_batches, sorted({self.lr[part] for part in PARTS})
-        per_step = data.hparams["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-        teacher = None if self.distiller.teacher is None or self.teacher_spec is None else self.teacher_spec.name
-        line = (
-            f"Training with {type(self.objective).__name__} (loss terms: {', '.join(self.objective.terms)}), "
-            f"teacher {teacher}, student {self.student_spec.name}. "
-            f"Data: {len(data.dataset('train')):,} samples, {per_step} per step, "
-            f"{'with' if data.paths('val') else 'no'} validation set. "
-            f"Schedule: {steps:,} steps, learning rate {' to '.join(f'{rate:g}' for rate in rates)}."
-        )
-        if trainer.max_steps > steps:
-            line += f" trainer.max_epochs={trainer.max_epochs} ends it before trainer.max_steps={trainer.max_steps}."
-        return line
+        teacher = None if self.distiller.teacher is None else self.teacher_spec
+        rates = sorted({self.lr[part] for part in PARTS})
+        rank_zero_info(describe_run(self.trainer, self.objective, self.student_spec, teacher, rates))
 
     def on_train_start(self) -> None:
         """Restore the configured hyperparameters, which loading the optimizer's state has overwritten."""
