@@ -183,7 +183,7 @@ runs/digits/switch_kd/report/results.json:
 
 harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an exported student with another harness
 .venv-lmms/ready: conf/lmms_eval/requirements.txt
-	$(PYTHON) -m venv .venv-lmms
+	$(PYTHON) -m venv --clear .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # unused, and often built for another torch
 	@touch $@
