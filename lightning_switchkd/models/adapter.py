@@ -1,8 +1,9 @@
 """The interface between a vision-language model and the rest of the package.
 
 A model has three parts and a head: vision encoder, projector, language model, output head. To support another model
-family, write a subclass of :class:`VLMAdapter` and add it to ``FAMILIES`` (``models/families.py``). No other module
-depends on the family. Axis letters of shapes are explained in ``core/types.py``.
+family, write a subclass of :class:`VLMAdapter` and add it to ``FAMILIES`` (``models/families.py``).
+docs/how-to/add-a-model-family.md lists the few other files that know a family. Axis letters of shapes are explained in
+``core/types.py``.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class AnswerPanel(L.Callback):
         distiller, data = pl_module.distiller, trainer.datamodule  # type: ignore[attr-defined]
         questions = ValidationQuestions(data, pl_module.device, self.max_new_tokens)
         if not self._samples:  # search eight times as many samples, because some may have no image
-            visual = [sample for sample in questions.samples(8 * self.num_samples) if sample.images]
+            visual = [sample for sample in questions.select(8 * self.num_samples) if sample.images]
             self._samples = visual[:: max(1, len(visual) // self.num_samples)][: self.num_samples]
         if not self._samples:
             return

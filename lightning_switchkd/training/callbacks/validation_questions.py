@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,11 @@ import torch
 
 from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.data.datamodule import LLaVADataModule
-from lightning_switchkd.data.samples import Sample
+from lightning_switchkd.data.samples import Sample, SampleError
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.models.generation import Prompts, answers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,27 @@ class ValidationQuestions:
     device: torch.device
     max_new_tokens: int
 
-    def samples(self, num_samples: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
-        """Return a rank's part of up to ``num_samples`` samples, evenly spaced over the validation data.
-
-        All parts have the same length, because sharded models answer on all ranks at once. The last sample of a part
-        may be a repetition. :meth:`num_unique` tells how many samples to count.
-        """
-        dataset, num_samples = self.data.dataset("val"), self.num_unique(num_samples)
-        positions = range(rank, -(-num_samples // world_size) * world_size, world_size)
-        return [dataset.sample(min(i, num_samples - 1) * len(dataset) // num_samples) for i in positions]
-
-    def num_unique(self, num_samples: int, rank: int = 0, world_size: int = 1) -> int:
-        """Return how many samples of a rank's part are not repetitions."""
-        return len(range(rank, min(num_samples, len(self.data.dataset("val"))), world_size))
+    def select(self, num_samples: int) -> list[Sample]:
+        """Return up to ``num_samples`` samples, evenly spaced over the validation data. Invalid ones are left out."""
+        dataset, selected, invalid = self.data.dataset("val"), list[Sample](), list[SampleError]()
+        indices = dataset.samples.tolist()
+        num_samples = min(num_samples, len(indices))
+        for i in range(num_samples):
+            sample = None
+            try:
+                sample = dataset.sample(indices[i * len(indices) // num_samples])
+                self.data.prompter.encode_question(sample)
+                sample.load_images()
+            except SampleError as error:
+                invalid.append(error if sample is None else error.at(sample.location, sample.id, sample.source))
+            else:
+                selected.append(sample)
+        if invalid:
+            log.warning(
+                "%d of %d validation questions cannot be asked and are left out. The first: %s",
+                len(invalid), num_samples, invalid[0],
+            )  # fmt: skip
+        return selected
 
     def ask(self, distiller: Distiller, samples: Sequence[Sample], pathway: Pathway = "student") -> list[str]:
         """Return the greedy answers to the samples' last questions.
@@ -61,3 +72,13 @@ class ValidationQuestions:
         encoder = vlm if pathway == "teacher" else distiller.student
         settings = self.data.processor, self.data.prompter.stop_ids, self.max_new_tokens, encoder
         return distiller.run(lambda: answers(vlm, prompts, *settings))
+
+
+def part_of(samples: Sequence[Sample], rank: int, world_size: int) -> tuple[list[Sample], int]:
+    """Return a rank's part of the samples, and how many of them to count.
+
+    All parts have the same length, because sharded models answer on all ranks at once. The last sample of a part may be
+    a repetition, which does not count.
+    """
+    padded = range(rank, -(-len(samples) // world_size) * world_size, world_size)
+    return [samples[min(i, len(samples) - 1)] for i in padded], len(range(rank, len(samples), world_size))
