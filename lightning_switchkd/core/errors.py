@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from types import TracebackType
 
 import torch
@@ -37,6 +39,26 @@ GENERAL_FIXES = (
 
 class UserError(ValueError):
     """A mistake in the user's input. The message states the problem, the value and the fix."""
+
+
+def check_limits(values: Mapping[str, float | None], limits: Mapping[str, tuple[float, float]]) -> None:
+    """Check numbers of the user.
+
+    Args:
+        values: Numbers by the name of their setting or flag. None is not set.
+        limits: Lowest and highest value, both allowed.
+
+    Raises:
+        UserError: A number is outside its limits.
+
+    >>> check_limits({"data.batch_size": 0}, {"data.batch_size": (1, math.inf)})
+    Traceback (most recent call last):
+    lightning_switchkd.core.errors.UserError: data.batch_size must be at least 1, got 0.
+    """
+    for name, (low, high) in limits.items():
+        if (value := values[name]) is not None and not low <= value <= high:
+            expected = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UserError(f"{name} must be {expected}, got {value}.")
 
 
 def out_of_memory(error: BaseException) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from lightning.pytorch import LightningDataModule
 from transformers import LlavaProcessor
 
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.errors import UserError, check_limits
 from lightning_switchkd.core.types import Batch
 from lightning_switchkd.data.collate import Collator
 from lightning_switchkd.data.dataset import VisionTextDataset
@@ -28,9 +29,14 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _STAGES: dict[str | None, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
-AT_LEAST_ONE = ("batch_size", "val_batch_size", "max_length", "group_window", "max_bad_run", "pad_to_multiple_of")
-AT_LEAST_ZERO = ("num_workers", "max_bad_fraction", "probe", "cache_gb")
-"""Settings, by their smallest value."""
+_AT_LEAST_ONE = ("batch_size", "val_batch_size", "max_length", "group_window", "max_bad_run", "pad_to_multiple_of")
+_AT_LEAST_ZERO = ("num_workers", "probe", "cache_gb")
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_AT_LEAST_ONE, (1, math.inf)),
+    **dict.fromkeys(_AT_LEAST_ZERO, (0, math.inf)),
+    "max_bad_fraction": (0, 1),
+}
+"""Lowest and highest value of each number."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class LLaVADataModule(LightningDataModule):
             the files that fit.
 
     Raises:
-        UserError: A number is too small.
+        UserError: A number is outside its limits.
     """
 
     def __init__(
@@ -128,10 +134,10 @@ class LLaVADataModule(LightningDataModule):
         super().__init__()
         self._paths = {"train": _paths(train), "val": _paths(val), "test": _paths(test)}
         self.save_hyperparameters(logger=False)  # the run files log them once
-        for name in (*AT_LEAST_ONE, *AT_LEAST_ZERO):
-            least = int(name in AT_LEAST_ONE)
-            if (value := self.hparams[name]) is not None and not value >= least:
-                raise UserError(f"data.{name} must be {least} or more, got {value}.")
+        check_limits(
+            {f"data.{name}": self.hparams[name] for name in LIMITS},
+            {f"data.{name}": limits for name, limits in LIMITS.items()},
+        )
         for split, paths in self._paths.items():  # plain values, so that a checkpoint loads with weights_only
             self.hparams[split] = [asdict(path) for path in paths] or None
         self._datasets: dict[str, VisionTextDataset] = {}
@@ -266,7 +272,7 @@ class LLaVADataModule(LightningDataModule):
             if self._paths[split] or _STAGES.get(stage, ())[:1] == (split,):
                 self.dataset(split)
         if stage == "fit":
-            self.train_dataloader()
+            self.train_dataloader()  # refuse an epoch without a full step here, before a model is loaded
 
     def train_dataloader(self) -> BatchStream:
         """Return shuffled batches in whole optimizer steps, from the position of the Trainer."""

@@ -107,6 +107,20 @@ class VisionTextDataset(Dataset[ProcessedSample]):
         except SampleError as error:
             raise error.at(sample.location, sample.id, sample.source) from None
 
+    def question(self, index: int) -> Sample:
+        """Read a sample whose last question can be asked: the prompt fits, and all images can be decoded.
+
+        Raises:
+            SampleError: The sample cannot be asked.
+        """
+        sample = self.sample(index)
+        try:
+            self.prompter.encode_question(sample)
+            sample.load_images()
+        except SampleError as error:
+            raise error.at(sample.location, sample.id, sample.source) from None
+        return sample
+
     def __getitem__(self, index: int) -> ProcessedSample:
         """Return a sample as token ids, labels and pixels.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.errors import UserError, check_limits
 from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.data.samples import IMAGE_TOKEN
 
@@ -85,7 +85,7 @@ def write_processor(
     make_processor(*parts, prompt_style("qwen_chatml")).save_pretrained(folder)
 
 
-def check_limits(data: str, settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
+def check_settings(data: str, settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
     """Refuse settings out of bounds, before anything is written.
 
     Args:
@@ -96,10 +96,12 @@ def check_limits(data: str, settings: object, limits: Mapping[str, tuple[float, 
     Raises:
         UserError: A field is outside its limits. The message names the flag.
     """
-    for name, (low, high) in {**limits, "seed": (0, 2**32 - 1)}.items():
-        if not low <= getattr(settings, name) <= high:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{data}: {flag} must be between {low} and {high}, got {getattr(settings, name)}.")
+    limits = {**limits, "seed": (0, 2**32 - 1)}
+    flags = {name: f"{data}: --{name.replace('_', '-')}" for name in limits}
+    check_limits(
+        {flag: getattr(settings, name) for name, flag in flags.items()},
+        {flag: limits[name] for name, flag in flags.items()},
+    )
 
 
 @dataclass(frozen=True)

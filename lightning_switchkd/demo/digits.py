@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_settings, conversation, dump, write_processor
 
 CELL = 16  # height and width of a digit, in pixels
 N_VAL_SCANS, N_TEST_SCANS = 150, 300
@@ -67,7 +67,7 @@ class Settings:
         """Check the limits, before anything is written."""
         limits = {"grid": (2, 3), "turns": (1, len(TEMPLATES)), "small_scans": (100, 1000), "jitter": (0, 3)}
         limits |= dict.fromkeys(("boards", "small_boards", "val_boards", "test_boards"), (1, 999_999))
-        check_limits("digits", self, limits)
+        check_settings("digits", self, limits)
 
 
 def split_scans(seed: int, small_scans: int) -> dict[str, NDArray[np.int64]]:

@@ -28,7 +28,7 @@ from typing import Annotated
 import numpy as np
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_settings, conversation, dump, write_processor
 
 Turns = dict[int, list[tuple[str, str]]]  # questions and answers by image number
 TRAIN_IMAGES = 4000
@@ -48,7 +48,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the limits, before anything is written."""
         limits = {"val_images": (1, TRAIN_IMAGES - 1), "small_images": (1, TRAIN_IMAGES - self.val_images)}
-        check_limits("easy_vqa", self, limits)
+        check_settings("easy_vqa", self, limits)
 
 
 def published(split: str) -> tuple[Turns, Path]:

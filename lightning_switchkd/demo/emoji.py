@@ -35,7 +35,7 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-from lightning_switchkd.demo.common import DemoDataset, Sample, check_limits, conversation, dump, write_processor
+from lightning_switchkd.demo.common import DemoDataset, Sample, check_settings, conversation, dump, write_processor
 from lightning_switchkd.demo.emoji_questions import ABILITIES, Asker
 from lightning_switchkd.demo.emoji_scenes import CELL, GRID, Composer, Painter, Scene
 from lightning_switchkd.demo.emoji_things import Style, attribution, held_out, noto, openmoji
@@ -57,7 +57,7 @@ class Settings:
         """Check the limits, before anything is written."""
         limits = dict.fromkeys(("scenes", "val_scenes", "test_scenes"), (1, 999_999))
         limits["small_scenes"] = (1, self.scenes)
-        check_limits("emoji", self, limits)
+        check_settings("emoji", self, limits)
 
 
 def _scenes(settings: Settings, split: str, style: Style, folder: Path) -> Iterator[tuple[Sample, Scene, Asker]]:

@@ -53,13 +53,13 @@ def evaluate(
     Args:
         output: folder for answers, results and report.
         models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``; by default
-            teacher, student before and student after of ``run``.
+            those of ``run``: teacher, student before, student after.
         benchmarks: names in conf/benchmark/, or YAML files; by default the ten benchmarks of the paper.
         annotations: folders of benchmark files, if not the ones in the YAML files, ``--annotations.gqa=DIR``.
         data_root: value of {root} in the YAML files.
         protocol: llava, lmms or vlmevalkit: prompts and rules to apply where the harnesses disagree.
         no_image: also evaluate with blank images, to measure how much the questions alone give away.
-        run: run folder whose metrics.csv provides the training curves of the report, and whose config.yaml the models.
+        run: run folder. Its metrics.csv provides the training curves of the report.
         batch_size: questions in a batch, on each device.
         max_new_tokens: maximum length of an answer; by default the benchmark's own.
         limit: number of questions of each benchmark, from the first.

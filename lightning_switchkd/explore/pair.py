@@ -17,8 +17,8 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
 from lightning_switchkd.core.types import PATHWAYS, Batch, Pathway
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
-from lightning_switchkd.distillation.checks import check_data, check_pair
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.distillation.pair import load_pair
 from lightning_switchkd.distillation.pathways import PathwayOutput, run_pathways
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.logits import SupervisedTokens
@@ -291,12 +291,9 @@ def _pair(
     student_init: str | None,
 ) -> Pair:
     transformers_logging.disable_progress_bar()
-    tokenizer = data.processor.tokenizer
-    student = build(student_spec, tokenizer, "student").eval()
-    teacher = build(teacher_spec, tokenizer, "teacher").eval().requires_grad_(False)
-    check_data(student, tokenizer, data.image_tokens)
-    check_pair(student, teacher, Need.TEACHER, len(tokenizer))
+    student, teacher = load_pair(student_spec, teacher_spec, Need.TEACHER, data.processor.tokenizer, data.image_tokens)
+    assert teacher is not None
     paths = data.paths(split)
     folders = {"student": student_spec.checkpoint, "teacher": teacher_spec.checkpoint}
     folders |= {"annotations": paths[0].annotations, "image_root": paths[0].image_root}
-    return Pair(student, teacher, data, split, objective, folders, student_init)
+    return Pair(student.eval(), teacher.eval().requires_grad_(False), data, split, objective, folders, student_init)

@@ -15,26 +15,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import LlavaProcessor, PreTrainedTokenizerBase
+from transformers import LlavaProcessor
 
 from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import PARTS, Batch, Counts, Part
 from lightning_switchkd.data.datamodule import Split
 from lightning_switchkd.data.dataset import mean_supervised_tokens
-from lightning_switchkd.distillation.checks import (
-    check_cache,
-    check_data,
-    check_packing,
-    check_pair,
-    check_student_vocabulary,
-    check_vocabulary,
-    same_encoder,
-)
+from lightning_switchkd.distillation.checks import check_cache, same_encoder
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.distillation.pair import load_pair
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache, TeacherCache
-from lightning_switchkd.models.adapter import VLMAdapter, fingerprint
-from lightning_switchkd.models.auto import build, tokenizer_of
+from lightning_switchkd.models.adapter import fingerprint
 from lightning_switchkd.models.spec import VLMSpec, as_spec
 from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
 from lightning_switchkd.objectives.sft import SFT
@@ -95,15 +87,10 @@ class SwitchKD(L.LightningModule):
         super().__init__()
         if logits_gib is not None and not logits_gib > 0:
             raise UserError(f"model.logits_gib must be above 0, got {logits_gib}. Set it to null for the default.")
-        check_settings(
-            {"lr": lr, "lr_vision": lr_vision, "lr_projector": lr_projector, "lr_lm": lr_lm},
-            weight_decay,
-            betas,
-            warmup,
-            min_lr_ratio,
-        )
-        self.student_spec = as_spec(student, "student")
-        self.teacher_spec = None if teacher is None else as_spec(teacher, "teacher")
+        rates = {"lr": lr, "lr_vision": lr_vision, "lr_projector": lr_projector, "lr_lm": lr_lm}
+        check_settings(rates, weight_decay, betas, warmup, min_lr_ratio)
+        self.student_spec = as_spec(student, "model.student")
+        self.teacher_spec = None if teacher is None else as_spec(teacher, "model.teacher")
         objective = objective or (SFT() if teacher is None else SwitchKDObjective())
         self._objective = (objective,)  # in a tuple: only the distiller registers it as a submodule
         self.freeze_parts: list[Part] = freeze or []
@@ -150,16 +137,15 @@ class SwitchKD(L.LightningModule):
         data, strategy = self.trainer.datamodule, self.trainer.strategy  # type: ignore[attr-defined]
         tokenizer = cast(LlavaProcessor, data.processor).tokenizer
 
-        student = build(self.student_spec, tokenizer, "student")
-        check_data(student, tokenizer, data.image_tokens)
-        if lm_tokenizer := tokenizer_of(self.student_spec):
-            check_student_vocabulary(tokenizer, lm_tokenizer)
-        student.freeze(self.freeze_parts)
-        teacher = self._build_teacher(tokenizer)
-        check_pair(student, teacher, self.objective.needs, len(tokenizer))
-        if data.hparams["packing"]:
-            check_packing(student, teacher)
-
+        student, teacher = load_pair(
+            self.student_spec,
+            self.teacher_spec,
+            self.objective.needs,
+            tokenizer,
+            data.image_tokens,
+            self.freeze_parts,
+            data.hparams["packing"],
+        )
         self.teacher_fingerprint = None if teacher is None else fingerprint(teacher)
         self._same_encoder = teacher is not None and same_encoder(student, teacher)
         self._distiller = Distiller(student, teacher, self.objective, len(tokenizer), self.logits_gib).train()
@@ -167,17 +153,6 @@ class SwitchKD(L.LightningModule):
             strategy.shard(self._distiller)
         self.train_means = Means(self.objective.terms)
         self.held_out_means = Means([*self.objective.terms, "correct"])
-
-    def _build_teacher(self, tokenizer: PreTrainedTokenizerBase) -> VLMAdapter | None:
-        if self.teacher_spec is None or Need.TEACHER not in self.objective.needs:
-            return None
-        teacher = build(self.teacher_spec, tokenizer, "teacher")
-        teacher_tokenizer = tokenizer_of(self.teacher_spec)
-        if teacher_tokenizer is None:
-            log.warning("Cannot check the teacher's vocabulary: its folder has no tokenizer.")
-        else:
-            check_vocabulary(tokenizer, teacher_tokenizer)
-        return teacher
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create AdamW with a group for each part and decay, and a schedule stepped with the optimizer.

@@ -176,7 +176,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "min_k": (fit_arguments(folder, new, f"--model.{SELECT}.min_k=2"), "min_k must be at least 3, got 2"),
         "temperature": (fit_arguments(folder, new, f"--model.{TEMPERATURE}=0"), "temperature must be positive"),
         "rate": (fit_arguments(folder, new, "--model.lr=-1"), "model.lr must be a positive number, got -1.0"),
-        "batch size": (fit_arguments(folder, new, "--data.batch_size=0"), "data.batch_size must be 1 or more, got 0"),
+        "batch size": (fit_arguments(folder, new, "--data.batch_size=0"), "data.batch_size must be at least 1, got 0"),
         "run folder": (fit_arguments(folder, Path("/proc/nope")), "default_root_dir: cannot write to /proc/nope"),
         "package": (fit_arguments(folder, new, extra=("overlay/wandb",)), "pip install 'wandb>="),
         "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),

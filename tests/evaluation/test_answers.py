@@ -23,8 +23,6 @@ from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.score import Result
 
-N = 20_000
-
 
 def vqav2_of(folder: Path, count: int) -> list[str]:
     """Write VQAv2 files with `count` questions. Return answers, three quarters of them correct."""
@@ -41,8 +39,11 @@ def vqav2_of(folder: Path, count: int) -> list[str]:
     return [gold if n % 4 else "nothing at all" for n, gold in enumerate(golds)]
 
 
-def test_one_in_a_hundred_of_many_lines_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = vqav2_of(tmp_path / "vqav2", N)
+@pytest.mark.parametrize("number", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_one_in_a_hundred_of_many_lines_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    texts = vqav2_of(tmp_path / "vqav2", number)
     rows = [json.dumps(layouts.answer(n, text)) for n, text in enumerate(texts)]
     damage: list[Callable[[str], str]] = [
         lambda row: row[: len(row) // 2],  # cut off
@@ -50,22 +51,22 @@ def test_one_in_a_hundred_of_many_lines_damaged(tmp_path: Path, capsys: pytest.C
         lambda row: row.replace('"text"', '"txet"'),
         lambda row: row.replace('"question_id"', '"id_of_question"'),
     ]
-    for n in range(0, N, 100):
+    for n in range(0, number, 100):
         rows[n] = damage[n // 100 % 4](rows[n])
     file = tmp_path / "answers.jsonl"
-    file.write_text("\n".join([*rows, "", json.dumps(layouts.answer(N + 5, "x")), rows[1]]), encoding="utf-8")
+    file.write_text("\n".join([*rows, "", json.dumps(layouts.answer(number + 5, "x")), rows[1]]), encoding="utf-8")
     arguments = ["score", "--benchmark=vqav2", f"--data_root={tmp_path}", f"--answers={file}"]
     main([*arguments, f"--output={tmp_path / 'out.json'}"])
     result = Result.read(tmp_path / "out.json")
-    assert result.odd == {"missing": N // 100, "unknown": 1, "doubled": 1, "damaged": N // 100}
+    assert result.odd == {"missing": number // 100, "unknown": 1, "doubled": 1, "damaged": number // 100}
     assert result.examples_of_odd["damaged"][0] == "line 1"
     assert result.score == pytest.approx(75.0)  # the damaged lines were wrong already: every fourth is
-    assert f"damaged: {N // 100} (line 1, line 101" in capsys.readouterr().out
+    assert f"damaged: {number // 100} (line 1, line 101" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*arguments, "--strict"])
     error = capsys.readouterr().err
     assert error.startswith("error: --strict:")
-    assert f"{N // 100} damaged (line 1, line 101, line 201" in error
+    assert f"{number // 100} damaged (line 1, line 101, line 201" in error
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.text(max_size=5)), max_size=40), st.randoms())

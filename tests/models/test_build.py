@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.distillation import pair
 from lightning_switchkd.models.auto import build, tokenizer_of
 from lightning_switchkd.models.spec import VLMSpec
+from lightning_switchkd.training.module import SwitchKD
 
 VISION: dict[str, Any] = dict(tiny.spec().vision)  # type: ignore[call-overload]
 LM: dict[str, Any] = dict(tiny.spec().lm)  # type: ignore[call-overload]
@@ -121,10 +123,8 @@ def test_embeddings_grow_to_the_tokenizer() -> None:
 
 
 def test_constructors_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_switchkd.training import module
-
-    monkeypatch.setattr(module, "build", lambda *_: pytest.fail("a constructor loaded a model"))
-    module.SwitchKD(VLMSpec(checkpoint="nobody/nothing"), VLMSpec(checkpoint="nobody/nothing"))
+    monkeypatch.setattr(pair, "build", lambda *_: pytest.fail("a constructor loaded a model"))
+    SwitchKD(VLMSpec(checkpoint="nobody/nothing"), VLMSpec(checkpoint="nobody/nothing"))
 
 
 @pytest.mark.parametrize(

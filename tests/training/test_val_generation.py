@@ -14,7 +14,7 @@ from lightning_switchkd.training.callbacks import ValGeneration
 from lightning_switchkd.training.callbacks.validation_questions import ValidationQuestions, part_of
 
 
-def test_invalid_samples_are_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_samples_are_skipped(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     raws = json.loads((folder / "records.json").read_text(encoding="utf-8"))
     raws[3]["conversations"][1]["value"] = ""
     with_image = next(raw for raw in raws[5:] if isinstance(raw.get("image"), str))
@@ -25,7 +25,7 @@ def test_invalid_samples_are_left_out(folder: Path, tmp_path: Path, caplog: pyte
     assert [sample.location.index for sample in samples] == [
         i for i in range(48) if i not in (3, raws.index(with_image))
     ]
-    assert "2 of 48 validation questions cannot be asked and are left out. The first: Sample 3" in caplog.text
+    assert "Skipped 2 of 48 validation questions that cannot be asked. The first: Sample 3" in caplog.text
     trainer = tiny.trainer(tmp_path, max_steps=1, limit_val_batches=1.0, callbacks=[ValGeneration(48, 2)])
     trainer.validate(tiny.switch_kd(folder, dtype="float32"), datamodule=data, verbose=False)
     assert 0 <= float(trainer.callback_metrics["val/exact_match"]) <= 1

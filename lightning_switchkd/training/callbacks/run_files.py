@@ -29,7 +29,7 @@ from lightning_switchkd.training.loggers import log_text, resume_logs
 PREVIOUS = "previous"
 """Folder, inside a run folder, of the earlier runs."""
 
-RUN_FILES = ("metrics.csv", "checkpoints", "student")
+RESULTS = ("metrics.csv", "checkpoints", "student")
 """Files of a run that has logged or saved something."""
 
 HEADER = """\
@@ -181,7 +181,7 @@ class PreviousRun(L.Callback):
         self.archive: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if trainer.is_global_zero and any((self.folder / name).exists() for name in RUN_FILES):
+            if trainer.is_global_zero and any((self.folder / name).exists() for name in RESULTS):
                 self.archive = self._move_to_archive()
         except OSError as error:
             raise UserError(
@@ -189,12 +189,7 @@ class PreviousRun(L.Callback):
             ) from None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the archive."""
-        if self.archive is not None:
-            print(
-                f"Moved the earlier run in {self.folder} to {self.archive}. To resume a run instead, set "
-                "--ckpt_path=last."
-            )
+        """Keep the archive from now on."""
         self.archive = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -209,6 +204,7 @@ class PreviousRun(L.Callback):
         self.archive.rmdir()
         if not any(self.archive.parent.iterdir()):
             self.archive.parent.rmdir()
+        print(f"Moved the earlier run back to {self.folder}.")
         self.archive = None
 
     def _move_to_archive(self) -> Path:
@@ -220,4 +216,5 @@ class PreviousRun(L.Callback):
         for path in self.folder.iterdir():
             if path.name != PREVIOUS:
                 path.rename(archive / path.name)
+        print(f"Moved the earlier run in {self.folder} to {archive}. To resume a run instead, set --ckpt_path=last.")
         return archive

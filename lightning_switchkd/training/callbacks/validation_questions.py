@@ -32,25 +32,18 @@ class ValidationQuestions:
     max_new_tokens: int
 
     def select(self, num_samples: int) -> list[Sample]:
-        """Return up to ``num_samples`` samples, evenly spaced over the validation data. Invalid ones are left out."""
+        """Return up to ``num_samples`` samples, evenly spaced over the validation data. Invalid ones are skipped."""
         dataset, selected, invalid = self.data.dataset("val"), list[Sample](), list[SampleError]()
         indices = dataset.samples.tolist()
         num_samples = min(num_samples, len(indices))
         for i in range(num_samples):
-            sample = None
             try:
-                sample = dataset.sample(indices[i * len(indices) // num_samples])
-                self.data.prompter.encode_question(sample)
-                sample.load_images()
+                selected.append(dataset.question(indices[i * len(indices) // num_samples]))
             except SampleError as error:
-                invalid.append(error if sample is None else error.at(sample.location, sample.id, sample.source))
-            else:
-                selected.append(sample)
+                invalid.append(error)
         if invalid:
-            log.warning(
-                "%d of %d validation questions cannot be asked and are left out. The first: %s",
-                len(invalid), num_samples, invalid[0],
-            )  # fmt: skip
+            message = "Skipped %d of %d validation questions that cannot be asked. The first: %s"
+            log.warning(message, len(invalid), num_samples, invalid[0])
         return selected
 
     def ask(self, distiller: Distiller, samples: Sequence[Sample], pathway: Pathway = "student") -> list[str]:
