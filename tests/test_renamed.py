@@ -109,7 +109,7 @@ def test_make_variables(name: str, where: str) -> None:
     command = ["make", "--dry-run", "train", *arguments]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert f"{name} was renamed in 0.2: use {MAKE_VARIABLES[name]}." in process.stderr
+    assert f"{name} -> {MAKE_VARIABLES[name]}" in process.stderr
     assert len(process.stderr.splitlines()) == 1
 
 

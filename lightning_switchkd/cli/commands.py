@@ -10,6 +10,7 @@ from typing import Any
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.data.repack import repack
+from lightning_switchkd.evaluation.ask import ask
 from lightning_switchkd.evaluation.chat import generate
 from lightning_switchkd.evaluation.report.report import report
 from lightning_switchkd.evaluation.runner import evaluate
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "convert": convert,
     "generate": generate,
+    "ask": ask,
     "evaluate": evaluate,
     "score": score,
     "report": report,

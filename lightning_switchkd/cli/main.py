@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,10 +20,12 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.cli import commands
 from lightning_switchkd.cli.commands import expand_switches
+from lightning_switchkd.cli.distill import distill
 from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 from lightning_switchkd.cli.parser import Parser
 from lightning_switchkd.cli.renamed import check_names
 from lightning_switchkd.core.errors import UserError, out_of_memory
+from lightning_switchkd.experiments.pipeline import run_pipeline
 from lightning_switchkd.experiments.sweep import run_sweep
 from lightning_switchkd.training.callbacks.interruption import Interrupted
 
@@ -25,12 +33,15 @@ USAGE = """\
 usage: python -m lightning_switchkd COMMAND [--help] [options]
 
 Train
+  distill        Distill a teacher into a student: --teacher MODEL --student MODEL --data FILE --images FOLDER
   fit            Train a student: --config FILE ... [--trainer.max_steps=10 --model.lr=1e-4 --ckpt_path=last ...]
   validate       Compute losses and token accuracy on the validation data.
   test           Compute losses and token accuracy on the test data.
+  pipeline       Run the stages of conf/pipeline/ in order: data, models, trainings, evaluation.
   sweep          Train several methods over several seeds, and compare them.
 
 Prepare
+  demo-data      Write a demo data set: digits, easy_vqa or emoji. [--output FOLDER --seed 0 ...]
   dry-run        Estimate time and memory of a full-size run. Downloads no weights.
   validate-data  Check every sample. Writes a report and the list of samples to exclude.
   fill-cache     Compute the teacher's hidden states of all samples once, for later runs.
@@ -41,6 +52,7 @@ Evaluate
   export         Export the student of a checkpoint as a Hugging Face folder.
   generate       Ask a model about an image: one question, or --chat.
   evaluate       Run models on benchmarks, and score their answers.
+  ask            Answer the questions of LLaVA files, without scores.
   score          Score any system's answer file on a benchmark.
   report         Compare results with each other and with published ones: HTML, Markdown, JSON.
 
@@ -59,6 +71,9 @@ NOISE = (
 )
 """Warnings of other packages that a user cannot act on."""
 
+
+DEMO_DATA = ("digits", "easy_vqa", "emoji")
+"""Demo data sets. Each is a module, which is imported only when it is written: it needs packages of its own."""
 
 MISSING_PACKAGE = re.compile(r"Requirement '(?P<package>[^']+)' not met")
 """Lightning's message on the package of a logger."""
@@ -105,10 +120,12 @@ def main(arguments: list[str] | None = None) -> None:
             prog = f"python -m lightning_switchkd {command}"
             flags = expand_switches(COMMANDS[command], arguments[1:])
             auto_cli(COMMANDS[command], args=flags, as_positional=False, prog=prog, parser_class=Parser)
+        elif command == "demo-data":
+            write_demo_data(arguments[1:])
         elif command in ("-h", "--help"):
             print(USAGE, end="")
         else:
-            available = ", ".join((*LIGHTNING_COMMANDS, *COMMANDS))
+            available = ", ".join((*LIGHTNING_COMMANDS, *COMMANDS, "demo-data"))
             raise UserError(f"Unknown command '{command}'. Available commands: {available}.")
     except Interrupted as interrupted:
         print(interrupted.message, file=sys.stderr)
@@ -130,30 +147,95 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def write_demo_data(arguments: list[str]) -> None:
+    """Write a demo data set.
+
+    Args:
+        arguments: Its name and its flags.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in DEMO_DATA:
+        raise UserError(f"demo-data: name a data set: {', '.join(DEMO_DATA)}.")
+    import_module(f"lightning_switchkd.demo.{name}").main(arguments[1:])
+
+
+def pipeline(
+    pipeline: str = "conf/pipeline/emoji.yaml",
+    variables: dict[str, str] | None = None,
+    stages: list[str] | None = None,
+    jobs: int | None = None,
+    train_prepared: bool = False,
+    command: str = "fit",
+    launcher: str = "",
+    dry: bool = False,
+) -> None:
+    """Run the stages of a pipeline in order: data, models, trainings, evaluation.
+
+    Finished stages are kept, and interrupted trainings resume: run the same command again. A stage runs again if its
+    settings, its data or its models changed.
+
+    Args:
+        pipeline: file of conf/pipeline/.
+        variables: values of its variables, ``--variables.method=dbild``.
+        stages: run these stages and what they need. Default: the targets of the pipeline.
+        jobs: stages at a time. Default: one per processor core if all train on one CPU each, else one.
+        train_prepared: train the models that ship with the package.
+        command: run this command with the settings of the stages, instead of training: dry-run, validate-data, ...
+        launcher: program that starts the processes of a training, such as srun.
+        dry: print the commands, and run nothing.
+    """
+    launch = partial(launch_by, launcher.split()) if launcher else main
+    run_pipeline(launch, pipeline, variables, stages, jobs, train_prepared, command, dry)
+
+
+def launch_by(launcher: list[str], arguments: list[str]) -> None:
+    """Run a training by another program, such as srun, and pass it a Ctrl-C. Other commands run in this process."""
+    if arguments[0] != "fit":
+        return main(arguments)
+    process = subprocess.Popen([*launcher, sys.executable, "-m", "lightning_switchkd", *arguments])
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    sys.exit(process.returncode)
+
+
 def sweep(
     sweep: str = "conf/sweep/methods.yaml",
-    data: str = "emoji",
-    output: str | None = None,
-    jobs: int | None = None,
+    variables: dict[str, str] | None = None,
     methods: list[str] | None = None,
     seeds: list[int] | None = None,
     flags: str = "",
+    output: str | None = None,
+    jobs: int | None = None,
+    dry: bool = False,
 ) -> None:
     """Train all methods of a sweep from one student, ask all the same questions, and write the comparison.
 
-    Finished runs are kept: run the command again to resume. A changed setting, model or question repeats its runs.
+    The models of the sweep are made first, by the stages of its pipeline. Finished runs are kept, as in `pipeline`.
 
     Args:
         sweep: what is compared, a file of conf/sweep/.
-        data: name of the data set, which replaces {data} in that file.
-        output: folder of the report. Default: reports/ and the names of the sweep and the data.
-        jobs: runs at a time. Default: one per processor core.
+        variables: values of its fields, ``--variables.data=digits``.
         methods: run only these methods.
         seeds: use these seeds instead of the sweep's.
         flags: more flags for every run, as one text.
+        output: folder of the report. Default: reports/ and the names of the sweep and the data.
+        jobs: runs at a time. Default: one per processor core.
+        dry: print the commands, and run nothing.
     """
-    run_sweep(main, sweep, data, output, jobs, methods, seeds, flags)
+    values = {**(variables or {}), **({"seeds": seeds} if seeds else {})}
+    run_sweep(main, sweep, values, methods, flags, output, jobs, dry)
 
 
-COMMANDS = {**commands.COMMANDS, "sweep": sweep}
-"""All commands that are plain functions. `sweep` launches other commands, so it is defined here."""
+COMMANDS: dict[str, Callable[..., Any]] = {
+    **commands.COMMANDS,
+    "distill": distill,
+    "pipeline": pipeline,
+    "sweep": sweep,
+}
+"""All commands that are plain functions. `pipeline` and `sweep` launch other commands, so they are defined here."""

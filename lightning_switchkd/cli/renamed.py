@@ -98,8 +98,9 @@ def _check_file(file: Path) -> None:
     folder = file.parent.name
     if not file.is_file():
         if file.parent.parent.name == "conf" and folder in CONFIG_FOLDERS:
-            present = file.parent.with_name(CONFIG_FOLDERS[folder]) / file.name
-            raise UserError(f"'conf/{folder}' was renamed in 0.2: use {present}.")
+            present = file.parent.parent / CONFIG_FOLDERS[folder]
+            same_name = present / file.name
+            raise UserError(f"'conf/{folder}' was renamed in 0.2: use {same_name if same_name.is_file() else present}.")
         return
     try:
         renamed = renamed_names(yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -125,18 +125,18 @@ FLAGS: dict[str, dict[str, str]] = {
 }
 """Flags of a command, by its present name. The commands that take a configuration also follow the tables above."""
 
-MAKE_VARIABLES: dict[str, str] = {"EXP": "METHOD", "WITH": "OVERLAYS", "STUDY": "SWEEP", "RECIPE": "PIPELINE_DIR"}
+MAKE_VARIABLES: dict[str, str] = {"EXP": "METHOD", "WITH": "OVERLAYS", "STUDY": "SWEEP", "RECIPE": "RUN"}
 
 MAKE_TARGETS: dict[str, str] = {"ablation": "sweep", "recipe": "pipeline"}
 
 CONFIG_FOLDERS: dict[str, str] = {
-    "ablation": "overlay",
+    "ablation": "sweep/open_points.yaml",
     "experiment": "method",
-    "prepare": "stage",
+    "prepare": "pipeline",
     "study": "sweep",
     "with": "overlay",
 }
-"""Folders of ``conf/``."""
+"""Folders of ``conf/``. The settings of some files are now parts of another file."""
 
 SWEEP_FIELDS: dict[str, str] = {
     "about": "description",

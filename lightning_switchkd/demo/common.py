@@ -151,7 +151,9 @@ class DemoDataset:
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Write the data set from the command line. None reads ``sys.argv``."""
         parser = argparse.ArgumentParser(
-            description=self.doc.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            prog=f"python -m lightning_switchkd demo-data {self.name}",
+            description=self.doc.split("\n", 1)[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         parser.add_argument("--output", type=Path, default=Path("datasets", self.name), help="output folder")
         for name, hint in get_type_hints(self.settings, include_extras=True).items():

@@ -1,6 +1,6 @@
 """Boards of handwritten digits as LLaVA JSON and PNG, with a processor.
 
-    python -m lightning_switchkd.demo.digits --output datasets/digits --boards 12000 --grid 2 --seed 0
+    python -m lightning_switchkd demo-data digits --output datasets/digits --boards 12000 --grid 2 --seed 0
 
 scikit-learn includes 1,797 scans of digits. The scans are split into training, validation and test scans first. A board
 uses the scans of its split only, so training never sees a held-out scan.
@@ -223,6 +223,3 @@ def _fill(settings: Settings, folder: Path) -> None:
 
 DATASET = DemoDataset("digits", version=1, doc=__doc__, settings=Settings, fill=_fill)
 write, main = DATASET.write, DATASET.main
-
-if __name__ == "__main__":
-    main()

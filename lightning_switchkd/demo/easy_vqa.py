@@ -1,6 +1,6 @@
 """The published easy-VQA data as LLaVA JSON and PNG, with a processor.
 
-    python -m lightning_switchkd.demo.easy_vqa --output datasets/easy_vqa --val-images 500 --seed 0
+    python -m lightning_switchkd demo-data easy_vqa --output datasets/easy_vqa --val-images 500 --seed 0
 
 The package `easy-vqa` (Victor Zhou, MIT) has 5,000 images of one colored shape each and 48,248 questions about them.
 Its test split is kept as it is. The validation split is taken from its training images, so no image is in two splits.
@@ -163,6 +163,3 @@ def _fill(settings: Settings, folder: Path) -> None:
 
 DATASET = DemoDataset("easy_vqa", version=1, doc=__doc__, settings=Settings, fill=_fill)
 write, main = DATASET.write, DATASET.main
-
-if __name__ == "__main__":
-    main()

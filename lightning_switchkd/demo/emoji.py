@@ -1,6 +1,6 @@
 """Emoji scenes with questions about five abilities, as LLaVA JSON and PNG, with a processor.
 
-    python -m lightning_switchkd.demo.emoji --output datasets/emoji --scenes 12000 --seed 0
+    python -m lightning_switchkd demo-data emoji --output datasets/emoji --scenes 12000 --seed 0
 
 A scene has three by three cells: two to five emojis, often three letters in a row, often one handwritten digit. The
 questions follow the axes of the paper's benchmarks:
@@ -118,6 +118,3 @@ def _fill(settings: Settings, folder: Path) -> None:
 
 DATASET = DemoDataset("emoji", version=3, doc=__doc__, settings=Settings, fill=_fill)
 write, main = DATASET.write, DATASET.main
-
-if __name__ == "__main__":
-    main()

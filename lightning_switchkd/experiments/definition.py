@@ -1,49 +1,79 @@
-"""The definition of a sweep (``conf/sweep/``), and the jobs that it consists of."""
+"""The definition of a sweep (``conf/sweep/``), and the stages that it consists of."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shlex
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.renamed import SWEEP_FIELDS
+from lightning_switchkd.experiments.pipeline import check_config, flags, load_definition, resolve
+from lightning_switchkd.experiments.stage import Stage
 
-WEIGHTS = "model.safetensors"
+
+@dataclass(frozen=True)
+class Search:
+    """A search for the best settings of each method, on validation data.
+
+    Attributes:
+        settings: Values to try, by dotted key.
+        metric: Column of ``metrics.csv`` whose last value decides.
+        mode: ``max`` or ``min``.
+        samples: Number of random combinations. None tries all.
+        seed: Seed of the trainings, and of the random combinations.
+    """
+
+    settings: Mapping[str, Sequence[Any]]
+    metric: str = "val/exact_match"
+    mode: str = "max"
+    samples: int | None = None
+    seed: int = 0
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return the combinations to try."""
+        every = [dict(zip(self.settings, values, strict=True)) for values in product(*self.settings.values())]
+        if self.samples is None or self.samples >= len(every):
+            return every
+        return random.Random(self.seed).sample(every, self.samples)
 
 
 @dataclass(frozen=True)
 class SweepDefinition:
     """Definition of a sweep (``conf/sweep/``).
 
-    In every text, ``{data}`` stands for the name of the data set. In a method or a model, ``{seed}`` stands for the
-    seed of the run. A file with ``extends: OTHER.yaml`` takes the fields it does not set from that file next to it.
+    ``${name}`` stands for another field. In methods and models, ``${seed}`` stands for the seed of the run.
+    A file with ``extends: OTHER.yaml`` takes the fields it does not set from that file next to it.
 
     Attributes:
         description: The question of the sweep, for its report.
+        data: Name of the data set.
+        pipeline: Pipeline whose stages make the data and the models.
         folder: Folder of the runs, ``METHOD/SEED`` each.
-        base: Configuration files and flags of every run, in order.
-        methods: The files and flags that follow them, by name of the method.
+        base: Configuration files of every run, in order.
+        settings: Settings of every run that follow the files.
+        methods: By name of the method, configuration files and settings that follow.
         seeds: Each method runs once per seed. The seed decides the order of the data.
         baseline: The method that gains are measured from.
-        models: Model folders that answer the questions too. With ``{seed}``, one per seed.
-        questions: LLaVA files by name, the main one first. Missing files are skipped.
+        models: Model folders that answer the questions too. With ``${seed}``, one per seed.
+        questions: LLaVA files by name, the main one first. Files that no stage makes and that are missing are skipped.
         image_root: Folder of their images.
         text_only_baseline: Training annotations of the text-only baseline.
         expected_order: Pairs of methods, the better one last, that the summary checks.
         baselines: Methods whose gains are measured from another method than ``baseline``.
+        search: Settings to choose for each method on validation data, before its runs. None uses the settings as given.
     """
 
     description: str
+    data: str
+    pipeline: str
     folder: str
     base: list[str]
-    methods: dict[str, list[str]]
+    settings: dict[str, Any]
+    methods: dict[str, list[Any]]
     seeds: list[int]
     baseline: str
     models: dict[str, str]
@@ -52,24 +82,35 @@ class SweepDefinition:
     text_only_baseline: str
     expected_order: list[list[str]] = field(default_factory=list)
     baselines: dict[str, str] = field(default_factory=dict)
+    search: dict[str, Any] | None = None
 
     def baseline_of(self, name: str) -> str:
         """Return the method that a method's gain is measured from."""
         return self.baselines.get(name, self.baseline)
 
     @classmethod
-    def read(cls, file: Path, data: str) -> SweepDefinition:
-        """Read a definition.
+    def read(cls, file: str | Path, variables: Mapping[str, Any], seed: int = 0) -> SweepDefinition:
+        """Read a definition, for one seed.
+
+        Args:
+            file: The YAML file.
+            variables: Fields to use instead of the file's, such as ``data``.
+            seed: Value of ``${seed}``.
 
         Raises:
             UserError: The file cannot be read, or a field is missing or unknown.
         """
-        raw = _load(file)
+        raw = load_definition(file, "sweep")
+        if renamed := raw.keys() & SWEEP_FIELDS.keys():
+            names = ", ".join(f"{old} -> {SWEEP_FIELDS[old]}" for old in sorted(renamed))
+            raise UserError(f"--sweep: {file} uses fields that were renamed in 0.2. Change them: {names}.")
         known = {f.name for f in fields(cls)}
-        optional = {"expected_order", "baselines"}
-        if not isinstance(raw, dict) or not known - optional <= raw.keys() <= known:
+        optional = {"expected_order", "baselines", "search"}
+        if not known - optional <= raw.keys() <= known:
             raise UserError(f"--sweep: {file} must have exactly these fields: {', '.join(sorted(known))}.")
-        sweep = cls(**_fill(raw, data))
+        values = resolve({**raw, "seed": seed}, variables, str(file))
+        del values["seed"]
+        sweep = cls(**values)
         expected = {name for pair in sweep.expected_order for name in pair}
         named = {sweep.baseline, *sweep.baselines, *sweep.baselines.values(), *expected}
         if unknown := named - sweep.methods.keys():
@@ -78,106 +119,58 @@ class SweepDefinition:
             )
         return sweep
 
-    def model_jobs(self, questions: dict[str, str], name: str, seeds: Sequence[int]) -> list[Job]:
-        """Return the job of an existing model, or one per seed."""
-        model = self.models[name]
-        if "{seed}" not in model:
-            return [self._job(questions, name, model)]
-        return [self._job(questions, f"{name}/{seed}", model.replace("{seed}", str(seed))) for seed in seeds]
+    def training(self, method: str, seed: int, user_flags: str, chosen: Mapping[str, Any] | None = None) -> Stage:
+        """Return the training of a method: its files, its settings, the seed, and last the user's flags.
 
-    def training_job(self, questions: dict[str, str], method: str, seed: int, flags: str) -> Job:
-        """Return one run of a method: its files as ``--config``, its flags, the seed, and last the user's flags."""
-        texts = [part.replace("{seed}", str(seed)) for part in (*self.base, *self.methods[method])]
-        parts = [text if text.startswith("--") else f"--config={text}" for text in texts]
+        Args:
+            method: Name of the method.
+            seed: The seed.
+            user_flags: More flags, as one text.
+            chosen: Settings of a search, by dotted key. None outside a search.
+        """
+        parts = self.methods[method]
+        configs = [*self.base, *(part for part in parts if isinstance(part, str))]
+        for config in configs:
+            check_config(config)
+        settings = self.settings
+        for part in parts:
+            settings = settings if isinstance(part, str) else merge(settings, part)
         name = f"{method}/{seed}"
-        fit = [*parts, f"--seed_everything={seed}", *shlex.split(flags)]
-        return self._job(questions, name, f"{self.folder}/{name}/student", fit)
+        command = ["fit", f"--seed_everything={seed}", *flags(user_flags)]
+        command += [f"--{key}={value}" for key, value in (chosen or {}).items()]
+        folder = Path(self.folder, name)
+        return Stage(name, folder, tuple(command), folder / "student", tuple(configs), settings)
 
-    def _job(self, questions: dict[str, str], name: str, model: str, fit: Sequence[str] = ()) -> Job:
-        return Job(name, Path(self.folder, name), tuple(fit), model, questions, self.image_root)
+    def trial(self, method: str, number: int, search: Search, user_flags: str) -> Stage:
+        """Return the training of one combination of a search."""
+        combination = search.combinations()[number]
+        stage = self.training(method, search.seed, user_flags, combination)
+        name = f"{method}/search/{number}"
+        folder = Path(self.folder, name)
+        validated = merge(
+            stage.settings, {"trainer": {"limit_val_batches": 1.0}, "val_generation": {"num_samples": 512}}
+        )
+        return Stage(name, folder, stage.command, folder / "student", stage.configs, validated)
+
+    def answers(self, name: str, model: str) -> Stage:
+        """Return the stage in which a model answers the questions."""
+        folder = Path(self.folder, f"{name}.answers")
+        output = folder.with_name(f"{folder.name}.json")
+        command = [
+            *("ask", f"--model={model}", f"--image_root={self.image_root}", f"--output={output}"),
+            *(f"--questions.{key}={file}" for key, file in self.questions.items()),
+        ]
+        return Stage(f"{name} answers", folder, tuple(command), output)
 
 
-def _load(file: Path) -> Any:
-    if not file.is_file():
-        raise UserError(f"--sweep: {file} does not exist. The sweeps of this repository are in conf/sweep/.")
-    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if isinstance(raw, dict) and (renamed := raw.keys() & SWEEP_FIELDS.keys()):
-        names = ", ".join(f"{old} -> {SWEEP_FIELDS[old]}" for old in sorted(renamed))
-        raise UserError(f"--sweep: {file} uses fields that were renamed in 0.2. Change them: {names}.")
-    if isinstance(raw, dict) and "extends" in raw:
-        raw = {**_load(file.parent / raw.pop("extends")), **raw}
-    return raw
+def merge(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings. Later values win.
 
-
-def _fill(value: Any, data: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill(entry, data) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_fill(entry, data) for entry in value]
-    return value.replace("{data}", data) if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model to train, if needed, and to ask.
-
-    Attributes:
-        name: ``METHOD/SEED``, or the name of an existing model.
-        place: The run folder. Answers and log are next to it.
-        fit: Arguments of the training. Empty for an existing model.
-        model: Folder of the model that answers.
-        questions: LLaVA files by name.
-        image_root: Folder of their images.
+    >>> merge({"model": {"lr": 0.1, "freeze": []}}, {"model": {"lr": 0.2}})
+    {'model': {'lr': 0.2, 'freeze': []}}
     """
-
-    name: str
-    place: Path
-    fit: tuple[str, ...]
-    model: str
-    questions: dict[str, str]
-    image_root: str
-
-    @property
-    def answers(self) -> Path:
-        """Return the file of the answers. It exists when the job is finished."""
-        return self.place.with_name(f"{self.place.name}.json")
-
-    @property
-    def log(self) -> Path:
-        """Return the file with everything that the job printed."""
-        return self.place.with_name(f"{self.place.name}.log")
-
-    def digest(self) -> dict[str, Any]:
-        """Return everything that the answers depend on, except the code."""
-        values = [argument.partition("=")[2] for argument in self.fit]
-        files = [Path(value) for value in values if value.endswith(".yaml")]
-        texts = {
-            *values,
-            *(text for file in files for text in _texts(yaml.safe_load(file.read_text(encoding="utf-8")))),
-        }
-        models = [name for name in sorted(texts) if Path(name, WEIGHTS).is_file()] if self.fit else [self.model]
-        return {
-            "fit": list(self.fit),
-            "files": {str(file): _hash(file) for file in [*files, *map(Path, self.questions.values())]},
-            "models": {name: _hash(Path(name, WEIGHTS)) for name in models},
-        }
-
-    def finished(self) -> bool:
-        """Check that the answers exist and were made with the same settings, models and questions."""
-        if not self.answers.is_file():
-            return False
-        stored = json.loads(self.answers.read_text(encoding="utf-8"))
-        return bool(stored.get("digest") == self.digest())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts in a configuration. Some of them are model folders."""
-    if isinstance(value, dict | list):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _texts(entry)
-    elif isinstance(value, str):
-        yield value
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing"
+    merged = dict(settings)
+    for key, value in more.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

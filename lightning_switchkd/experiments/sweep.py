@@ -2,73 +2,114 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from itertools import chain
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.experiments.definition import SweepDefinition
-from lightning_switchkd.experiments.supervisor import Launch, run_jobs
+from lightning_switchkd.core.files import write_atomic
+from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.experiments.definition import Search, SweepDefinition
+from lightning_switchkd.experiments.pipeline import Pipeline, load_definition, run, stages_of
+from lightning_switchkd.experiments.scheduler import Launch
+from lightning_switchkd.experiments.stage import Stage
 from lightning_switchkd.experiments.sweep_report import write_report
 
 
 def run_sweep(
     launch: Launch,
     sweep: str,
-    data: str,
+    variables: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    flags: str = "",
     output: str | None = None,
     jobs: int | None = None,
-    methods: list[str] | None = None,
-    seeds: list[int] | None = None,
-    flags: str = "",
+    dry: bool = False,
 ) -> None:
-    """Train all methods of a sweep, ask all models the same questions, and write the comparison.
+    """Make the data and the models, train all methods, ask all models the same questions, and write the comparison.
 
     Args:
         launch: Runs a command of the command line, such as ``["fit", …]``.
         sweep: YAML file of the sweep.
-        data: Name of the data set, which replaces ``{data}`` in the file.
+        variables: Fields to use instead of the file's, such as ``data`` and ``seeds``.
+        methods: Run only these methods. None runs all.
+        flags: More flags for every training.
         output: Folder of the report. None is ``reports/SWEEP-DATA``.
-        jobs: Runs at a time. None is one per processor core.
-        methods: Run only these methods.
-        seeds: Use these seeds instead of the sweep's.
-        flags: More flags for every run, as one text.
+        jobs: Stages at a time. None is one per processor core.
+        dry: Print the commands, and run nothing.
 
     Raises:
-        UserError: The file is invalid, a method is unknown, the data is missing, or a run failed.
+        UserError: The definition or an input is wrong, or a run failed.
     """
-    file = Path(sweep)
-    definition = SweepDefinition.read(file, data)
+    definition = SweepDefinition.read(sweep, variables)
     if unknown := set(methods or ()) - definition.methods.keys():
-        raise UserError(
-            f"--methods: {file} has no {', '.join(sorted(unknown))}. "
-            f"Available methods: {', '.join(definition.methods)}."
-        )
-    questions = {name: path for name, path in definition.questions.items() if Path(path).is_file()}
-    main = next(iter(definition.questions))
-    if main not in questions:
-        raise UserError(f"--sweep: {definition.questions[main]} does not exist. Run `make data DATA={data}` first.")
-    seeds = definition.seeds if seeds is None else seeds
-    existing = {name: definition.model_jobs(questions, name, seeds) for name in definition.models}
-    trained = {
-        name: [definition.training_job(questions, name, seed, flags) for seed in seeds]
-        for name in definition.methods
-        if methods is None or name in methods
+        raise UserError(f"--methods: unknown {sorted(unknown)}. Available: {', '.join(definition.methods)}.")
+    names = [name for name in definition.methods if methods is None or name in methods]
+    of_seed = {seed: SweepDefinition.read(sweep, variables, seed) for seed in definition.seeds}
+    shared = stages_of(load_definition(definition.pipeline, "sweep"), {"seeds": definition.seeds}, definition.pipeline)
+    chosen: dict[str, dict[str, Any]] = {}
+    if definition.search:
+        chosen = _search(launch, definition, names, shared, flags, jobs, dry)
+    trainings = {
+        name: [of.training(name, seed, flags, chosen.get(name)) for seed, of in of_seed.items()] for name in names
     }
-    every = [
-        *chain.from_iterable(existing.values()),
-        *(run for runs in zip(*trained.values(), strict=True) for run in runs),
-    ]
-    todo = [job for job in every if not job.finished()]
-    cores = os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs or cores))))
-    try:
-        run_jobs(todo, len(every) - len(todo), jobs or cores, launch)
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted. Run the same command to resume. Finished runs are in {definition.folder}.", file=sys.stderr
-        )
-        sys.exit(130)
-    folder = Path(output or f"reports/{file.stem}-{data}")
-    print(write_report(folder, definition, questions, existing, trained))
+    answers = {name: _model_answers(name, of_seed) for name in definition.models}
+    for name, runs in trainings.items():
+        answers[name] = [definition.answers(run.name, str(run.output)) for run in runs]
+    by_seed = [training for runs in zip(*trainings.values(), strict=True) for training in runs]
+    asked = [stage for stages in answers.values() for stage in stages]
+    pipeline = Pipeline([*shared, *by_seed, *asked], sweep)
+    targets = [stage.name for stage in asked]
+    pipeline.check(targets)
+    run(launch, pipeline, targets, jobs, dry)
+    if not dry:
+        folder = Path(output or f"reports/{Path(sweep).stem}-{definition.data}")
+        print(write_report(folder, definition, answers, trainings))
+
+
+def _model_answers(name: str, of_seed: Mapping[int, SweepDefinition]) -> list[Stage]:
+    """Return the stage in which a model answers, or one per seed if each seed has its own model."""
+    folders = {seed: definition.models[name] for seed, definition in of_seed.items()}
+    one, *others = folders.items()
+    if all(folder == one[1] for _, folder in others):
+        return [of_seed[one[0]].answers(name, one[1])]
+    return [of_seed[seed].answers(f"{name}/{seed}", folder) for seed, folder in folders.items()]
+
+
+def _search(
+    launch: Launch,
+    definition: SweepDefinition,
+    names: Sequence[str],
+    shared: Sequence[Stage],
+    flags: str,
+    jobs: int | None,
+    dry: bool,
+) -> dict[str, dict[str, Any]]:
+    """Try the combinations of a search with every method, and choose each method's best on validation data."""
+    search = Search(**(definition.search or {}))
+    combinations = search.combinations()
+    numbers = range(len(combinations))
+    trials = {name: [definition.trial(name, number, search, flags) for number in numbers] for name in names}
+    pipeline = Pipeline([*shared, *(trial for every in trials.values() for trial in every)], "search")
+    targets = [trial.name for every in trials.values() for trial in every]
+    pipeline.check(targets)
+    run(launch, pipeline, targets, jobs, dry)
+    if dry:
+        return {}
+    chosen = {}
+    for name, every in trials.items():
+        scores = [_last(trial.folder, search.metric) for trial in every]
+        best = (max if search.mode == "max" else min)(numbers, key=scores.__getitem__)
+        chosen[name] = combinations[best]
+        print(f"{name}: {search.metric} is best ({scores[best]:.4f}) with {combinations[best]}")
+        table = [{"settings": c, search.metric: s} for c, s in zip(combinations, scores, strict=True)]
+        write_atomic(Path(definition.folder, name, "search.json"), json.dumps(table, indent=1))
+    return chosen
+
+
+def _last(run: Path, metric: str) -> float:
+    values = read_metrics(run).get(metric)
+    if not values:
+        raise UserError(f"search.metric: {run}/metrics.csv has no '{metric}'.")
+    return values[-1][1]

@@ -22,7 +22,8 @@ from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, l
 from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
 from lightning_switchkd.evaluation.significance import interval_95, resample_groups
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
-from lightning_switchkd.experiments.definition import Job, SweepDefinition
+from lightning_switchkd.experiments.definition import SweepDefinition
+from lightning_switchkd.experiments.stage import Stage
 
 Floats = NDArray[np.float64]
 
@@ -97,33 +98,39 @@ class Column:
 def write_report(
     folder: Path,
     sweep: SweepDefinition,
-    files: Mapping[str, str],
-    models: Mapping[str, list[Job]],
-    trained: Mapping[str, list[Job]],
+    answers: Mapping[str, Sequence[Stage]],
+    trainings: Mapping[str, Sequence[Stage]],
 ) -> str:
-    """Write all files of the report to ``folder``. Return the table and the summary."""
-    questions = {name: Questions.read(file) for name, file in files.items()}
+    """Write all files of the report to ``folder``. Return the table and the summary.
+
+    Args:
+        folder: Output folder.
+        sweep: The sweep.
+        answers: By name of a model or method, the stages in which its models answered.
+        trainings: By name of a method, its trainings.
+    """
+    questions = {name: Questions.read(file) for name, file in sweep.questions.items() if Path(file).is_file()}
     main = next(iter(questions))
-    columns = {name: _column(questions, jobs) for name, jobs in (*models.items(), *trained.items())}
+    columns = {name: _column(questions, stages) for name, stages in answers.items()}
     baseline = text_only_answers(read_conversations(sweep.text_only_baseline), questions[main].texts)
     columns = {TEXT_ONLY_BASELINE: Column({main: questions[main].right(baseline)[None]}, None), **columns}
     gains = {
         name: questions[main].gain(columns[name].right[main], columns[sweep.baseline_of(name)].right[main])
-        for name in trained
-        if sweep.baseline_of(name) in trained and name != sweep.baseline_of(name)
+        for name in trainings
+        if sweep.baseline_of(name) in trainings and name != sweep.baseline_of(name)
     }
     folder.mkdir(parents=True, exist_ok=True)
     table = table_of(questions, columns, gains)
     words = summary(sweep, questions[main], main, columns, gains)
-    results = _results(sweep, files, questions, columns, gains, trained)
+    results = _results(sweep, questions, columns, gains, trainings)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(f"{sweep.description.strip()}\n\n{table}\n\n{words}\n", encoding="utf-8")
-    draw(folder, sweep, questions[main], main, columns, trained)
+    draw(folder, sweep, questions[main], main, columns, trainings)
     return f"{table}\n\n{words}\n\nReport: {folder}/report.md, results.json, bars.png, radar.png, curves.png"
 
 
-def _column(questions: Mapping[str, Questions], jobs: Sequence[Job]) -> Column:
-    stored = [json.loads(job.answers.read_text(encoding="utf-8"))["answers"] for job in jobs]
+def _column(questions: Mapping[str, Questions], answers: Sequence[Stage]) -> Column:
+    stored = [json.loads(stage.output.read_text(encoding="utf-8")) for stage in answers]
     right = {
         name: np.stack([of_file.right(run[name]["with_image"]) for run in stored])
         for name, of_file in questions.items()
@@ -203,11 +210,10 @@ def _order(worse: str, better: str, averages: Mapping[str, list[float]]) -> str:
 
 def _results(
     sweep: SweepDefinition,
-    files: Mapping[str, str],
     questions: Mapping[str, Questions],
     columns: Mapping[str, Column],
     gains: Mapping[str, tuple[float, float, float]],
-    trained: Mapping[str, list[Job]],
+    trainings: Mapping[str, Sequence[Stage]],
 ) -> dict[str, Any]:
     main = next(iter(questions.values()))
     return {
@@ -216,8 +222,8 @@ def _results(
         "torch": torch.__version__,
         "platform": platform.platform(),
         "description": sweep.description.strip(),
-        "questions": {name: {"file": file, "number": len(questions[name].answers)} for name, file in files.items()},
-        "runs": {name: [list(job.fit) for job in jobs] for name, jobs in trained.items()},
+        "questions": {name: {"file": sweep.questions[name], "number": len(q.answers)} for name, q in questions.items()},
+        "runs": {name: [stage.arguments() for stage in stages] for name, stages in trainings.items()},
         "scores": {
             name: {
                 "runs": {
@@ -244,11 +250,11 @@ def draw(
     questions: Questions,
     main: str,
     columns: Mapping[str, Column],
-    trained: Mapping[str, list[Job]],
+    trainings: Mapping[str, Sequence[Stage]],
 ) -> None:
     """Draw ``bars.png``, ``radar.png`` and ``curves.png``."""
     plt = pyplot()
-    colors = dict(zip(trained, plt.colormaps["tab20"].colors, strict=False))
+    colors = dict(zip(trainings, plt.colormaps["tab20"].colors, strict=False))
     figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(columns), 4.2))
     averages = {name: [100 * x for x in _averages(questions, column.right[main])] for name, column in columns.items()}
     heights = [float(np.mean(values)) for values in averages.values()]
@@ -271,7 +277,7 @@ def draw(
     plt.close(figure)
 
     figure, polar = plt.subplots(figsize=(6.4, 5), subplot_kw={"projection": "polar"})
-    shown = {name: (100 * questions.by_ability(columns[name].right[main]).mean(0)).tolist() for name in trained}
+    shown = {name: (100 * questions.by_ability(columns[name].right[main]).mean(0)).tolist() for name in trainings}
     radar(polar, questions.names, shown, colors)
     figure.tight_layout()
     figure.savefig(folder / "radar.png", dpi=130, bbox_inches="tight")
@@ -280,8 +286,8 @@ def draw(
     names = ("train/loss/ce", "k_student", "k_switch", "student_mass_in_teacher_set", "switch_mass_in_teacher_set")
     figure, grid = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4))
     for axis, ending in zip(grid, names, strict=True):
-        for name, jobs in trained.items():
-            curves = [c for job in jobs if (c := curve(job.place, ending))]
+        for name, stages in trainings.items():
+            curves = [c for stage in stages if (c := curve(stage.folder, ending))]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 axis.plot(steps, [np.mean([c[s] for c in curves]) for s in steps], label=name, color=colors[name])

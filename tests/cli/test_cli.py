@@ -16,25 +16,16 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, SwitchKDCLI, run_lightning
 from lightning_switchkd.cli.main import COMMANDS, main
 from lightning_switchkd.data.datamodule import LLaVADataModule
+from lightning_switchkd.experiments.pipeline import load_definition, stages_of
 
 NAMES = {
     kind: sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-    for kind in ("data", "model", "trainer", "method", "overlay", "sweep", "stage")
+    for kind in ("data", "model", "trainer", "method", "overlay", "sweep", "pipeline")
 }
-FULL_SIZE = ("pretrain", "distil", "finetune")
-"""Stages of any model. The others belong to one demo data set."""
 
 COMPOSITIONS: list[list[str]] = [
     *(configs(data, model, "cpu", "switch_kd") for data, model in itertools.product(NAMES["data"], NAMES["model"])),
     *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["method"])),
-    *(configs("llava", "qwen2.5-0.5b-siglip", "ddp", None, f"stage/{name}") for name in FULL_SIZE),
-    configs("emoji", "emoji", "cpu", "switch_kd", "sweep/lean", "sweep/from_scratch"),
-    *(
-        configs(name.partition("-")[0], f"../stage/{name.replace('_quick', '')}", "cpu", None, *more)
-        for name in NAMES["stage"]
-        if name not in FULL_SIZE
-        for more in ([f"stage/{name}"] if "_quick" in name else [],)
-    ),
 ]
 
 
@@ -62,21 +53,29 @@ def test_every_file_of_conf_is_tested() -> None:
     assert {name for name in files if not name.startswith(("benchmark/", "lmms_eval/"))} == tested
 
 
-@pytest.mark.parametrize("data", ["digits", "easy_vqa", "emoji", "emoji_quick"])
+@pytest.mark.parametrize("name", ["digits", "easy_vqa", "emoji", "full_size"])
+def test_every_stage_of_a_pipeline_parses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    file = f"conf/pipeline/{name}.yaml"
+    definition = load_definition(file, "pipeline")
+    for stage in stages_of(definition, {"folder": str(tmp_path), "run": str(tmp_path / "run")}, file):
+        if stage.trains:
+            config = printed(capsys, stage.arguments())
+            assert config["trainer"]["default_root_dir"] == str(stage.folder)
+            own = stage.effective_settings()["model"]
+            assert config["model"]["lr"] == own["lr"]
+            assert config["model"]["student"]["checkpoint"] == own["student"].get("checkpoint")
+
+
+@pytest.mark.parametrize("data", ["digits", "easy_vqa", "emoji"])
 def test_a_data_set_and_its_stages_refer_to_no_other(data: str) -> None:
-    files = [
-        f"data/{data}",
-        f"model/{data}",
-        *(f"stage/{name}" for name in NAMES["stage"] if name.startswith(f"{data}-")),
-    ]
+    files = (ROOT / "conf" / kind / f"{data}.yaml" for kind in ("data", "model", "pipeline"))
     referred = {
-        path
-        for file in files
-        for path in re.findall(
-            r"(?:datasets|runs)/(\w+)/", (ROOT / "conf" / f"{file}.yaml").read_text(encoding="utf-8")
-        )
+        name for file in files for name in re.findall(r"(?:datasets|runs)/(\w+)", file.read_text(encoding="utf-8"))
     }
-    assert referred == {data}
+    assert referred <= {data, f"{data}_teacher"}
 
 
 @pytest.fixture(scope="module")

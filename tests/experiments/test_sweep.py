@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import yaml
-from command import configs, fit_arguments
+from command import ROOT, configs, fit_arguments
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.experiments.definition import SweepDefinition
+from lightning_switchkd.experiments.definition import Search, SweepDefinition, merge
 from lightning_switchkd.experiments.sweep_report import Column, Questions, summary, table_of
 
 
@@ -29,7 +30,7 @@ def make_questions(abilities: list[str], groups: list[int]) -> Questions:
 
 
 SWEEP = SweepDefinition(
-    "Description.", "runs", [], {"sft": [], "kd": []}, [0, 1], "sft", {}, {}, "", "", [["sft", "kd"]]
+    *("Description.", "x", "", "runs", [], {}, {"sft": [], "kd": []}, [0, 1], "sft", {}, {}, "", ""), [["sft", "kd"]]
 )
 
 
@@ -85,65 +86,91 @@ def test_words_follow_the_numbers() -> None:
 
 def test_invalid_definitions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        SweepDefinition.read(tmp_path / "none.yaml", "digits")
+        SweepDefinition.read(tmp_path / "none.yaml", {})
     file = tmp_path / "sweep.yaml"
     file.write_text("methods: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="exactly these fields: base"):
-        SweepDefinition.read(file, "digits")
-    file.write_text("like: methods.yaml\nabout: x\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"renamed in 0\.2\. Change them: about -> description, like -> extends"):
-        SweepDefinition.read(file, "digits")
+        SweepDefinition.read(file, {})
+    file.write_text("methods: {}\nabout: x\nexpected: []\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"renamed in 0\.2\. Change them: about -> description, expected -> expected_order"
+    ):
+        SweepDefinition.read(file, {})
 
 
-def test_shipped_sweeps() -> None:
-    """Each is valid. All keep their runs in one folder, so a name means the same in all of them."""
-    files = set((Path(__file__).parents[2] / "conf" / "sweep").glob("*.yaml"))
-    sweeps = [SweepDefinition.read(file, "emoji") for file in files if file.stem not in ("lean", "from_scratch")]
-    assert len(sweeps) == 6
-    seen: dict[str, list[str]] = {}
-    for sweep in sweeps:
-        parts = [*sweep.base, *(part for parts in sweep.methods.values() for part in parts)]
-        assert all(Path(part).is_file() for part in parts if not part.startswith("--"))
+def test_shipped_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is valid. All keep their runs in one folder, so a name means the same in all of them.
+
+    The settings of every run are those of version 0.1.0 (tests/golden/sweeps.json holds their hashes).
+    """
+    monkeypatch.chdir(ROOT)
+    expected = json.loads((ROOT / "tests" / "golden" / "sweeps.json").read_text(encoding="utf-8"))
+    seen: dict[str, object] = {}
+    found = {}
+    for file in sorted(Path("conf/sweep").glob("*.yaml")):
+        sweep = SweepDefinition.read(file, {"data": "emoji"}, seed=1)
         assert sweep.folder == "runs/emoji/sweep"
         assert not sweep.methods.keys() & sweep.models.keys()
-        for name, value in [*sweep.methods.items(), *((name, [model]) for name, model in sweep.models.items())]:
+        for name, value in [*sweep.methods.items(), *sweep.models.items()]:
             assert seen.setdefault(name, value) == value
+        for method in sweep.methods:
+            settings = replace(sweep.training(method, 1, ""), folder=Path("runs/x")).effective_settings()
+            del settings["data"]["processor"], settings["trainer"]["default_root_dir"]  # the processor has moved
+            text = json.dumps(settings, sort_keys=True)
+            found[f"{file.stem}/{method}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert found == expected
 
 
-def test_seed_in_a_method(tmp_path: Path) -> None:
-    """The seed replaces ``{seed}`` in the arguments of a run, in the models of its digest, and in existing models."""
-    (tmp_path / "start.2").mkdir()
-    (tmp_path / "start.2" / "model.safetensors").write_bytes(b"weights")
-    sweep = SweepDefinition.read(Path(__file__).parents[2] / "conf" / "sweep" / "student_init_seeds.yaml", "emoji")
-    method = [f"--model.student.checkpoint={tmp_path}/start.{{seed}}"]
-    models = {"teacher": "teacher", "start": "start.{seed}"}
-    sweep = dataclasses.replace(sweep, base=[], methods={"sft": method}, models=models)
-    job = sweep.training_job({}, "sft", 2, "")
-    assert job.fit == (f"--model.student.checkpoint={tmp_path}/start.2", "--seed_everything=2")
-    assert list(job.digest()["models"]) == [f"{tmp_path}/start.2"]
-    assert [(job.name, job.model) for job in sweep.model_jobs({}, "teacher", [2, 5])] == [("teacher", "teacher")]
-    starts = [(job.name, job.model) for job in sweep.model_jobs({}, "start", [2, 5])]
-    assert starts == [("start/2", "start.2"), ("start/5", "start.5")]
+def test_seed_in_a_method() -> None:
+    """The seed replaces ``${seed}`` in the settings of a run and in existing models."""
+    file = ROOT / "conf" / "sweep" / "student_init_seeds.yaml"
+    sweep = SweepDefinition.read(file, {}, seed=2)
+    stage = sweep.training("own_init_sft", 2, "--model.lr=3")
+    assert stage.effective_settings()["model"]["student"]["checkpoint"] == "runs/emoji/student_init.2/student"
+    assert stage.command == ("fit", "--seed_everything=2", "--model.lr=3")
+    assert sweep.models == {"teacher": "runs/emoji/teacher/student", "own_init": "runs/emoji/student_init.2/student"}
 
 
-def write_sweep_file(folder: Path, root: Path) -> Path:
+def test_combinations_of_a_search() -> None:
+    grid = Search({"model.lr": [1, 2], "model.warmup": [0, 0.1]})
+    assert grid.combinations()[1] == {"model.lr": 1, "model.warmup": 0.1}
+    assert len(grid.combinations()) == 4
+    some = Search(grid.settings, samples=2, seed=3)
+    assert len(some.combinations()) == 2
+    assert some.combinations() == some.combinations()
+    assert all(combination in grid.combinations() for combination in some.combinations())
+
+
+def write_sweep_file(folder: Path, root: Path, **fields: object) -> Path:
     """Two methods, two seeds, four steps on the tiny pair."""
     common = fit_arguments(folder, root, method="sft")[1:]
     flags = [a for a in common if a.startswith("--") and "default_root_dir" not in a and a != "--config"]
     base = [c for c in configs("digits", "digits", "cpu", None) if c != "--config"]
+    settings: dict[str, object] = {}
+    for key, _, value in (flag.removeprefix("--").partition("=") for flag in flags):
+        for name in reversed(key.split(".")):
+            value = {name: value}  # type: ignore[assignment]
+        settings = merge(settings, value)  # type: ignore[arg-type]
+    settings = merge(settings, {"trainer": {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1}})
+    settings = merge(settings, {"data": {"batch_size": 8}})
     records = str(folder / "records.json")
+    (root / "pipeline.yaml").write_text(yaml.safe_dump({"folder": "x", "base": [], "seeds": [0]}), encoding="utf-8")
     sweep = {
         "description": "Two methods.",
+        "data": "x",
+        "pipeline": str(root / "pipeline.yaml"),
         "folder": str(root / "runs"),
-        "base": [*base, *flags],
+        "base": base,
+        "settings": settings,
         "methods": {name: [str(Path("conf/method", f"{name}.yaml").resolve())] for name in ("sft", "switch_kd")},
         "seeds": [0, 1],
         "baseline": "sft",
         "models": {"teacher": str(folder / "teacher")},
-        "questions": {"test": records, "other": str(folder / "none.json")},
+        "questions": {"test": records},
         "image_root": str(folder / "images"),
         "text_only_baseline": records,
         "expected_order": [["sft", "switch_kd"]],
+        **fields,
     }
     file = root / "sweep.yaml"
     file.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
@@ -154,44 +181,60 @@ def write_sweep_file(folder: Path, root: Path) -> Path:
 def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
     folder = tiny.write_pair(tmp_path / "pair")
     file = write_sweep_file(folder, tmp_path)
-    command = [sys.executable, "-m", "lightning_switchkd", "sweep", f"--sweep={file}", "--jobs=2", "--data=x"]
+    command = [sys.executable, "-m", "lightning_switchkd", "sweep", f"--sweep={file}", "--jobs=2"]
     command += [f"--output={tmp_path / 'report'}"]
     process = subprocess.Popen(command, start_new_session=True)
     runs = tmp_path / "runs"
-    while not list(runs.glob("*/[01].json")):  # until a run is finished
+    while not list(runs.glob("*/[01].answers.json")):  # until a run is finished
         assert process.poll() is None
         time.sleep(0.5)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/[01].json")}
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/[01].answers.json")}
     assert kept
     main(command[3:])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished runs are kept"
-    answers = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/[01].json"))
-    assert answers == ["sft/0.json", "sft/1.json", "switch_kd/0.json", "switch_kd/1.json"]
+    answers = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/[01].answers.json"))
+    assert answers == [f"{name}/{seed}.answers.json" for name in ("sft", "switch_kd") for seed in (0, 1)]
     results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
     assert set(results["scores"]) == {"text_only_baseline", "teacher", "sft", "switch_kd"}
     for picture in ("bars.png", "radar.png", "curves.png"):
         assert (tmp_path / "report" / picture).stat().st_size > 5000
 
     def made() -> dict[str, int]:
-        return {path.name + path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/[01].json")}
+        return {f"{path.parent.name}/{path.name[0]}": path.stat().st_mtime_ns for path in runs.glob("*/?.answers.json")}
 
     before = made()
-    changed = file.read_text(encoding="utf-8").replace("method/sft.yaml", "method/sft.yaml\n  - --model.lr=0.02")
+    changed = file.read_text(encoding="utf-8").replace("method/sft.yaml", "method/sft.yaml\n  - model: {lr: 0.02}")
     file.write_text(changed, encoding="utf-8")
     main(command[3:])
     after = made()
-    assert {name for name in before if after[name] != before[name]} == {"0.jsonsft", "1.jsonsft"}, (
-        "a change repeats its runs"
-    )
+    assert {name for name in before if after[name] != before[name]} == {"sft/0", "sft/1"}, "a change repeats its runs"
+
+
+@pytest.mark.slow
+def test_a_search_chooses_on_validation_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The learning rate 0 learns nothing, so the other one wins, and every seed uses it."""
+    folder = tiny.write_pair(tmp_path / "pair")
+    search = {"settings": {"model.lr": [0.0, 0.01]}, "metric": "val/loss/ce", "mode": "min"}
+    methods = {"sft": [str(ROOT / "conf/method/sft.yaml")]}
+    fields = {"search": search, "methods": methods, "expected_order": []}
+    file = write_sweep_file(folder, tmp_path, **fields)
+    main(["sweep", f"--sweep={file}", f"--output={tmp_path / 'report'}"])
+    assert "sft: val/loss/ce is best" in (said := capsys.readouterr().out)
+    assert "with {'model.lr': 0.01}" in said
+    tried = json.loads((tmp_path / "runs" / "sft" / "search.json").read_text(encoding="utf-8"))
+    assert [trial["settings"] for trial in tried] == [{"model.lr": 0.0}, {"model.lr": 0.01}]
+    for seed in (0, 1):
+        config = (tmp_path / "runs" / "sft" / str(seed) / "config.yaml").read_text(encoding="utf-8")
+        assert yaml.safe_load(config)["model"]["lr"] == 0.01
 
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_tells_how_to_resume(tmp_path: Path) -> None:
     folder = tiny.write_pair(tmp_path / "pair")
     file = write_sweep_file(folder, tmp_path)
-    command = [sys.executable, "-m", "lightning_switchkd", "sweep", f"--sweep={file}", "--jobs=1", "--data=x"]
+    command = [sys.executable, "-m", "lightning_switchkd", "sweep", f"--sweep={file}", "--jobs=1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "runs" / "sft" / "0.log").is_file():
         assert process.poll() is None
@@ -199,5 +242,5 @@ def test_an_interrupted_sweep_tells_how_to_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Interrupted. Finished runs are in" in said
+    assert "Interrupted. Run the same command to resume." in said
     assert "Traceback" not in said

@@ -79,7 +79,7 @@ def test_resume_equals_the_uninterrupted_run(
     stderr = capfd.readouterr().err
     assert "Finishing this step" in stderr
     assert f"saved in {run / 'checkpoints' / 'last.ckpt'}" in stderr
-    assert "--ckpt_path=last (make: RESUME=auto)" in stderr
+    assert "--ckpt_path=last. `make` resumes by itself." in stderr
     assert not (run / "student").exists()
     assert 0 < torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] < 9
     main([*arguments, "--ckpt_path=last"])
@@ -94,7 +94,7 @@ def test_resume_equals_the_uninterrupted_run(
 def test_last_starts_from_scratch_without_a_checkpoint(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """RESUME=auto trains in a fresh folder, and changes nothing in the folder of a finished run."""
+    """--ckpt_path=last trains in a fresh folder, and changes nothing in the folder of a finished run."""
     arguments = fit_arguments(folder, tmp_path / "run", "--ckpt_path=last", "--answer_panel.num_samples=0")
     main(arguments)
     assert "starting from scratch" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -84,8 +85,19 @@ def command(name: str, *arguments: str) -> list[str]:
             value = NAMES["values"].get(f"{key}={value}", value)
             line.append(f"--{new_name('flags', key)}{equals}{value}")
         else:
-            line += ["--config", str(CONF / f"{new_name('configs', argument)}.yaml")]
+            line += ["--config", _config(new_name("configs", argument))]
     return line
+
+
+def _config(name: str) -> str:
+    """Return the path of a configuration. ``sweep/METHOD`` is a method of ``open_points``, and is written here."""
+    kind, _, method = name.partition("/")
+    if kind != "sweep":
+        return str(CONF / f"{name}.yaml")
+    methods = yaml.safe_load((CONF / "sweep" / "open_points.yaml").read_text(encoding="utf-8"))["methods"]
+    file = Path(f"{method}.yaml")
+    file.write_text(yaml.safe_dump(methods[method][-1]), encoding="utf-8")
+    return str(file.resolve())
 
 
 def dataset(annotations: str, weight: float = 1.0) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_switchkd.core.types import Batch
 
-HOW_TO_RESUME = "To resume, repeat the command with --ckpt_path=last (make: RESUME=auto)."
+HOW_TO_RESUME = "To resume, repeat the command with --ckpt_path=last. `make` resumes by itself."
 
 
 class Interrupted(SystemExit):

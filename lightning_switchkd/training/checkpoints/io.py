@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             kept = f"The newest complete checkpoint is {last}" if last else "No complete checkpoint exists yet"
             raise UserError(
                 f"Cannot write the checkpoint {path}: {reason}. {kept}. Free space on the disk, or set "
-                "checkpoint.dirpath to another disk. Then resume with --ckpt_path=last (make: RESUME=auto)."
+                "checkpoint.dirpath to another disk. Then resume with --ckpt_path=last."
             ) from error
 
     def load_checkpoint(

@@ -1,0 +1,45 @@
+"""Save the trained students of a pipeline as prepared models.
+
+python -m lightning_switchkd.experiments.save_prepared --pipeline conf/pipeline/emoji.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.files import atomic_path
+from lightning_switchkd.experiments.pipeline import load_definition, stages_of
+from lightning_switchkd.experiments.prepared import MADE_FROM, WEIGHTS, describe
+from lightning_switchkd.experiments.stage import Stage, sha256
+
+
+def save_prepared(stage: Stage) -> None:
+    """Copy the student of a finished stage into the package.
+
+    Raises:
+        UserError: The stage is not finished, or names no prepared model.
+    """
+    if stage.prepared is None or not stage.finished():
+        raise UserError(f"Stage '{stage.name}' is not finished, or names no prepared model.")
+    with atomic_path(stage.prepared) as partial:
+        shutil.copytree(stage.output, partial)
+        made_from = {**describe(stage), "sha256": sha256(partial / WEIGHTS)}
+        (partial / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Save all prepared models of a pipeline."""
+    parser = argparse.ArgumentParser(description="Copy the trained students of a pipeline into the package.")
+    parser.add_argument("--pipeline", required=True, help="file of conf/pipeline/")
+    file = parser.parse_args().pipeline
+    for stage in stages_of(load_definition(file, "pipeline"), {}, file):
+        if stage.prepared is not None:
+            save_prepared(stage)
+            print(f"{stage.name}: {stage.prepared}")
+
+
+if __name__ == "__main__":
+    main()
