@@ -65,8 +65,8 @@ def test_a_stage_follows_the_stages_that_make_its_inputs(tmp_path: Path) -> None
         ({"last": command(output="runs/x/a")}, {"colour": "blue"}, None, "no variable 'colour'. Its variables: color."),
         ({"last": {"comman": []}}, {}, None, "stage 'last' has an unknown field 'comman'. Known fields: command, "),
         ({"last": command("${colour}", output="runs/x/a")}, {}, None, "Interpolation key 'colour' not found"),
-        ({"last": {"configs": ["conf/method/swich_kd.yaml"]}}, {}, None,
-         "conf/method/swich_kd.yaml does not exist. Available in conf/method: align_kd, bild"),
+        ({"last": {"configs": ["conf/method/my_typo.yaml"]}}, {}, None,
+         "conf/method/my_typo.yaml does not exist. Available in conf/method: align_kd, bild"),
         ({"last": {"settings": {"data": {"train": {"annotations": "none.json"}}}}}, {}, None,
          "Stage 'last': data.train.annotations=none.json does not exist"),
         ({"last": {"flags": "max_steps=3"}}, {}, None, "'max_steps=3' is not a flag. Write --key=value."),
@@ -83,7 +83,7 @@ def test_mistakes_are_reported_before_anything_runs(
 
 def test_a_missing_file_lists_the_others() -> None:
     with pytest.raises(UserError, match="Available in conf/pipeline: demo, digits, easy_vqa, emoji"):
-        run_pipeline(never, "conf/pipeline/emojis.yaml")
+        run_pipeline(never, "conf/pipeline/my_emoji.yaml")
 
 
 def test_fields_of_another_file(tmp_path: Path) -> None:
