@@ -40,10 +40,11 @@ comma := ,
 listed = [$(subst $(empty) ,$(comma),$(strip $(1)))]
 
 # An unknown name stops make before it builds anything.
-named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$($(1))),$(if $(wildcard conf/$(2)/$(name).yaml),,\
+named = $(foreach name,$(if $(filter-out file undefined,$(origin $(1))),$(filter-out $(3),$($(1)))),$(if $(wildcard conf/$(2)/$(name).yaml),,\
   $(error $(1)=$(name): conf/$(2)/$(name).yaml does not exist. Available: $(sort $(basename $(notdir $(wildcard conf/$(2)/*.yaml)))))))
-$(foreach kind,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep \
-  $(if $(filter %.yaml %.yml,$(BENCHMARKS)),,BENCHMARKS/benchmark),$(call named,$(patsubst %/,%,$(dir $(kind))),$(notdir $(kind))))
+$(foreach kind,METHOD/method DATA/data MODEL/model TRAINER/trainer OVERLAYS/overlay STAGE/stage STAGES/stage SWEEP/sweep,\
+  $(call named,$(patsubst %/,%,$(dir $(kind))),$(notdir $(kind))))
+$(call named,BENCHMARKS,benchmark,test present %.yaml %.yml %.json %.jsonl %.parquet %.tar)
 
 DEMO := digits easy_vqa emoji emoji_quick
 DEMO_DATA := $(filter $(DATA),$(DEMO))
@@ -114,11 +115,10 @@ STAGES_student_init_seeds = $(patsubst %,student_init.%,$(or $(SEEDS),1 2 3))
 STAGES_student_sizes := student_init_small student_init_large
 STAGES_teacher_sizes = $(STAGES_student_init_seeds) teacher_large
 
-# held-out questions for the run's teacher, its student before and after, with images and without
-BENCHMARKS ?= $(DATA)
+# the test samples of the data, for the run's teacher, its student before and after, with images and without
+BENCHMARKS ?= test
 OUTPUT ?= $(RUN)/report
-EVALUATE = $(CMD) evaluate --benchmarks "$(call listed,$(BENCHMARKS))" --no_image --batch_size 128 \
-  --run $(RUN) --output $(OUTPUT)
+EVALUATE = $(CMD) evaluate --run $(RUN) --benchmarks "$(call listed,$(BENCHMARKS))" --no_image --batch_size 128 --output $(OUTPUT)
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ ifneq ($(DEMO_DATA),)
 	$(EVALUATE)
 endif
 
-evaluate: .venv/ready | $(PREPARED) ## evaluate teacher, student (before) and student (after): RUN=folder BENCHMARKS="emoji emoji_glyphs"
+evaluate: .venv/ready | $(PREPARED) ## evaluate teacher, student (before) and student (after): RUN=folder BENCHMARKS="test datasets/emoji/test_glyphs.json"
 	$(EVALUATE) $(ARGS)
 
 compare: OUTPUT = reports/compare
