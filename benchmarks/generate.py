@@ -1,6 +1,6 @@
 """Time that batches save when a model answers questions, and the time of scoring.
 
-    python -m benchmarks.generate [--model runs/digits/switch_kd/student --benchmark digits --questions 256]
+    python -m benchmarks.generate [--model runs/digits/switch_kd/student --samples datasets/digits/test.json]
 
 The model answers the same questions one by one and in batches, and the answers are compared. Then 200,000 answers to
 open questions are scored against ten human answers each (VQAv2), including the reading of the files.
@@ -17,25 +17,25 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.table import header, row
 from lightning_switchkd.cli.main import silence_noise
-from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.evaluation.score import score
 from lightning_switchkd.models.generation import batches, load_model
 
 BATCHES = (1, 4, 16, 64)
+MAX_NEW_TOKENS = 16
 
 
-def time_answers(folder: str, name: str, count: int, rounds: int) -> None:
+def time_answers(folder: str, samples: Path, count: int, rounds: int) -> None:
     """Print questions per second by batch size: the fastest of several rounds over all sizes."""
-    model, benchmark = load_model(folder), Benchmark.read(name)
-    items = benchmark.items(benchmark.folder(DATA_ROOT))[:count]
-    questions = [as_question(item, benchmark.prompt_of(item)) for item in items]
+    model = load_model(folder)
+    questions = [as_question(item) for item in llava(samples.parent, samples.name)[:count]]
     seconds: dict[int, list[float]] = {size: [] for size in BATCHES}
     answers: dict[int, list[str]] = {}
     for _ in range(rounds):
         for size in BATCHES:
             start = time.perf_counter()
-            answers[size] = [text for b in batches(questions, size) for text in model.ask(b, benchmark.max_new_tokens)]
+            answers[size] = [text for b in batches(questions, size) for text in model.ask(b, MAX_NEW_TOKENS)]
             seconds[size].append(time.perf_counter() - start)
     header("batch size", "questions per second", "ratio", "answers equal to batch size 1")
     for size in BATCHES:
@@ -74,13 +74,13 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/digits/switch_kd/student")
-    parser.add_argument("--benchmark", default="digits")
+    parser.add_argument("--samples", type=Path, default="datasets/digits/test.json")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=200_000)
     options = parser.parse_args()
     silence_noise()
-    time_answers(options.model, options.benchmark, options.questions, options.rounds)
+    time_answers(options.model, options.samples, options.questions, options.rounds)
     time_scoring(options.answers)
 
 

@@ -34,12 +34,8 @@ def test_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_generation_benchmark_fills_its_table(tmp_path: Path) -> None:
     folder = tiny.write_pair(tmp_path)
-    (folder / "tiny.yaml").write_text(
-        f"title: x\nscoring: exact\nannotations: {folder}\nlayouts: [{{reader: llava, records: records.json}}]\n"
-        "max_new_tokens: 3\n",
-        encoding="utf-8",
-    )
-    arguments = ["--model", folder / "teacher", "--benchmark", folder / "tiny.yaml", "--rounds", "1", "--answers", "99"]
+    samples = folder / "records.json"
+    arguments = ["--model", folder / "teacher", "--samples", samples, "--rounds", "1", "--answers", "99"]
     command = [sys.executable, "-m", "benchmarks.generate", *map(str, arguments)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [line.split(" | ") for line in process.stdout.splitlines() if line.startswith("| ")]

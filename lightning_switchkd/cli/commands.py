@@ -71,7 +71,7 @@ def expand_switches(function: Callable[..., Any], arguments: list[str]) -> list[
         for name, parameter in signature(function).parameters.items()
         if parameter.annotation in (bool, "bool")
     }
-    following = [*arguments[1:], "--"]
+    following = [*arguments, "--"][1:]
     return [
         f"{word}=true" if word in names and after.lower() not in ("true", "false") else word
         for word, after in zip(arguments, following, strict=True)

@@ -75,6 +75,15 @@ def pread(file: int, length: int, offset: int) -> bytes:
     return retry(lambda: os.pread(file, length, offset), f"byte {offset} of an open file")
 
 
+def file_version(path: Path) -> str:
+    """Return a text that changes when the file changes: its full path, size and time of the last change."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path.absolute()} missing"
+    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
+
+
 @contextmanager
 def atomic_path(path: Path, *, unique: bool = False, fsync: bool = False) -> Iterator[Path]:
     """Write a file or a folder atomically: readers see the old content or the complete new one.

@@ -2,100 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.files import append_jsonl, iter_jsonl, write_jsonl
 from lightning_switchkd.data.samples import SampleError
-from lightning_switchkd.evaluation.benchmarks.items import Item, as_question
+from lightning_switchkd.evaluation.answer_store import AnswerLog
+from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
-
-Line = dict[str, Any]
+from lightning_switchkd.training.callbacks.progress import clock
 
 MAX_FAILED_FRACTION = 0.01
 """A higher fraction of questions that cannot be asked is an error."""
-
-
-@dataclass(frozen=True)
-class AnswerLog:
-    """Answers on disk. Each process appends to its own file. At the end the files are merged in the questions' order.
-
-    Attributes:
-        file: ``NAME.jsonl`` in LLaVA's format. ``NAME.asked.json`` next to it records the settings.
-        items: The questions.
-        prompts: One prompt per question.
-        settings: Everything else that the answers depend on.
-    """
-
-    file: Path
-    items: Sequence[Item]
-    prompts: Sequence[str]
-    settings: Mapping[str, Any]
-
-    def parts(self) -> list[Path]:
-        """List the files of processes that have not been merged yet."""
-        return sorted(self.file.parent.glob(f"{self.file.stem}.part-*.jsonl"))
-
-    def begin(self) -> None:
-        """Record the settings. Delete the answers of other settings, such as another model or other questions."""
-        questions = hashlib.sha256(repr([(i.id, p) for i, p in zip(self.items, self.prompts, strict=True)]).encode())
-        settings = json.dumps({**self.settings, "questions": questions.hexdigest()[:16]}, indent=1)
-        settings_file = self.file.with_suffix(".asked.json")
-        if not settings_file.is_file() or settings_file.read_text(encoding="utf-8") != settings:
-            for old in (self.file, *self.parts()):
-                old.unlink(missing_ok=True)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        settings_file.write_text(settings, encoding="utf-8")
-
-    def lines(self) -> dict[int, Line]:
-        """Return the lines on disk by index of the question. An answer takes precedence over an error."""
-        lines: dict[int, Line] = {}
-        for file in (self.file, *self.parts()):
-            for _, _, line in iter_jsonl(file) if file.is_file() else ():
-                if line is None:  # cut by a crash
-                    continue
-                index = int(line["answer_id"])
-                if index not in lines or "error" in lines[index]:
-                    lines[index] = line
-        return lines
-
-    def unanswered(self) -> list[int]:
-        """Return the indices of the questions without an answer, longest prompt first."""
-        lines = self.lines()
-        indices = [i for i in range(len(self.items)) if i not in lines or "error" in lines[i]]
-        return sorted(indices, key=lambda i: -len(self.prompts[i]))
-
-    def line(self, index: int, text: str, error: str = "") -> Line:
-        """Build a line in LLaVA's format."""
-        return {
-            "question_id": self.items[index].id,
-            "prompt": self.prompts[index],
-            "text": text,
-            "answer_id": str(index),
-            "model_id": self.settings["model"],
-            "metadata": {},
-            **({"error": error} if error else {}),
-        }
-
-    def append(self, rank: int, lines: Sequence[Line]) -> None:
-        """Append lines of a process."""
-        append_jsonl(self.file.with_suffix(f".part-{rank}.jsonl"), lines)
-
-    def finish(self) -> None:
-        """Merge all lines in the order of the questions."""
-        write_jsonl(self.file, (line for _, line in sorted(self.lines().items())))
-        for part in self.parts():
-            part.unlink()
 
 
 class _Questions(Dataset[tuple[int, Question | str]]):
@@ -183,25 +110,86 @@ class Asker(L.LightningModule):
         texts = self.loaded.answers(batch.prompts, self.max_new_tokens) if batch.prompts else []
         lines = [self.answer_log.line(index, text) for index, text in zip(batch.indices, texts, strict=True)]
         lines += [self.answer_log.line(index, "", error) for index, error in batch.failed]
-        self.answer_log.append(self.global_rank, lines)
+        self.answer_log.append(lines)
 
     def on_predict_end(self) -> None:
-        """Let one process merge the answers when all processes have finished."""
+        """Wait until all processes have answered."""
         self.trainer.strategy.barrier("answered")
-        if self.trainer.is_global_zero:
-            self.answer_log.finish()
-        self.trainer.strategy.barrier("written")
 
 
-class InferenceBar(TQDMProgressBar):
-    """Progress bar that shows the model and the benchmark."""
+class InferenceProgress(ProgressBar):
+    """Show the model, the benchmark and the number of answers.
 
-    name = ""
+    A terminal shows a live bar. A file or CI log gets a line at regular intervals.
 
-    @property
-    def predict_description(self) -> str:
-        """Return the name, which :func:`ask` sets for each benchmark."""
-        return self.name
+    Args:
+        seconds_between_lines: Interval of the lines where the output is not a terminal.
+    """
+
+    def __init__(self, seconds_between_lines: float = 10.0) -> None:
+        super().__init__()
+        self.name = ""
+        self.seconds_between_lines = seconds_between_lines
+        self._disabled = False
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+
+    def show(self, text: str) -> None:
+        """Print a line."""
+        if not self._disabled:
+            self._console.print(f"{self.name}: {text}", highlight=False, soft_wrap=True)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start at the number of answers that exist."""
+        assert isinstance(pl_module, Asker)
+        self._total = len(pl_module.answer_log.items)
+        self._first = self._answered = self._total - len(pl_module.indices)
+        self._start_time = time.monotonic()
+        self._next_line = self._start_time + self.seconds_between_lines
+        if self._console.is_terminal and not self._disabled:
+            columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+            self._progress = Progress(TextColumn("{task.description}"), *columns, console=self._console, transient=True)
+            self._task = self._progress.add_task(self.name, total=self._total, completed=self._first)
+            self._progress.start()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: QuestionBatch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Count the answers of all processes."""
+        num_questions = (len(batch.indices) + len(batch.failed)) * trainer.world_size
+        self._answered = min(self._total, self._answered + num_questions)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._answered)
+        elif time.monotonic() >= self._next_line and self._answered < self._total:
+            self._next_line = time.monotonic() + self.seconds_between_lines
+            elapsed = time.monotonic() - self._start_time
+            left = elapsed / (self._answered - self._first) * (self._total - self._answered)
+            self.show(f"{self._answered:,} of {self._total:,} questions, {clock(elapsed)}, {clock(left)} left")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Replace the bar by one line."""
+        self._close()
+        elapsed = clock(time.monotonic() - self._start_time)
+        before = f" ({self._first:,} answered before)" if self._first else ""
+        self.show(f"{self._total:,} questions{before}, {elapsed}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar before the error is printed."""
+        self._close()
+
+    def disable(self) -> None:
+        """Turn all output off. Lightning calls this on every rank except 0."""
+        self._disabled = True
+
+    def enable(self) -> None:
+        """Undo :meth:`disable`."""
+        self._disabled = False
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 def inference_trainer(accelerator: str, devices: int) -> L.Trainer:
@@ -210,7 +198,7 @@ def inference_trainer(accelerator: str, devices: int) -> L.Trainer:
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        callbacks=[InferenceBar()],
+        callbacks=[InferenceProgress()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -223,12 +211,13 @@ def check_asked(log: AnswerLog) -> None:
     Raises:
         UserError: More than 1 % could not. The message has the first reason.
     """
-    failed = [line for _, line in sorted(log.lines().items()) if "error" in line]
+    pairs = zip(log.items, log.lines(), strict=True)
+    failed = [(item, line["error"]) for item, line in pairs if line is not None and "error" in line]
     if len(failed) > MAX_FAILED_FRACTION * len(log.items):
+        item, error = failed[0]
         raise UserError(
-            f"{len(failed):,} of {len(log.items):,} questions could not be asked ({log.file}). The first, "
-            f"{failed[0]['question_id']}: {failed[0]['error']} Fix the data, then run the command again. Finished "
-            "answers are kept."
+            f"{len(failed):,} of {len(log.items):,} questions could not be asked. The first, {item.id}: {error} "
+            "Fix the data, then run the command again. Finished answers are kept."
         )
 
 
@@ -238,15 +227,15 @@ def ask(trainer: L.Trainer, asker: Asker, name: str) -> None:
     Args:
         trainer: Trainer from :func:`inference_trainer`.
         asker: Model and questions.
-        name: Name for the progress bar.
+        name: Name for the progress lines.
     """
-    for bar in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(bar, InferenceBar):
-            bar.name = name
-    if trainer.is_global_zero:
-        asker.answer_log.begin()
-    trainer.strategy.barrier("begun")
+    progress = trainer.progress_bar_callback
+    assert isinstance(progress, InferenceProgress)
+    progress.name = name
     # Before any process writes: all processes need the same list, because Lightning synchronizes them in predict.
+    trainer.strategy.barrier("begun")
     asker.indices = asker.answer_log.unanswered()
     if asker.indices:
         trainer.predict(asker, return_predictions=False)
+    else:
+        progress.show(f"{len(asker.answer_log.items):,} questions, all answered before")

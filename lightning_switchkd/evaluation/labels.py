@@ -12,7 +12,26 @@ TEXT_ONLY_BASELINE = "text_only_baseline"
 NO_IMAGE = "no_image"
 """Ending of the results of a model that was evaluated with blank images: ``BENCHMARK.no_image``."""
 
-LABELS = {TEXT_ONLY_BASELINE: "Text-only baseline", NO_IMAGE: "No image", "student_init": "student (before)"}
+STUDENT_INIT, STUDENT, FINE_TUNED = "student_init", "student", "fine_tuned"
+"""Students: before training, after it, and after training without a teacher."""
+
+LABELS = {
+    TEXT_ONLY_BASELINE: "text-only baseline",
+    NO_IMAGE: "no image",
+    STUDENT_INIT: "student (before)",
+    FINE_TUNED: "student (fine-tuned)",
+}
+
+TERMS = {
+    LABELS[STUDENT_INIT]: "the student before training.",
+    LABELS[FINE_TUNED]: "the student after training without a teacher.",
+    LABELS[TEXT_ONLY_BASELINE]: "the most common training answer to that question, ignoring the image.",
+    LABELS[NO_IMAGE]: "the same model with blank images. It measures how much the question alone gives away.",
+    "95 % interval": "the score would mostly stay in it with other questions of the same kind.",
+    "p": "the probability of at least such a difference by chance, if both systems were equally good. McNemar's test "
+    "counts the questions that only one of them answers correctly.",
+}
+"""Terms that a report explains if it uses them."""
 
 
 def label(name: str, systems: Container[str] = ()) -> str:
@@ -20,12 +39,16 @@ def label(name: str, systems: Container[str] = ()) -> str:
 
     Args:
         name: The system.
-        systems: All systems of the report. ``student`` becomes *student (after)* only next to ``student_init``.
+        systems: All systems of the report. They decide how ``student`` is distinguished from other students.
 
     >>> label("text_only_baseline"), label("student", ["student"]), label("student", ["student_init", "student"])
-    ('Text-only baseline', 'student', 'student (after)')
+    ('text-only baseline', 'student', 'student (after)')
+    >>> label("student", ["student_init", "fine_tuned", "student"])
+    'student (distilled)'
     """
-    if name == "student" and "student_init" in systems:
+    if name == STUDENT and FINE_TUNED in systems:
+        return "student (distilled)"
+    if name == STUDENT and STUDENT_INIT in systems:
         return "student (after)"
     return LABELS.get(name, name)
 

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.processor import load_processor
-from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT, Benchmark
-from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.inference import AnswerLog, Asker, ask, check_asked, inference_trainer
-from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE
+from lightning_switchkd.evaluation.answer_store import STORE, answers_folder
+from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT
+from lightning_switchkd.evaluation.benchmarks.readers import Turns
+from lightning_switchkd.evaluation.inference import Asker, ask, check_asked, inference_trainer
+from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
-from lightning_switchkd.evaluation.report.report import report
-from lightning_switchkd.evaluation.score import check_protocol, rate
-from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
-from lightning_switchkd.models.adapter import fingerprint
+from lightning_switchkd.evaluation.report.report import check_baseline, report
+from lightning_switchkd.evaluation.score import check_protocol
+from lightning_switchkd.evaluation.tasks import TEST, TaskReader
 from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.models.spec import DType
 from lightning_switchkd.training.callbacks.run_files import read_config
 
-ANSWERS = ".answers.jsonl"
-
 
 def evaluate(
-    output: str,
+    run: str | None = None,
     models: dict[str, str] | None = None,
-    benchmarks: list[str] | None = None,
+    benchmarks: list[str] | str | None = None,
+    baseline: str | None = None,
+    output: str | None = None,
+    image_root: str | None = None,
+    turns: Turns = "last",
     annotations: dict[str, str] | None = None,
     data_root: str = DATA_ROOT,
     protocol: str = "llava",
     no_image: bool = False,
-    run: str | None = None,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     limit: int | None = None,
@@ -44,22 +41,28 @@ def evaluate(
     accelerator: str = "auto",
     devices: int = 1,
     dtype: DType = "float32",
+    answer_store: str = STORE,
     published: str = PUBLISHED,
 ) -> None:
-    """Run models on benchmarks with greedy decoding, score the answers, and compare them with published results.
+    """Run models on benchmarks with greedy decoding, score the answers, and compare them.
 
-    The report is written as HTML, Markdown and JSON. An interrupted evaluation resumes. Finished answers are kept.
+    The report is written as HTML, Markdown and JSON. An interrupted evaluation resumes, because a model's answer to a
+    question is stored and used by all later reports.
 
     Args:
-        output: folder for answers, results and report.
-        models: name and folder (or hub id) of each model, ``--models.student=DIR --models.teacher=DIR``; by default
-            those of ``run``: teacher, student before, student after.
-        benchmarks: names in conf/benchmark/, or YAML files; by default the ten benchmarks of the paper.
+        run: run folder: its teacher, the student it started from and its student are evaluated.
+        models: name and folder (or hub id) of further models, ``--models.fine_tuned=DIR``.
+        benchmarks: names in conf/benchmark/, YAML files or LLaVA files; ``test`` is the run's test samples, ``present``
+            the benchmarks of the paper whose files exist. Default: ``test`` with a run, else the benchmarks of the
+            paper.
+        baseline: model that the last student is compared with. Default: the student before.
+        output: folder for answers, results and report. Default: RUN/report.
+        image_root: folder that image paths in LLaVA files are relative to. Default: the run's, or next to the file.
+        turns: last or all: questions to ask of a conversation in a LLaVA file.
         annotations: folders of benchmark files, if not the ones in the YAML files, ``--annotations.gqa=DIR``.
         data_root: value of {root} in the YAML files.
         protocol: llava, lmms or vlmevalkit: prompts and rules to apply where the harnesses disagree.
         no_image: also evaluate with blank images, to measure how much the questions alone give away.
-        run: run folder. Its metrics.csv provides the training curves of the report.
         batch_size: questions in a batch, on each device.
         max_new_tokens: maximum length of an answer; by default the benchmark's own.
         limit: number of questions of each benchmark, from the first.
@@ -67,97 +70,71 @@ def evaluate(
         accelerator: cpu, gpu or auto.
         devices: number of processes, one per device.
         dtype: dtype of the weights.
+        answer_store: folder with the answers of all evaluations.
         published: YAML file with published results.
     """
+    models = models_of(run, models or {})
     if not models:
-        if run is None:
-            raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
-        models = models_of(run)
+        raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
+    if output is None and run is None:
+        raise UserError("--output: give a folder for the report.")
+    folder = Path(output or Path(str(run), "report"))
     rules = check_protocol(protocol)
     if reserved := {TEXT_ONLY_BASELINE, NO_IMAGE} & models.keys():
         raise UserError(f"--models: the name '{min(reserved)}' is reserved for the report. Choose another name.")
-    papers = read_published(published)
-    tasks = []
-    for benchmark in map(Benchmark.read, benchmarks or papers[0].benchmarks):
-        folder = benchmark.folder(data_root, (annotations or {}).get(benchmark.name))
-        tasks.append(Task(benchmark, folder, benchmark.items(folder)[:limit], rules))
+    check_baseline(baseline, models)
+    reader = TaskReader(run, folder, image_root, turns, data_root, annotations or {}, rules, limit)
+    papers = read_published(published)[0].benchmarks
+    requested = [benchmarks] if isinstance(benchmarks, str) else benchmarks or ([TEST] if run else papers)
+    tasks = reader.read(requested, papers)
     for model_folder in models.values():
         load_processor(model_folder)  # report a wrong folder before the first model runs for hours
+    try:
+        for writable in (folder, Path(answer_store)):
+            writable.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {writable} ({error}). Set --output and --answer_store.") from None
     trainer = inference_trainer(accelerator, devices)
+    systems = {name: str(folder / name) for name in models}
+    for task in tasks if trainer.is_global_zero else ():
+        if task.num_turns > 1 and turns == "last":
+            print(f"{task.benchmark.name}: last of up to {task.num_turns} turns asked. To ask all, set --turns=all.")
+        if task.benchmark.from_samples:
+            task.benchmark.write()
+        if task.benchmark.training:
+            task.rate_text_only_baseline(folder / TEXT_ONLY_BASELINE)
+            systems = {TEXT_ONLY_BASELINE: str(folder / TEXT_ONLY_BASELINE), **systems}
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype)
-        settings = {"model": name, "weights": fingerprint(model.vlm), "dtype": dtype}
         for task, blank in product(tasks, (False, True) if no_image else (False,)):
             length = max_new_tokens or task.benchmark.max_new_tokens
-            log = task.answer_log(Path(output, name), blank, {**settings, "max_new_tokens": length})
-            ask(trainer, Asker(model, log, batch_size, length, blank, workers), f"{name}, {task.stem(blank)}")
+            log = task.answer_log(answers_folder(answer_store, model, dtype, length, blank))
+            shown = f"{label(name, models)}, {task.benchmark.title}{f', {label(NO_IMAGE)}' if blank else ''}"
+            ask(trainer, Asker(model, log, batch_size, length, blank, workers), shown)
             check_asked(log)
             if trainer.is_global_zero:
-                task.rate(Path(output, name), blank)
-    if not trainer.is_global_zero:
-        return
-    systems = {name: str(Path(output, name)) for name in models}
-    for task in tasks:
-        if task.benchmark.training:
-            task.rate_text_only_baseline(Path(output, TEXT_ONLY_BASELINE))
-            systems = {TEXT_ONLY_BASELINE: str(Path(output, TEXT_ONLY_BASELINE)), **systems}
-    report(systems, output, [task.benchmark.name for task in tasks], run, published)
+                task.rate(log, folder / name, blank)
+    if trainer.is_global_zero:
+        report(systems, str(folder), [task.benchmark.name for task in tasks], run, baseline, published)
 
 
-def models_of(run: str) -> dict[str, str]:
-    """Return the models of a run folder: teacher, student before, student after.
+def models_of(run: str | None, further: Mapping[str, str]) -> dict[str, str]:
+    """Return the models to evaluate: the run's teacher and student before, further models, the run's student.
+
+    Args:
+        run: Run folder, if any.
+        further: Folders of further models by name. The name of one of the run's models replaces that model.
 
     Raises:
         UserError: The folder is not a run.
     """
+    if run is None:
+        return dict(further)
     model = read_config(run)["model"]
-    folders = {
+    earlier = {
         "teacher": (model.get("teacher") or {}).get("checkpoint"),
         "student_init": model["student"].get("checkpoint"),
-        "student": str(Path(run, "student")),
     }
-    return {name: folder for name, folder in folders.items() if folder}
-
-
-@dataclass(frozen=True)
-class Task:
-    """The questions of one benchmark, and where answers and results of one system go.
-
-    Attributes:
-        benchmark: Its definition.
-        folder: Folder of its files.
-        items: The questions.
-        protocol: Prompts and rules.
-    """
-
-    benchmark: Benchmark
-    folder: Path
-    items: Sequence[Item]
-    protocol: ScoringProtocol
-
-    def stem(self, blank: bool) -> str:
-        """Return the name of the files, without their endings."""
-        return f"{self.benchmark.name}.{NO_IMAGE}" if blank else self.benchmark.name
-
-    def answer_log(self, output: Path, blank: bool, settings: Mapping[str, Any]) -> AnswerLog:
-        """Return the file of a model's answers, resumable under the same settings."""
-        return AnswerLog(
-            file=output / f"{self.stem(blank)}{ANSWERS}",
-            items=self.items,
-            prompts=[self.benchmark.prompt_of(item, self.protocol) for item in self.items],
-            settings={**settings, "blind": blank},  # the key of version 0.1.0, whose answers stay valid
-        )
-
-    def rate(self, output: Path, blank: bool) -> None:
-        """Score a model's answers, and write the result."""
-        file = output / f"{self.stem(blank)}{ANSWERS}"
-        matched = match(self.items, *read_answers(file))
-        result = rate(self.benchmark, self.folder, self.items, matched, self.protocol, str(file))
-        result.write(output / f"{self.stem(blank)}.json")
-
-    def rate_text_only_baseline(self, output: Path) -> None:
-        """Score the most common training answer to each question, and write the result."""
-        training = self.benchmark.training
-        answers = text_only_answers(read_conversations(training), [item.question for item in self.items])
-        result = rate(self.benchmark, self.folder, self.items, Matched(list(answers)), self.protocol, training)
-        result.write(output / f"{self.benchmark.name}.json")
+    models = {**earlier, **further}
+    models.setdefault("student", str(Path(run, "student")))
+    return {name: folder for name, folder in models.items() if folder}

@@ -16,6 +16,7 @@ from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
 from lightning_switchkd.evaluation.labels import upgrade_result
+from lightning_switchkd.evaluation.significance import interval_95
 
 QUESTIONS = ".questions.json"
 """Suffix of the file next to a result, with every answer and its score."""
@@ -44,6 +45,8 @@ class Result:
         ids: Ids of the scored questions.
         scores: Score of each, from 0 to 1.
         texts: Answer to each, or None.
+        complete: Number of questions of the complete benchmark. 0 if it does not matter.
+        resamples: The score over bootstrap resamples, which are the same for every system.
     """
 
     benchmark: str
@@ -64,6 +67,19 @@ class Result:
     ids: list[str] = field(default_factory=list, repr=False)
     scores: list[float] = field(default_factory=list, repr=False)
     texts: list[str | None] = field(default_factory=list, repr=False)
+    complete: int = 0
+    resamples: list[float] = field(default_factory=list, repr=False)
+
+    @property
+    def num_questions(self) -> str:
+        """The number of scored questions as text. A part of the complete benchmark says so."""
+        number = f"{self.questions:,}"
+        return f"{number} of {self.complete:,} questions" if self.partial else f"{number} questions"
+
+    @property
+    def partial(self) -> bool:
+        """True if the complete benchmark has more questions."""
+        return self.questions < self.complete
 
     def correct(self) -> dict[str, bool]:
         """Return whether each question was answered correctly, by its key. A score of 0.5 is enough."""
@@ -76,7 +92,7 @@ class Result:
         """Write ``NAME.json`` with the figures, and ``NAME.questions.json`` with every answer."""
         file.parent.mkdir(parents=True, exist_ok=True)
         figures = asdict(self)
-        by_question = {name: figures.pop(name) for name in ("pairs", "ids", "scores", "texts")}
+        by_question = {name: figures.pop(name) for name in ("pairs", "ids", "scores", "texts", "resamples")}
         file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         file.with_suffix(QUESTIONS).write_text(json.dumps(by_question, ensure_ascii=False), encoding="utf-8")
 
@@ -89,7 +105,8 @@ class Result:
         """
         by_question = file.with_suffix(QUESTIONS)
         values: dict[str, Any] = {**load_json(file), **(load_json(by_question) if by_question.is_file() else {})}
-        if values.keys() != {f.name for f in fields(cls)}:
+        known = {f.name for f in fields(cls)}
+        if not known - {"complete", "resamples"} <= values.keys() <= known:  # version 0.1.0 has neither
             raise UserError(
                 f"{file} and {by_question.name} are not a result. Write them with `score --output` or `evaluate`."
             )
@@ -143,6 +160,7 @@ def rate(
         None,
         odd={kind: len(ids) for kind, ids in defects.items()},
         examples_of_odd={kind: ids[:10] for kind, ids in defects.items()},
+        complete=benchmark.questions,
     )
     if not known:
         return result
@@ -150,7 +168,9 @@ def rate(
     metric.update(range(len(labeled)), texts)
     judged, tally = metric.judged(), benchmark.rules.tally
     result.score, result.categories, result.figures = benchmark.scores(labeled, judged)
-    result.low, result.high = tally.interval(labeled, judged)
+    resamples = tally.resamples(labeled, judged)
+    result.low, result.high = interval_95(resamples)
+    result.resamples = resamples.round(6).tolist()
     result.pairs = [tally.pair(index, item) for index, item in enumerate(labeled)]
     result.ids = [item.id for item in labeled]
     result.scores = judged[:, 0].tolist()
@@ -231,7 +251,7 @@ def _further_ids(benchmark: Benchmark, folder: Path) -> list[str]:
 
 def format_result(result: Result) -> str:
     """Format a result for the terminal."""
-    lines = [f"{result.title}, protocol {result.protocol}: {result.questions} questions"]
+    lines = [f"{result.title}, protocol {result.protocol}: {result.num_questions}"]
     if result.score is not None:
         lines[0] += f", {result.score:.2f} % [{result.low:.2f}, {result.high:.2f}]"
         lines += [f"  {name:<28}{value:9.2f}" for name, value in {**result.figures, **result.categories}.items()]

@@ -61,6 +61,11 @@ class Paired:
     neither: int
     p: float
 
+    @property
+    def num_questions(self) -> int:
+        """The number of questions that both were asked."""
+        return self.first + self.second + self.both + self.neither
+
 
 def mcnemar(first: Mapping[str, bool], second: Mapping[str, bool]) -> Paired:
     """Compare two systems on the questions that both were asked.

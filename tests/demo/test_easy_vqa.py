@@ -133,9 +133,10 @@ def test_captions_contradict_no_answer(folder: Path) -> None:
 
 
 def test_text_only_baseline(folder: Path) -> None:
-    items = Benchmark.read("easy_vqa").items(folder)
+    benchmark = Benchmark("easy_vqa", "exact", [{"reader": "llava", "records": "test.json"}])
+    items = benchmark.items(folder)
     answers = text_only_answers(read_conversations(str(folder / "train.json")), [item.question for item in items])
-    scores = rate(Benchmark.read("easy_vqa"), folder, items, Matched(list(answers)), "llava", "")
+    scores = rate(benchmark, folder, items, Matched(list(answers)), "llava", "")
     assert scores.score == pytest.approx(67.0, abs=0.3)
     assert scores.categories["shape"] < 40
 

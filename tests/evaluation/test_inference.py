@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import layouts
 import pytest
 import tiny
 from command import ROOT
@@ -16,8 +19,9 @@ from lightning_switchkd.cli.main import main
 from lightning_switchkd.evaluation import inference
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
-from lightning_switchkd.evaluation.runner import ANSWERS, models_of
+from lightning_switchkd.evaluation.runner import models_of
 from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.tasks import ANSWERS, EXTRA_TOKENS
 from lightning_switchkd.models.generation import load_model
 
 NUM_SAMPLES = 48
@@ -35,7 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(pair: Path, output: Path, *more: str) -> list[str]:
     return [
         "evaluate", f"--models.teacher={pair / 'teacher'}", "--benchmarks", f"[{pair / 'tiny.yaml'}]",
-        f"--output={output}", "--accelerator=cpu", "--batch_size=5", *more,
+        f"--output={output}", f"--answer_store={output / 'store'}", "--accelerator=cpu", "--batch_size=5", *more,
     ]  # fmt: skip
 
 
@@ -71,35 +75,118 @@ def test_report_and_finished_answers(pair: Path, evaluated: Path, capsys: pytest
     results = json.loads((evaluated / "results.json").read_text(encoding="utf-8"))
     assert results["systems"].keys() == {"teacher", "text_only_baseline"}
     assert results["systems"]["teacher"].keys() == {"tiny", "tiny.no_image"}
-    before = {file: file.stat().st_mtime_ns for file in evaluated.rglob(f"*{ANSWERS}")}
+    before = {file: file.stat().st_mtime_ns for file in (evaluated / "store").rglob("*.jsonl")}
     main(arguments(pair, evaluated, "--no_image=true"))
     assert {file: file.stat().st_mtime_ns for file in before} == before, "nothing was asked again"
-    table = capsys.readouterr().out
-    assert (evaluated / "table.md").read_text(encoding="utf-8") in table
-    assert "\nPoints above the text-only baseline (100.0): teacher -" in table
+    assert len(before) == 2
+    printed = capsys.readouterr()
+    assert "teacher, tiny: 48 questions, all answered before" in printed.err
+    assert "| tiny, 48 questions " in printed.out
+    assert "no image" not in printed.out, "only in the report's files"
+    assert "tiny: last of up to 2 turns asked. To ask all, set --turns=all." in printed.out
+    text = (evaluated / "report.md").read_text(encoding="utf-8")
+    assert "| points above text-only baseline |" in text
+    assert "| no image |" in text
     page = (evaluated / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") > 3
     assert 'class="wrong"' in page
 
 
-def test_a_run_folder_names_its_own_models(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def run(pair: Path, tmp_path: Path) -> Path:
+    """Write a run folder as far as `evaluate` reads it."""
     run = tmp_path / "run"
-    run.mkdir()
-    student = {"checkpoint": "${trainer.default_root_dir}/x"}
-    model = {"teacher": {"checkpoint": str(pair / "teacher")}, "student": student}
-    (run / "config.yaml").write_text(json.dumps({"model": model, "trainer": {"default_root_dir": str(run)}}))
-    assert models_of(str(run)) == {
-        "teacher": str(pair / "teacher"),
-        "student_init": f"{run}/x",
-        "student": f"{run}/student",
+    shutil.copytree(pair / "student", run / "student")
+    shutil.copytree(pair / "processor", run / "student", dirs_exist_ok=True)
+    data = {"annotations": str(pair / "records.json"), "image_root": str(pair / "images")}
+    config = {
+        "model": {
+            "teacher": {"checkpoint": str(pair / "teacher")},
+            "student": {"checkpoint": "${trainer.default_root_dir}/student"},
+        },
+        "data": {"train": [data], "test": data},
+        "trainer": {"default_root_dir": str(run)},
     }
-    for flags, message in (
-        (["--run=nowhere"], "nowhere is not a run folder"),
-        ([], "Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run)."),
-    ):
-        with pytest.raises(SystemExit):
-            main(["evaluate", f"--benchmarks=[{pair / 'tiny.yaml'}]", f"--output={tmp_path / 'out'}", *flags])
-        assert message in capsys.readouterr().err
+    (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    return run
+
+
+def test_a_run_names_its_models(run: Path, pair: Path) -> None:
+    models = models_of(str(run), {"fine_tuned": "x"})
+    assert list(models) == ["teacher", "student_init", "fine_tuned", "student"], "the run's student is the last"
+    assert models["teacher"] == str(pair / "teacher")
+    assert models["student_init"] == models["student"] == f"{run}/student"
+    assert models_of(str(run), {"teacher": "x"})["teacher"] == "x"
+    assert models_of(None, {"a": "x"}) == {"a": "x"}
+
+
+def test_a_run_asks_its_own_test_samples(run: Path, pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = f"--answer_store={run.parent / 'store'}"
+    fine_tuned = f"--models.fine_tuned={pair / 'teacher'}"
+    main(["evaluate", f"--run={run}", fine_tuned, "--baseline=fine_tuned", "--accelerator=cpu", "--limit=9", store])
+    printed = capsys.readouterr()
+    assert "teacher, test: 9 questions, 0:" in printed.err
+    assert "student (fine-tuned), test: 9 questions, all answered before" in printed.err, "the weights of the teacher"
+    assert "Student (distilled) is not clearly different from student (fine-tuned): " in printed.out
+    assert "p = 1 (paired, n = 9)." in printed.out
+    report = json.loads((run / "report" / "results.json").read_text(encoding="utf-8"))
+    assert report["about"]["run"] == str(run)
+    assert report["systems"]["text_only_baseline"]["test"]["score"] == 100
+    assert Benchmark.read(str(run / "report" / "test.yaml")).training == [str(pair / "records.json")]
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert "losses" not in page, "the run has no metrics"
+    assert page.count('class="shot"') > 3, "examples have their images"
+
+
+def test_a_llava_file_is_a_benchmark(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    common = [f"--models.teacher={pair / 'teacher'}", f"--output={output}", f"--answer_store={tmp_path}"]
+    file = f"--benchmarks={pair / 'records.json'}"
+    main(["evaluate", *common, file, "--accelerator=cpu", "--turns=all", "--max_new_tokens=3"])
+    rows = answers(output, "records")
+    assert len(rows) == NUM_SAMPLES * 3 // 2, "every other sample has two turns"
+    assert [row["question_id"] for row in rows[:3]] == ["0/0", "1/0", "1/2"]
+    assert "turns asked" not in capsys.readouterr().out
+    benchmark = Benchmark.read(str(output / "records.yaml"))
+    items = benchmark.items(Path(benchmark.annotations))
+    assert [len(item.history) for item in items[:3]] == [0, 0, 2]
+    assert items[2].history[1].text.startswith("a cat"), "the correct answer to the earlier turn"
+    assert benchmark.max_new_tokens == max(len(item.answers[0]) for item in items) + EXTRA_TOKENS
+    assert not benchmark.training
+    image = as_question(items[2], benchmark.prompt_of(items[2])).images
+    assert len(image) == 1
+    with pytest.raises(SystemExit):
+        main(["evaluate", *common, file, "--image_root=nowhere", "--accelerator=cpu"])
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_missing_benchmarks(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All missing benchmarks are named at once, and those that are present can be chosen."""
+    layouts.gqa(tmp_path / "eval" / "gqa")
+    common = [f"--models.teacher={pair / 'teacher'}", f"--output={tmp_path / 'out'}", f"--answer_store={tmp_path}"]
+    common += [f"--data_root={tmp_path / 'eval'}", "--accelerator=cpu", "--max_new_tokens=2"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", *common])
+    error = capsys.readouterr().err
+    assert "The files of 9 benchmarks are missing." in error
+    assert f"- mme: {tmp_path / 'eval' / 'mme'}\n" in error
+    assert "gqa" not in error
+    main(["evaluate", *common, "--benchmarks=present"])
+    count = len(Benchmark.read("gqa").items(tmp_path / "eval" / "gqa"))
+    assert f"GQA, {count} of 12,578 questions" in capsys.readouterr().out
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"Only a part was asked: gqa: {count} of 12,578 questions." in text
+    assert sum(line.count("0.0*") == 2 for line in text.splitlines()) == 2, "score and average in both tables"
+
+
+def test_a_changed_image_is_asked_again(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluated / "store", tmp_path / "store")
+    lines = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in (tmp_path / "store").rglob("*.jsonl"))
+    image = pair / "images" / "5.png"
+    os.utime(image, ns=(0, 0))
+    main(arguments(pair, tmp_path))
+    after = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in (tmp_path / "store").rglob("*.jsonl"))
+    assert after == lines + 1
 
 
 def test_changed_settings_repeat_the_inference(pair: Path, evaluated: Path, tmp_path: Path) -> None:
@@ -116,34 +203,35 @@ def test_two_processes_give_the_same_file(pair: Path, evaluated: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     for name in ("tiny", "tiny.no_image"):
         assert answers(tmp_path, name) == answers(evaluated, name)
-    assert not list(tmp_path.rglob("*.part-*"))
+    assert len(list((tmp_path / "store").rglob("*.jsonl"))) == 4, "one file per process and kind of images"
     assert done.stdout.count("Report: ") == 1
 
 
 KILLED = """
 import os, signal, sys
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.evaluation.inference import AnswerLog
+from lightning_switchkd.evaluation.answer_store import AnswerLog
 append = AnswerLog.append
-def five_times(log, rank, lines):
-    append(log, rank, lines)
-    if len(log.lines()) == 5:
+def five_times(log, lines):
+    append(log, lines)
+    if len(log.unanswered()) == len(log.items) - 5:
         os.kill(os.getpid(), signal.SIGKILL)
 AnswerLog.append = five_times
 main(sys.argv[1:])
 """
 
 
-def test_killed_run_resumes(pair: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes(pair: Path, evaluated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-c", KILLED, *arguments(pair, tmp_path, "--batch_size=1")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    part = tmp_path / "teacher" / "tiny.answers.part-0.jsonl"
+    (part,) = (tmp_path / "store").rglob("*.jsonl")
     lines = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 5
     with part.open("a", encoding="utf-8") as out:
-        out.write('{"question_id": "7", "te')  # a line that was being written
+        out.write('{"key": "7", "te')  # a line that was being written
     main(arguments(pair, tmp_path))
+    assert "teacher, tiny: 48 questions (5 answered before), 0:" in capfd.readouterr().err
     assert answers(tmp_path) == answers(evaluated)
 
 
@@ -163,7 +251,7 @@ def test_damaged_images_are_reported_and_retried(
         assert "'4.png'" in error
         monkeypatch.setattr(inference, "MAX_FAILED_FRACTION", 0.05)
         main(arguments(pair, tmp_path))
-        assert "Answers of teacher: 1 failed." in capsys.readouterr().out
+        assert "Answers of teacher to tiny: 1 failed." in capsys.readouterr().out
         row = next(row for row in answers(tmp_path) if row["question_id"] == "4")
         assert row["text"] == ""
         assert "'4.png'" in row["error"]
@@ -186,6 +274,11 @@ def test_image_workers(pair: Path, evaluated: Path, tmp_path: Path) -> None:
         (["--protocol=mine"], "unknown protocol 'mine'. Use one of llava"),
         (["--published=none.yaml"], "file none.yaml does not exist"),
         (["--annotations", "{tiny: /nowhere}"], "no layout matches the files in /nowhere"),
+        (["--baseline=sft"], "--baseline: unknown model 'sft'. Use one of teacher."),
+        (["--benchmarks=test"], "'test' needs a run folder (--run)"),
+        (["--benchmarks=present", "--data_root=/nowhere"], "/nowhere has the files of none of mme, mmbench"),
+        (["--benchmarks=[gqa,gqa]"], "two benchmarks have the name 'gqa'"),
+        (["--output=/proc/nope"], "Cannot write to /proc/nope"),
     ],
 )
 def test_user_errors_come_before_loading(
@@ -195,3 +288,17 @@ def test_user_errors_come_before_loading(
         main(arguments(pair, tmp_path, *more))
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run=nowhere"], "nowhere is not a run folder"),
+        ([], "Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run)."),
+        (["--models.a=x"], "--output: give a folder for the report."),
+    ],
+)
+def test_models_and_output_are_needed(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", *flags])
+    assert message in capsys.readouterr().err

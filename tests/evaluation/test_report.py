@@ -6,14 +6,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.report.charts import draw_losses, read_metrics
+from lightning_switchkd.evaluation.report.comparison import compare, sentence
+from lightning_switchkd.evaluation.report.examples import examples_of
+from lightning_switchkd.evaluation.report.report import describe
 from lightning_switchkd.evaluation.score import Result
-from lightning_switchkd.evaluation.significance import mcnemar
+from lightning_switchkd.evaluation.significance import mcnemar, resample_sums
 
 
 def result(*texts: str, name: str = "digits") -> Result:
@@ -34,34 +38,64 @@ def write_results(folder: Path, **systems: dict[str, Result]) -> list[str]:
     return [f"--systems.{system}={folder / system}" for system in systems]
 
 
-def test_no_image_text_only_baseline_and_mcnemar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def rows_of(markdown: str) -> list[list[str]]:
+    """Return the cells of all table rows."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line[:1] == "|"]
+
+
+def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The terminal shows one small table and one sentence, the files all else."""
     systems = write_results(
         tmp_path,
         text_only_baseline={"digits": result("7", "7", "no")},
         teacher={"digits": result("7", "3", "yes"), "digits.no_image": result("", "", "yes")},
         sft={"digits": result("7", "<b>", "no")},
     )
-    main(["report", *systems, f"--output={tmp_path / 'out'}"])
-    table = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["Digits, %", "Text-only baseline", "teacher", "No image", "sft"]
-    assert rows[2:6] == [
-        ["exists", "0.0", "100.0", "100.0", "0.0"],
-        ["position", "50.0", "100.0", "0.0", "50.0"],
-        ["average", "25.0", "100.0", "50.0", "25.0"],
-        ["score", "33.3", "100.0", "33.3", "33.3"],
+    main(["report", *systems, f"--output={tmp_path / 'out'}", "--baseline=teacher"])
+    printed = capsys.readouterr().out
+    assert rows_of(printed) == [
+        ["Digits, 3 questions", "score, %", "95 % interval"],
+        ["-" * 21, "-" * 10, "-" * 15],
+        ["text-only baseline", "33.3", "0.0 to 100.0"],
+        ["teacher", "100.0", "0.0 to 100.0"],
+        ["sft", "33.3", "0.0 to 100.0"],
     ]
-    assert "Points above the text-only baseline (33.3): teacher 66.7, sft 0.0." in table
-    assert ["McNemar's test of A, B", "benchmark", "only A correct", "only B correct", "p"] in rows
-    assert ["teacher, sft", "digits", "2", "0", "0.5"] in rows
+    sentence = "Sft is not clearly different from teacher: -66.7 points, p = 0.5 (paired, n = 3)."
+    assert printed.splitlines()[-2:] == [
+        sentence,
+        f"Report: {tmp_path}/out/report.html, report.md, results.json",
+    ]
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    rows = rows_of(text)
+    assert rows[0] == ["", "score, %", "95 % interval", "no image", "points above text-only baseline"]
+    assert rows[2:5] == [
+        ["text-only baseline", "33.3", "0.0 to 100.0", "", ""],
+        ["teacher", "100.0", "0.0 to 100.0", "33.3", "+66.7"],
+        ["sft", "33.3", "0.0 to 100.0", "", "+0.0"],
+    ]
+    assert rows[5] == ["kind of question, %", "text-only baseline", "teacher", "sft"]
+    assert rows[7:10] == [
+        ["exists", "0.0", "100.0", "0.0"],
+        ["position", "50.0", "100.0", "50.0"],
+        ["average", "25.0", "100.0", "25.0"],
+    ]
+    assert ["sft", "teacher", "digits", "-66.7", "0", "2", "0.5"] in rows
+    assert "- **no image**: the same model with blank images." in text
+    assert "student (before)" not in text, "only the terms that the report uses are explained"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert '<td class="wrong">&lt;b&gt;</td>' in page
     assert "<th>teacher</th>" in page
-    pairs = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["pairs"]
-    assert pairs == [
+    assert f'<p class="result">{sentence}</p>' in page
+    assert "<td>command</td><td>python -m lightning_switchkd" in page
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert results["result"] == sentence
+    assert results["about"].keys() == {"evaluated", "command"}
+    assert results["pairs"] == [
         {
             "benchmark": "digits",
             "systems": ["teacher", "sft"],
+            "points": pytest.approx(-200 / 3),
+            "interval": None,
             "first": 2,
             "second": 0,
             "both": 1,
@@ -71,12 +105,55 @@ def test_no_image_text_only_baseline_and_mcnemar(tmp_path: Path, capsys: pytest.
     ]
 
 
+def many(correct: int, total: int = 200) -> Result:
+    """Return a result on many questions, of which the first ones are answered correctly."""
+    scores = [float(number < correct) for number in range(total)]
+    resamples = resample_sums(np.array([scores, [1.0] * total]).T)
+    return Result(
+        "digits", "digits.yaml", "Digits", "llava", "nowhere", "x", total, 100 * correct / total,
+        pairs=list(map(str, range(total))), ids=list(map(str, range(total))), scores=scores, texts=[""] * total,
+        resamples=(100 * resamples[:, 0] / resamples[:, 1]).tolist(),
+    )  # fmt: skip
+
+
+def test_sentence_of_a_clear_difference() -> None:
+    systems = {name: {"digits": many(n)} for name, n in (("student_init", 100), ("fine_tuned", 120), ("student", 140))}
+    comparison = compare(systems, "digits", "student", "fine_tuned")
+    assert comparison is not None
+    assert comparison.interval is not None
+    low, high = comparison.interval
+    assert 5 < low < comparison.points == 10 < high < 16, "narrower than that of independent samples, about 10 ± 9.5"
+    text = f"Student (distilled) is 10.0 points above student (fine-tuned) [+{low:.1f}, +{high:.1f}], p < 0.001"
+    assert sentence([comparison], systems) == f"{text} (paired, n = 200)."
+    reverse = compare(systems, "digits", "student_init", "student")
+    assert reverse is not None
+    assert "is 20.0 points below student (distilled) [-" in sentence([reverse], systems)
+    assert compare({**systems, "student": {"digits": many(9, 10)}}, "digits", "student", "student_init") is None
+
+
+def test_several_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = result("7", "3", "no"), result("", "", "no")
+    results = {system: dict.fromkeys("abc", bad if n == 6 else good) for n, system in enumerate("tuvwxyz")}
+    results["z"] = {"a": bad, "b": good, "c": result("7", "3", "yes")}
+    main(["report", *write_results(tmp_path, **results), f"--output={tmp_path / 'out'}", "--baseline=t"])
+    printed = capsys.readouterr().out
+    rows = rows_of(printed)
+    assert [len(row) for row in rows] == [6] * 5 + [3] * 5, "at most six columns"
+    assert rows[0] == ["score, % [95 % interval]", "t", "u", "v", "w", "x"]
+    assert rows[2] == ["Digits, 3 questions", *["66.7 [0.0, 100.0]"] * 5]
+    clear = "(0 clearly, p < 0.05, paired)"
+    assert f"Z is above t on 1 of 3 benchmarks {clear}, and below on 1 of 3 benchmarks {clear}." in printed
+    assert (tmp_path / "out" / "scores.png").stat().st_size > 1000
+    assert "## Scores" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_labels_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     correct = {"digits": result("7", "3", "yes")}
     systems = write_results(tmp_path, teacher=correct, student_init=correct, student=correct)
     main(["report", *systems, f"--output={tmp_path / 'out'}"])
-    heading = capsys.readouterr().out.splitlines()[0].split("|")
-    assert [cell.strip() for cell in heading[2:-1]] == ["teacher", "student (before)", "student (after)"]
+    printed = capsys.readouterr().out
+    assert [row[0] for row in rows_of(printed)[2:]] == ["teacher", "student (before)", "student (after)"]
+    assert "Student (after) is not clearly different from student (before): +0.0 points, p = 1" in printed
     assert "<th>student (after)</th>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert list(results["systems"]) == ["teacher", "student_init", "student"]
@@ -90,18 +167,59 @@ def test_results_of_version_0_1_0(tmp_path: Path) -> None:
     reports = []
     for version, systems in (("old", old), ("new", new)):
         folder = tmp_path / version
-        main(["report", *write_results(folder, **systems), f"--output={folder / 'out'}"])
-        reports.append([(folder / "out" / name).read_text("utf-8") for name in ("table.md", "results.json")])
+        flags = write_results(folder, **systems)
+        for file in folder.glob("*/*.json"):  # 0.1.0 knew neither of these
+            values = json.loads(file.read_text(encoding="utf-8"))
+            kept = {name: value for name, value in values.items() if name not in ("complete", "resamples")}
+            file.write_text(json.dumps(kept), encoding="utf-8")
+        main(["report", *flags, f"--output={folder / 'out'}"])
+        results = json.loads((folder / "out" / "results.json").read_text("utf-8"))
+        reports.append((rows_of((folder / "out" / "report.md").read_text("utf-8")), results["systems"]))
     assert reports[0] == reports[1]
-    heading = [cell.strip() for cell in reports[0][0].splitlines()[0].split("|")[2:-1]]
-    assert heading == ["Text-only baseline", "teacher", "No image"]
+    assert reports[0][0][3] == ["teacher", "100.0", "0.0 to 100.0", "33.3", "+66.7"]
     assert len(list((tmp_path / "old" / "teacher").glob("digits.blind.*"))) == 2
 
 
-def test_chart_of_several_benchmarks(tmp_path: Path) -> None:
-    results = {name: result("7", "3", "no", name=name) for name in ("a", "b", "c")}
-    main(["report", *write_results(tmp_path, one=results, two=results), f"--output={tmp_path / 'out'}", "--examples=0"])
-    assert (tmp_path / "out" / "report.png").stat().st_size > 1000
+def test_head_and_losses_of_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    objective = {"class_path": "lightning_switchkd.objectives.KD"}
+    (run / "config.yaml").write_text(json.dumps({"model": {"objective": objective}}), encoding="utf-8")
+    assert describe(str(run))["method"] == "KD"
+    environment = {
+        "command": "python -m lightning_switchkd fit --config conf/base.yaml --config conf/method/kd_rkl.yaml",
+        "started": "2026-01-02T03:04:05+00:00",
+        "lightning_switchkd": "0.2.0",
+        "git": {"commit": "0123456789abcdef"},
+    }
+    (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    metrics = "step,train/loss/ce,train/loss/total,val/loss/ce\n9,1.5,2,\n19,1.25,2,1.3\n"
+    (run / "metrics.csv").write_text(metrics, encoding="utf-8")
+    main(["report", *write_results(tmp_path, a={"digits": many(3)}), f"--output={tmp_path / 'out'}", f"--run={run}"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>Evaluation of {run}</h1>" in page
+    assert "<td>method</td><td>kd_rkl</td>" in page
+    assert "<td>trained</td><td>2026-01-02 03:04 UTC, lightning_switchkd 0.2.0, commit 0123456789</td>" in page
+    assert "<h2>Loss terms during training</h2>" in page
+    losses = tmp_path / "out" / "losses.png"
+    assert losses.stat().st_size > 1000
+    assert draw_losses(losses, {"val/loss/ce": [(1, 2.0)], "val/accuracy": [(1, 2.0), (2, 3.0)]}) is None
+    assert not losses.exists(), "one point is not a curve"
+
+
+def test_examples_show_where_two_systems_differ() -> None:
+    """Ten examples: first those that only the student answers correctly, then the reverse, then others."""
+    student, before = many(60), many(0)
+    before.scores = [float(20 <= number < 90) for number in range(200)]  # only student: 0..19, only before: 60..89
+    for count, expected in ((10, (4, 3, 3)), (0, (0, 0, 0))):
+        chosen = examples_of({"before": before, "student": student}, count, "student", "before")
+        numbers = [int(example.question.removeprefix("question ")) for example in chosen]
+        groups = [0 if n < 20 else 1 if 60 <= n < 90 else 2 for n in numbers]
+        assert groups == sorted(groups)
+        assert tuple(groups.count(group) for group in range(3)) == expected
+    same = examples_of({"student": student}, 4, "student", "before")
+    scores = [example.answers["student"][1] for example in same]
+    assert sorted(scores[:2]) == sorted(scores[2:]) == [0, 1], "correct and wrong answers in turn"
 
 
 def test_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "student" / file.name).write_bytes(file.read_bytes())
     run = tmp_path_factory.mktemp("runs") / "first"
     main(fit_arguments(folder, run))
-    text = f"title: tiny\nscoring: exact\nannotations: {folder}\nlayouts: [{{reader: llava, records: records.json}}]\n"
-    (folder / "tiny.yaml").write_text(text + "max_new_tokens: 3\n", encoding="utf-8")
     main([
-        "evaluate", f"--models.student={run / 'student'}", f"--models.student_init={folder / 'student'}",
-        "--accelerator=cpu", "--benchmarks", f"[{folder / 'tiny.yaml'}]", "--no_image=true",
-        f"--output={run / 'report'}",
+        "evaluate", f"--run={run}", f"--models.teacher={folder / 'student'}", "--accelerator=cpu", "--no_image=true",
+        "--max_new_tokens=3", f"--answer_store={folder / 'store'}",
     ])  # fmt: skip
     return run
 

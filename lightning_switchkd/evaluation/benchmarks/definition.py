@@ -42,7 +42,8 @@ class Benchmark:
         max_new_tokens: Maximum length of an answer.
         export: Format of its server: ``vqav2``, ``vizwiz`` or ``mmbench``.
         export_ids: Table in its folder that lists every ``question_id`` the server requires, asked or not.
-        training: Training samples for the text-only baseline.
+        training: Files of training samples for the text-only baseline: one or several.
+        questions: Number of scored questions of the complete benchmark. 0 if it does not matter.
         file: The YAML file.
     """
 
@@ -57,7 +58,8 @@ class Benchmark:
     max_new_tokens: int = 128
     export: str = ""
     export_ids: str = ""
-    training: str = ""
+    training: str | list[str] = ""
+    questions: int = 0
     file: Path = Path()
 
     @property
@@ -98,9 +100,22 @@ class Benchmark:
         if "normaliser" in raw.get("settings", {}):
             raise UserError(f"{file}: 'settings.normaliser' was renamed in 0.2: use settings.normalizer.")
         for layout in raw["layouts"]:
-            if layout.get("reader", "table") not in READERS:
+            if reader_of(layout) not in READERS:
                 raise UserError(f"{file}: unknown reader '{layout['reader']}'. Use one of {', '.join(READERS)}.")
         return cls(**raw, file=file)
+
+    @property
+    def from_samples(self) -> bool:
+        """True if the questions are LLaVA samples of any source, named on the command line or in a run."""
+        return any(reader_of(layout) == "samples" for layout in self.layouts)
+
+    def write(self) -> None:
+        """Write the YAML file."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file"}
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = {name: value for name, value in values.items() if value and value != defaults[name]}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
     @property
     def rules(self) -> Scoring:
@@ -111,6 +126,10 @@ class Benchmark:
         """Return the folder of the benchmark's files."""
         return Path(annotations or self.annotations.format(root=data_root, name=self.name))
 
+    def available(self, folder: Path) -> bool:
+        """Return whether the folder has all files of a layout."""
+        return self._layout(folder) is not None
+
     def items(self, folder: Path) -> list[Item]:
         """Read the questions.
 
@@ -120,30 +139,35 @@ class Benchmark:
         Raises:
             UserError: No layout has all its files in the folder, or a file is damaged.
         """
-        tried: list[str] = []
+        layout = self._layout(folder)
+        if layout is None:
+            tried = "\n".join(f"- {reader_of(layout)}: {', '.join(layout_files(layout))}" for layout in self.layouts)
+            raise UserError(
+                f"Benchmark '{self.name}': no layout matches the files in {folder}. Provide the files of one of these "
+                f"layouts (docs/how-to/evaluate.md):\n{tried}"
+            )
+        root = folder if folder.is_dir() else folder.parent
+        reader, options = reader_of(layout), {key: value for key, value in layout.items() if key != "reader"}
+        try:
+            items = READERS[reader](root, **options)
+        except (TypeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"Benchmark '{self.name}': the reader '{reader}' cannot read {folder}: {error!r}. "
+                "Check the files and the layout."
+            ) from None
+        if not items:
+            raise UserError(f"Benchmark '{self.name}': {folder} has no questions for the layout '{reader}'.")
+        return items
+
+    def _layout(self, folder: Path) -> dict[str, Any] | None:
+        """Return the first layout whose files exist. If the folder is a file, that file replaces the layout's."""
         for layout in self.layouts:
-            reader = layout.get("reader", "table")
-            options = {key: value for key, value in layout.items() if key != "reader"}
-            root, patterns = folder, layout_files(layout)
+            patterns = layout_files(layout)
             if folder.is_file() and len(patterns) == 1 and Path(patterns[0]).suffix == folder.suffix:
-                root, options[_file_option(layout)] = folder.parent, folder.name
-            elif not all(find(folder, pattern) for pattern in patterns):
-                tried.append(f"- {reader}: {', '.join(patterns)}")
-                continue
-            try:
-                items = READERS[reader](root, **options)
-            except (TypeError, KeyError, IndexError) as error:
-                raise UserError(
-                    f"Benchmark '{self.name}': the reader '{reader}' cannot read {folder}: {error!r}. "
-                    "Check the files and the layout."
-                ) from None
-            if not items:
-                raise UserError(f"Benchmark '{self.name}': {folder} has no questions for the layout '{reader}'.")
-            return items
-        raise UserError(
-            f"Benchmark '{self.name}': no layout matches the files in {folder}. Provide the files of one of these "
-            "layouts (docs/how-to/evaluate.md):\n" + "\n".join(tried)
-        )
+                return {**layout, _file_option(layout): folder.name}
+            if all(find(folder, pattern) for pattern in patterns):
+                return layout
+        return None
 
     def prompt_of(self, item: Item, protocol: ScoringProtocol = "llava") -> str:
         """Return the prompt of a question, without image placeholders."""
@@ -184,6 +208,11 @@ class Benchmark:
         }
         figures = tally.figures(items, judged, by_category)
         return tally.score(items, judged), by_category if len(by_category) > 1 else {}, figures
+
+
+def reader_of(layout: Mapping[str, Any]) -> str:
+    """Return the name of a layout's reader."""
+    return str(layout.get("reader", "table"))
 
 
 def _of_protocol(value: ByProtocol, protocol: str) -> str:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
+from lightning_switchkd.core.files import file_version
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageReader, ImageRef, SampleError, Turn
 from lightning_switchkd.models.generation import Question
 
-Picture = Callable[[], Image.Image]
-"""Function that reads and decodes an image. Raises ``SampleError`` if the image is missing or damaged."""
+
+class Picture(Protocol):
+    """An image that is read on demand."""
+
+    def __call__(self) -> Image.Image:
+        """Read and decode the image. Raise ``SampleError`` if it is missing or damaged."""
+
+    def version(self) -> str:
+        """Return a text that changes when the image changes. It does not read the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,12 @@ class FilePicture:
     def __call__(self) -> Image.Image:
         """Read and decode the image."""
         return self.folder.read(self.ref)
+
+    def version(self) -> str:
+        """Return the version of the file, or a hash of its bytes."""
+        if self.ref.data is not None:
+            return sha256(self.ref.data).hexdigest()
+        return file_version(Path(self.folder.root or "", self.ref.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,10 @@ class Base64Picture:
             problem = f"The image of {self.name} is not valid base64: {error}. Write the table again."
             raise SampleError("image_decode", problem) from None
         return ImageFolder(None).read(ImageRef(self.name, data))
+
+    def version(self) -> str:
+        """Return a hash of the text."""
+        return sha256(self.text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

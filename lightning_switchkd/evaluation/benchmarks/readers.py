@@ -9,16 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.images import ImageFolder
-from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef
+from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageRef, Sample
 from lightning_switchkd.data.sources import open_source, read_sample
 from lightning_switchkd.evaluation.benchmarks.items import Base64Picture, FilePicture, Item, Picture
 from lightning_switchkd.evaluation.benchmarks.tables import Row, cell, find, read_rows
 
 Columns = Mapping[str, Any]
+Turns = Literal["last", "all"]
 NUMBER = "#"
 """Column of a row's number, for tables without ids."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
@@ -256,36 +257,63 @@ def _object(question: str) -> str:
     return match[1] if match else question.lower()
 
 
-def llava(root: Path, records: str, images: str = "images") -> list[Item]:
-    """Read samples in LLaVA's training format.
-
-    The last answer of each sample is the correct one, and its ``source`` is the category.
+def llava(root: Path, records: str, images: str = "images", turns: Turns = "last") -> list[Item]:
+    """Read samples in LLaVA's training format, from files below the folder of the benchmark (see :func:`samples`).
 
     Args:
         root: Folder of the benchmark.
         records: File with the samples, below ``root``.
         images: Folder of the images, below ``root``.
+        turns: Questions of a conversation to ask.
     """
-    source = open_source(root / records, ImageFolder(root / images))
-    samples = [read_sample(source, i) for i in range(len(source))]
-    unique = len({sample.id for sample in samples}) == len(samples)
-    items = []
-    for number, sample in enumerate(samples):
-        *history, last, _ = sample.turns
-        reader = sample.location.images
-        items.append(
-            Item(
-                id=sample.id if unique else f"{sample.id}#{number}",
-                question=last.text_only,
-                answers=(sample.answer.strip(),),
-                pictures=tuple(FilePicture(reader, ref) for ref in sample.images) if reader else (),
-                image=sample.images[0].path if sample.images else sample.id,
-                category=sample.source,
-                prompt=last.text,
-                history=tuple(history),
-            )
-        )
-    return items
+    return samples(root, str(root / records), str(root / images), turns)
+
+
+def samples(_: Path, annotations: str, image_root: str | None = None, turns: Turns = "last") -> list[Item]:
+    """Read samples in LLaVA's training format, from any source that training reads.
+
+    A question comes after the earlier turns of its conversation, with their correct answers. The ``source`` of the
+    sample is the category.
+
+    Args:
+        annotations: Source of the samples (``data.sources.open_source``).
+        image_root: Folder that image paths are relative to. None if the samples contain their images.
+        turns: Questions of a conversation to ask: the ``last`` or ``all``.
+
+    Raises:
+        UserError: ``turns`` is unknown, or a sample is invalid.
+    """
+    if turns not in get_args(Turns):
+        raise UserError(f"turns: unknown value '{turns}'. Use one of {', '.join(get_args(Turns))}.")
+    source = open_source(annotations, ImageFolder(image_root))
+    read = [read_sample(source, i) for i in range(len(source))]
+    unique = len({sample.id for sample in read}) == len(read)
+    return [
+        _item_of(sample, sample.id if unique else f"{sample.id}#{number}", position, turns)
+        for number, sample in enumerate(read)
+        for position in _positions(sample, turns)
+    ]
+
+
+def _positions(sample: Sample, turns: Turns) -> list[int]:
+    """Return the positions of the questions to ask, in the turns of a sample."""
+    positions = [position for position, turn in enumerate(sample.turns) if turn.role == "user"]
+    return positions if turns == "all" else positions[-1:]
+
+
+def _item_of(sample: Sample, name: str, position: int, turns: Turns) -> Item:
+    reader, asked = sample.location.images, sample.turns[: position + 1]
+    num_images = sum(turn.text.count(IMAGE_TOKEN) for turn in asked)
+    return Item(
+        id=name if turns == "last" else f"{name}/{position}",
+        question=sample.turns[position].text_only,
+        answers=(sample.turns[position + 1].text.strip(),),
+        pictures=tuple(FilePicture(reader, ref) for ref in sample.images[:num_images]) if reader else (),
+        image=sample.images[0].path if sample.images else sample.id,
+        category=sample.source,
+        prompt=sample.turns[position].text,
+        history=sample.turns[:position],
+    )
 
 
 READERS: dict[str, Callable[..., list[Item]]] = {
@@ -295,6 +323,7 @@ READERS: dict[str, Callable[..., list[Item]]] = {
     "mme_table": mme_table,
     "pope": pope,
     "llava": llava,
+    "samples": samples,
 }
 
 

@@ -15,7 +15,7 @@ import orjson
 from PIL import Image
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.files import read_jsonl
+from lightning_switchkd.core.files import file_version, read_jsonl
 from lightning_switchkd.data.images import ImageFolder
 from lightning_switchkd.data.samples import ImageRef, SampleError
 
@@ -108,6 +108,10 @@ class Cell:
             problem = f"Row {self.row} of {self.file} has no image in column '{self.column}'. Check the file."
             raise SampleError("image_missing", problem)
         return ImageFolder(None).read(ImageRef(value.get("path") or Path(self.file).name, value["bytes"]))
+
+    def version(self) -> str:
+        """Return the place in the file, and the version of the file."""
+        return f"{self.column} {self.row_group} {self.row} {file_version(Path(self.file))}"
 
 
 @lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION
-from lightning_switchkd.evaluation.significance import Floats, interval_95, resample_sums
+from lightning_switchkd.evaluation.significance import Floats, resample_sums
 
 
 class Mean:
@@ -67,9 +67,12 @@ class Mean:
         """Return the headline of questions."""
         return float(self.headline(self.sums(items, judged).sum(0)))
 
-    def interval(self, items: Sequence[Item], judged: Floats) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval of the headline over units, in percent."""
-        return interval_95(self.headline(resample_sums(self.sums(items, judged))))
+    def resamples(self, items: Sequence[Item], judged: Floats) -> Floats:
+        """Return the headline in percent over bootstrap resamples of the units: ``[R]``.
+
+        The draws depend on the number of units alone, so they are the same for every system.
+        """
+        return self.headline(resample_sums(self.sums(items, judged)))
 
     def category(self, items: Sequence[Item], judged: Floats) -> float:
         """Return the score of the questions of one category, whether they count in the headline or not."""

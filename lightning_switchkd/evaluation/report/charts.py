@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_switchkd.core.renamed import upgrade_metric
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
+from lightning_switchkd.evaluation.report.comparison import Systems, of_benchmark
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -45,53 +46,88 @@ def radar(axis: Any, names: Sequence[str], series: Mapping[str, Sequence[float]]
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.12, 0.5))
 
 
-def grouped_bars(
-    axis: Any,
-    names: Sequence[str],
-    series: Mapping[str, Sequence[float]],
-    no_image: Mapping[str, Sequence[float]],
-    colors: Mapping[str, Any],
-    text_only_baseline: Sequence[float] | None = None,
-) -> None:
-    """Draw a group of bars for each name.
+def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> bytes:
+    """Draw the scores as groups of bars: one benchmark by category, several by benchmark. Return the file.
 
-    Args:
-        axis: Axis.
-        names: Labels of the groups.
-        series: Values in percent by system.
-        no_image: Values with blank images by system, drawn as hatched bars.
-        colors: Colors by system.
-        text_only_baseline: Values of the text-only baseline, drawn as dashed lines.
+    Hatched bars are scores with blank images. Dashed lines are the text-only baseline.
     """
-    width = 0.8 / max(1, len(series))
-    hatched = label(NO_IMAGE)
-    for position, (name, values) in enumerate(series.items()):
-        x = [i + (position - (len(series) - 1) / 2) * width for i in range(len(names))]
-        bars = axis.bar(x, values, width * 0.9, label=name, color=colors.get(name))
-        if name in no_image:
-            style: dict[str, Any] = {"fill": False, "hatch": "///", "edgecolor": "black", "linewidth": 0.5}
-            axis.bar(x, no_image[name], width * 0.9, label=hatched, **style)
-            hatched = "_"  # one entry in the legend is enough
-        axis.bar_label(bars, fmt="%.0f", fontsize=7)
-    if text_only_baseline is not None:
-        ends = [i - 0.45 for i in range(len(names))], [i + 0.45 for i in range(len(names))]
-        style = {"colors": "black", "linestyles": "dashed", "linewidth": 1}
-        axis.hlines(text_only_baseline, *ends, label=label(TEXT_ONLY_BASELINE), **style)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axis.set_ylabel("%")
-    axis.set_ylim(0, 122)
-    axis.legend(fontsize=8, ncols=len(series) + 2, loc="upper center")
+    plt = pyplot()
+    groups, values = _values(systems, names, "")
+    no_image = _values(systems, names, f".{NO_IMAGE}")[1]
+    baseline = values.pop(TEXT_ONLY_BASELINE, None)
+    figure, axis = plt.subplots(figsize=(max(7.0, 2.0 + 0.33 * len(values) * len(groups)), 4.2))
+    width = 0.8 / max(1, len(values))
+    hatch: dict[str, Any] = {"fill": False, "hatch": "///", "edgecolor": "black", "linewidth": 0.5}
+    for position, (system, scores) in enumerate(values.items()):
+        x = np.arange(len(groups)) + (position - (len(values) - 1) / 2) * width
+        bars = axis.bar(x, scores, 0.9 * width, label=label(system, systems), color=f"C{position}")
+        axis.bar_label(bars, fmt="%.0f", fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        if system in no_image:
+            axis.bar(x, no_image[system], 0.9 * width, label=label(NO_IMAGE), **hatch)
+    if baseline:
+        centers = np.arange(len(groups))
+        style: dict[str, Any] = {"colors": "black", "linestyles": "dashed", "linewidth": 1}
+        axis.hlines(baseline, centers - 0.45, centers + 0.45, label=label(TEXT_ONLY_BASELINE), **style)
+    axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+    is_points = any(score > 100 for scores in values.values() for score in scores)
+    axis.set_ylim(0, 200 if is_points else 100)
+    axis.set_ylabel("points" if is_points else "score, %")
+    axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axis.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))  # one entry for all hatched bars
+    axis.legend(entries.values(), entries.keys(), fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.03))
+    return _save(figure, file)
 
 
-def loss_curves(axis: Any, curves: Curves) -> None:
-    """Draw the loss terms on validation data by step."""
-    for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name.split("/")[-1])
-    axis.set_yscale("log")
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel("nats per token")
-    axis.set_title("Loss terms, validation")
-    axis.legend(fontsize=8)
+def _values(systems: Systems, names: Sequence[str], ending: str) -> tuple[list[str], dict[str, list[float]]]:
+    """Return the labels of the groups, and the values by system."""
+    if len(names) == 1:
+        results = of_benchmark(systems, names[0] + ending)
+        groups = list(next(iter(results.values())).categories) if results else []
+        if groups or not results:
+            return groups, {s: [r.categories.get(name, 0.0) for name in groups] for s, r in results.items()}
+    shown = [name for name in names if of_benchmark(systems, name + ending)]
+    return shown, {
+        s: [(of[n + ending].score if n + ending in of else None) or 0.0 for n in shown]
+        for s, of in systems.items()
+        if any(n + ending in of for n in shown)
+    }
+
+
+def draw_losses(file: Path, metrics: Curves) -> bytes | None:
+    """Draw each loss term on its own axis, in training and in validation. Return the file.
+
+    A curve of fewer than two points is not drawn. Without any curve, no file is written.
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in metrics.items():
+        split, _, term = name.partition("/loss/")
+        if term and term != "total" and len(points) > 1:
+            curves.setdefault(term, {})[split] = points
+    if not curves:
+        file.unlink(missing_ok=True)
+        return None
+    figure, axes = pyplot().subplots(1, len(curves), figsize=(3.6 * len(curves), 2.9), squeeze=False)
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"color": "0.65", "linewidth": 1, "label": "training"},
+        "val": {"color": "C0", "marker": "o", "markersize": 3, "label": "validation"},
+    }
+    for axis, (term, splits) in zip(axes[0], curves.items(), strict=True):
+        for split, points in splits.items():
+            axis.plot(*zip(*points, strict=True), **styles[split])
+        axis.set_title(term, fontsize=10)
+        axis.set_xlabel("optimizer step")
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("nats per token")
+    axes[0][0].legend(fontsize=8)
+    return _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> bytes:
+    figure.savefig(file, dpi=130, bbox_inches="tight")
+    pyplot().close(figure)
+    return file.read_bytes()
 
 
 def read_metrics(run: Path) -> Curves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +33,25 @@ class PublishedTable:
         """Return the scores by benchmark, by system."""
         return {name: dict(zip(self.benchmarks, row, strict=True)) for name, row in self.systems.items()}
 
-    def rows(self, ours: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    def rows(self, ours: Mapping[str, Mapping[str, float]], partial: Container[str] = ()) -> list[list[str]]:
         """Return the rows of a table, heading first: published systems, then ours.
 
         The last columns are the average over all benchmarks, and over those that we have results of.
 
         Args:
             ours: Scores in percent by benchmark, by system.
+            partial: Benchmarks of which we have asked only a part. Our scores and averages of them get an asterisk.
         """
         available = [name for name in self.benchmarks if any(name in scores for scores in ours.values())]
-        partial = 0 < len(available) < len(self.benchmarks)
-        rows = [["", *self.benchmarks, "average", *([f"of {len(available)}"] if partial else [])]]
-        for name, scores in {**self.scores(), **ours}.items():
-            cells = [f"{scores[column]:.1f}" if column in scores else "" for column in self.benchmarks]
-            averages = [self.benchmarks, *([available] if partial else [])]
-            rows.append([name, *cells, *(average(scores, columns) for columns in averages)])
+        groups = [[name] for name in self.benchmarks] + [self.benchmarks]
+        rows = [["", *self.benchmarks, "average"]]
+        if 0 < len(available) < len(self.benchmarks):
+            groups.append(available)
+            rows[0].append(f"of {len(available)}")
+        rows += [[name, *(average(scores, group) for group in groups)] for name, scores in self.scores().items()]
+        for name, scores in ours.items():
+            cells = [(average(scores, group), any(column in partial for column in group)) for group in groups]
+            rows.append([name, *(f"{cell}*" if cell and starred else cell for cell, starred in cells)])
         return rows
 
 

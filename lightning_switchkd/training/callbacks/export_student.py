@@ -35,6 +35,6 @@ class ExportStudent(L.Callback):
             print(
                 f"Student written to {folder}. Ask it, or evaluate it:\n"
                 f"  python -m lightning_switchkd generate --model {folder} --image FILE --question TEXT\n"
-                f"  python -m lightning_switchkd evaluate --models.student={folder} --benchmarks NAMES --output FOLDER"
+                f"  python -m lightning_switchkd evaluate --run {trainer.default_root_dir}"
             )
         trainer.strategy.barrier()  # after the run, any rank may read the folder

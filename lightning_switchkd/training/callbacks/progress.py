@@ -76,11 +76,11 @@ class StepProgressBar(ProgressBar):
     def _print_line(self, trainer: L.Trainer) -> None:
         elapsed, num_steps = time.monotonic() - self._start_time, trainer.global_step - self._first_step
         left = (
-            "" if self._total is None else f", {_clock(elapsed / num_steps * (self._total - trainer.global_step))} left"
+            "" if self._total is None else f", {clock(elapsed / num_steps * (self._total - trainer.global_step))} left"
         )
         steps = f"step {trainer.global_step}" + ("" if self._total is None else f"/{self._total}")
         self._console.print(
-            f"{steps}  {format_metrics(trainer.callback_metrics)}  {_clock(elapsed)}{left}", highlight=False
+            f"{steps}  {format_metrics(trainer.callback_metrics)}  {clock(elapsed)}{left}", highlight=False
         )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -142,6 +142,11 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Format a duration.
+
+    >>> clock(3671.4)
+    '1:01:11'
+    """
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -68,7 +68,7 @@ class RunFiles(SaveConfigCallback):
         self._text = yaml.safe_dump(self._config, sort_keys=False, width=100, allow_unicode=True)
         if stage != TrainerFn.FITTING:
             return
-        diff = _git("diff", "HEAD")
+        diff = git("diff", "HEAD")
         header = HEADER.format(folder=folder, patch=". Uncommitted changes: uncommitted.patch" if diff else "")
         (folder / "config.yaml").write_text(header + self._text, encoding="utf-8")
         environment = json.dumps(describe_environment(trainer), indent=2)
@@ -139,10 +139,10 @@ def describe_environment(trainer: L.Trainer) -> dict[str, Any]:
     """Return command, time, versions, hardware and git state, as plain values."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(["python", "-m", "lightning_switchkd", *sys.argv[1:]]),
+        "command": command_line(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "lightning_switchkd": __version__,
-        "git": {"commit": _git("rev-parse", "HEAD"), "changed": (_git("status", "--porcelain") or "").splitlines()},
+        "git": {"commit": git("rev-parse", "HEAD"), "changed": (git("status", "--porcelain") or "").splitlines()},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": cuda or [platform.processor() or platform.machine()],
@@ -151,7 +151,12 @@ def describe_environment(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str | None:
+def command_line() -> str:
+    """Return the command of this process."""
+    return shlex.join(["python", "-m", "lightning_switchkd", *sys.argv[1:]])
+
+
+def git(*arguments: str) -> str | None:
     """Run git in this package's checkout. Return None without git or without a checkout."""
     package = Path(__file__).parent
     try:
