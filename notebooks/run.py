@@ -45,19 +45,20 @@ def run(notebook: Path, figures: Path | None = None) -> None:
 def main() -> None:
     """Execute the named notebooks, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="notebooks, without .ipynb; by default all")
+    parser.add_argument("names", nargs="*", help="names or paths of notebooks; by default all")
     parser.add_argument("--run", help="run folder that the notebooks open")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     options = parser.parse_args()
     notebooks = sorted(HERE.glob("*.ipynb"))
-    if unknown := set(options.names) - {notebook.stem for notebook in notebooks}:
+    names = {Path(name).name.removesuffix(".ipynb") for name in options.names}
+    if unknown := names - {notebook.stem for notebook in notebooks}:
         available = ", ".join(notebook.stem for notebook in notebooks)
         parser.error(f"unknown notebooks: {', '.join(sorted(unknown))}. Available: {available}")
     os.environ["PYTHONPATH"] = str(HERE.parent)  # the kernels import the package from this checkout
     if options.run:
         os.environ["RUN"] = options.run
     for notebook in notebooks:
-        if not options.names or notebook.stem in options.names:
+        if not names or notebook.stem in names:
             start = time.perf_counter()
             run(notebook, options.figures)
             print(f"{notebook.stem}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import _typehints, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -164,7 +163,7 @@ class FillCacheCLI(OwnCommandCLI):
 
 
 class DryRunCLI(OwnCommandCLI):
-    """Estimate time and memory of a full-size run from a few steps. Downloads no weights."""
+    """Estimate FLOPs, memory, time and price of a full-size run, by arithmetic. Needs no GPU and no weights."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the flags of the estimate."""
@@ -173,12 +172,12 @@ class DryRunCLI(OwnCommandCLI):
 
     def instantiate_classes(self) -> None:
         """Print the report."""
+        self.config.trainer.accelerator, self.config.trainer.devices = "cpu", 1  # the GPUs are on another machine
         super().instantiate_classes()
         config, strategy, precision = self.config, self.trainer.strategy, str(self.trainer.precision)
         plan = Plan(**{f.name: config[f.name] for f in fields(Plan)})
         shards = Shards(plan.devices, strategy.shard_teacher) if isinstance(strategy, FSDP2) else Shards()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(dry_run(self.model, plan, precision, device, config.data.batch_size, shards))
+        print(dry_run(self.model, plan, precision, config.data.batch_size, shards))
 
 
 OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {

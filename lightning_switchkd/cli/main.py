@@ -42,7 +42,7 @@ Train
 
 Prepare
   demo-data      Write a demo data set: digits, easy_vqa or emoji. [--output FOLDER --seed 0 ...]
-  dry-run        Estimate time and memory of a full-size run. Downloads no weights.
+  dry-run        Estimate FLOPs, memory, time and price of a full-size run.
   validate-data  Check every sample. Writes a report and the list of samples to exclude.
   fill-cache     Compute the teacher's hidden states of all samples once, for later runs.
   repack         Convert a data set to JSON, JSONL, Parquet or tar.

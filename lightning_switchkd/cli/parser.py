@@ -19,6 +19,7 @@ UNKNOWN_KEY = re.compile(r"does not accept option '(?P<key>[\w.]+)'")
 UNKNOWN_ARGUMENT = re.compile(r"Option '(?P<name>\w+)' is not accepted")
 KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 CLASS_PATH = re.compile(r"class_path '(?P<path>[\w.]+)'")
+LITERAL = re.compile(r"Expected a typing\.Literal\[(?P<names>[^\]]+)\]\. Got value: (?P<value>.+)")
 REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
 HINTS = {
     "data.processor": " It is the student's folder. For a student from parts, take the teacher's.",
@@ -69,6 +70,7 @@ def explain(message: str, flags: Iterable[str]) -> str:
     if found := REQUIRED.search(message):
         missing = [name.strip().removeprefix("fit.") for name in found["names"].split(",")]
         return f"Missing settings: {', '.join(missing)}.{''.join(HINTS.get(name, '') for name in missing)}"
+    message = LITERAL.sub(r"unknown value '\g<value>'. Choose one of \g<names>.", message)
     return " ".join(KEY.sub(r"\1", message).split())
 
 

@@ -1,7 +1,8 @@
-"""Answers compared, and tables and numbers as text. The only place for each of them."""
+"""Answers compared, and tables, numbers and quantities as text. The only place for each of them."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -39,3 +40,27 @@ def percent(shares: Sequence[float]) -> str:
     """
     mean = f"{100 * statistics.mean(shares):.1f}"
     return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
+
+
+def with_prefix(value: float, unit: str) -> str:
+    """Format a quantity with the prefix of its size. Bytes (``B``) have binary prefixes.
+
+    >>> with_prefix(20.6e12, "FLOP"), with_prefix(15.1e9, "B"), with_prefix(3, "B")
+    ('20.6 TFLOP', '14.1 GiB', '3.0 B')
+    """
+    base, infix = (1024, "i") if unit == "B" else (1000, "")
+    power = max(0, min(5, int(math.log(value, 1000)))) if value > 0 else 0
+    prefix = f"{'KMGTP'[power - 1]}{infix}" if power else ""
+    return f"{value / base**power:.1f} {prefix}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in the unit of its size.
+
+    >>> duration(12.3), duration(750), duration(16_000)
+    ('12 s', '12.5 minutes', '4.4 hours')
+    """
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.2g} s"

@@ -1,17 +1,20 @@
-"""Dry run: a few steps of a recipe at full size on random data, and an estimate of the whole run."""
+"""Dry run: time, memory and price of a recipe at full size, by arithmetic or from a few measured steps."""
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.errors import UserError, check_limits
 from lightning_switchkd.core.profiling import memory_in_use, peak_memory, synchronized_time
+from lightning_switchkd.core.text import duration, with_prefix
 from lightning_switchkd.core.types import IGNORE_INDEX, Batch, Counts, Part
 from lightning_switchkd.distillation.checks import check_pair
 from lightning_switchkd.distillation.distiller import Distiller
@@ -23,7 +26,8 @@ from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.optim import parameter_groups
 
-HARDWARE = {
+Hardware = Literal["rtx4090", "l40s", "a100-40g", "a100-80g", "h100-80g", "h200"]
+HARDWARE: dict[Hardware, tuple[int, float]] = {
     "rtx4090": (24, 165.0),
     "l40s": (48, 362.0),
     "a100-40g": (40, 312.0),
@@ -36,40 +40,40 @@ HARDWARE = {
 UTILIZATION = 0.35
 """Fraction of the peak TFLOP/s that training usually reaches."""
 
-GIB = 2**30
 USABLE_MEMORY = 0.92
 """Fraction of a GPU's memory that PyTorch can use."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps to run and the run to estimate.
+    """The run to estimate, and the steps to measure.
 
     Attributes:
-        steps: Number of steps. The last step is reported.
+        steps: Number of steps to run on this machine, with random weights and samples. The last step is reported. 0
+            runs none and creates no weights.
         text: Number of text tokens in a sample, in addition to its image tokens.
         answer: Number of supervised tokens in a sample, out of ``text``.
         num_samples: Number of samples in the whole run.
-        hardware: GPU to estimate for, a key of ``HARDWARE``.
+        hardware: GPU to estimate for.
         devices: Number of GPUs.
+        price: Price of one GPU hour, in any currency.
     """
 
-    steps: int = 2
+    steps: int = 0
     text: int = 160
     answer: int = 96
     num_samples: int = 665_298
-    hardware: str = "a100-80g"
+    hardware: Hardware = "a100-80g"
     devices: int = 8
+    price: float | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.hardware not in HARDWARE:
-            raise UserError(f"Unknown --hardware '{self.hardware}'. Choose one of {', '.join(HARDWARE)}.")
         if not 0 < self.answer < self.text:
             raise UserError(f"--answer must be between 0 and --text ({self.text}), got {self.answer}. Set it to less.")
-        for name in ("steps", "devices", "num_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}. Set it to 1 or more.")
+        lowest = {"steps": 0, "num_samples": 1, "devices": 1, "price": 0}
+        values = {f"--{name}": getattr(self, name) for name in lowest}
+        check_limits(values, {f"--{name}": (low, math.inf) for name, low in lowest.items()})
 
 
 @dataclass
@@ -79,7 +83,7 @@ class PhaseClock:
     Attributes:
         device: The device that the steps run on.
         seconds: Time by phase, of the last step.
-        memory: Memory in use after each phase, in GiB.
+        memory: Bytes in use after each phase.
     """
 
     device: torch.device
@@ -92,54 +96,46 @@ class PhaseClock:
         start = synchronized_time(self.device.type)
         yield
         self.seconds[name] = synchronized_time(self.device.type) - start
-        self.memory[name] = memory_in_use(self.device.type) / GIB
+        self.memory[name] = memory_in_use(self.device.type)
 
 
-def dry_run(module: SwitchKD, plan: Plan, precision: str, device: torch.device, batch_size: int, shards: Shards) -> str:
-    """Run a few steps, and report their cost and an estimate of the whole run.
+def dry_run(module: SwitchKD, plan: Plan, precision: str, batch_size: int, shards: Shards) -> str:
+    """Estimate FLOPs, memory, time and price of a run. With ``plan.steps``, measure steps on this machine as well.
 
     Args:
         module: The recipe's module. Its models are not loaded.
-        plan: The steps to run and the run to estimate.
+        plan: The run to estimate, and the steps to measure.
         precision: The trainer's precision.
-        device: The device that the steps run on.
         batch_size: Samples in a micro-batch.
         shards: The sharding of the whole run.
 
     Raises:
         UserError: A model's sizes are unknown, or student and teacher do not match.
     """
-    start = time.perf_counter()
-    clock = PhaseClock(device)
+    device = torch.device("meta" if not plan.steps else "cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision)
     distiller = random_pair(module, dtype, device)
-    optimizer = torch.optim.AdamW(parameter_groups(distiller, module.lr, module.weight_decay), betas=module.betas)
     shape = Geometry(batch_size, distiller.student.feature_space.tokens + plan.text, 1, plan.answer)
-    setup_seconds = time.perf_counter() - start
-    batch = random_batch(distiller.student, shape, device)
-    for _ in tqdm(range(plan.steps), desc="dry run", unit="step"):
-        run_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
-
-    step_seconds, peak = sum(clock.seconds.values()), peak_memory(device.type) / GIB
     tokens, pairs, rows = batch_size * shape.tokens, batch_size * shape.tokens**2, batch_size * plan.answer
     flops = step_cost(distiller).total(tokens, pairs, batch_size, rows)
     recomputed: dict[str, set[Part]] = {
         name: set(spec.activation_checkpointing) if spec else set()
         for name, spec in (("student", module.student_spec), ("teacher", module.teacher_spec))
     }
-    size = 2 if precision.startswith("bf16") else 4
-    here = step_memory(distiller, shape, size, recomputed, device=device.type)
-    there = step_memory(distiller, shape, size, recomputed, shards, "cuda")
-    width = max(map(len, [*clock.seconds, *here]))
-    phases = [f"  {n:{width}}  {s:8.2f} s  {clock.memory[n]:7.2f} GiB" for n, s in clock.seconds.items()]
+    memory = partial(step_memory, distiller, shape, 2 if precision.startswith("bf16") else 4, recomputed)
     lines = [
-        f"\n{_sizes(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
-        f"Models created in {setup_seconds:.0f} s. Last of {plan.steps} steps, and memory in use after each phase:",
-        *phases,
-        f"  {'total':{width}}  {step_seconds:8.2f} s  {peak:7.2f} GiB peak of the process",
-        f"  {flops / 1e12:.1f} TFLOP per step, {flops / step_seconds / 1e12:.2f} TFLOP/s",
-        *_estimate(plan, here, there, shards, flops / batch_size, width),
+        f"{_sizes(distiller)}, {batch_size} × {shape.tokens} tokens ({plan.answer} supervised), {precision}",
+        f"{with_prefix(flops, 'FLOP')} per step (one micro-batch on one GPU)",
+        *_memory_lines(plan, memory(shards, "cuda"), shards),
+        *_time_lines(plan, flops / batch_size),
     ]
+    if plan.steps:
+        groups = parameter_groups(distiller, module.lr, module.weight_decay)
+        optimizer, clock = torch.optim.AdamW(groups, betas=module.betas), PhaseClock(device)
+        batch = random_batch(distiller.student, shape, device)
+        for _ in tqdm(range(plan.steps), desc="dry run", unit="step"):
+            run_step(distiller, batch, optimizer, clock, autocast=precision == "bf16-mixed")
+        lines += _measured_lines(plan, clock, flops, sum(memory(device=device.type).values()))
     return "\n".join(lines)
 
 
@@ -199,26 +195,50 @@ def run_step(
         optimizer.zero_grad(set_to_none=True)
 
 
-def _estimate(
-    plan: Plan, here: dict[str, float], there: dict[str, float], shards: Shards, flops: float, width: int
-) -> list[str]:
-    gib, tflops = HARDWARE[plan.hardware]
-    needed = sum(there.values()) / GIB
-    fits = needed < USABLE_MEMORY * gib
+def _memory_lines(plan: Plan, memory: dict[str, float], shards: Shards) -> list[str]:
+    available, needed = HARDWARE[plan.hardware][0], sum(memory.values())
+    fits = needed < USABLE_MEMORY * available * 2**30
     verdict = "fits" if fits else "does NOT fit. Lower data.batch_size or use TRAINER=fsdp2"
-    hours = flops * plan.num_samples / (plan.devices * tflops * 1e12 * UTILIZATION) / 3600
+    sharding = f"sharded over {shards.processes}" if shards.processes > 1 else "not sharded"
     return [
-        f"\nEstimated memory: here, and on each of {plan.devices} × {plan.hardware} ({shards.processes} shards)",
-        *(f"  {n:{width}}  {b / GIB:8.2f} GiB  {there[n] / GIB:7.2f} GiB" for n, b in here.items()),
-        f"  {'total':{width}}  {sum(here.values()) / GIB:8.2f} GiB  {needed:7.2f} GiB of {gib}: {verdict}",
-        f"\n{plan.num_samples:,} samples on {plan.devices} × {plan.hardware}: about {hours:.1f} hours "
-        f"at {UTILIZATION:.0%} of {tflops:.0f} TFLOP/s",
+        f"\nMemory of each of {plan.devices} × {plan.hardware}, {sharding}:",
+        *(f"  {name:16}{with_prefix(size, 'B'):>11}" for name, size in memory.items() if size),
+        f"  {'total':16}{with_prefix(needed, 'B'):>11} of {available} GiB: {verdict}",
+    ]
+
+
+def _time_lines(plan: Plan, flops_per_sample: float) -> list[str]:
+    tflops = HARDWARE[plan.hardware][1]
+    gpu_seconds = flops_per_sample * plan.num_samples / (tflops * 1e12 * UTILIZATION)
+    price = "set --price to the price of a GPU hour"
+    if plan.price is not None:
+        total = plan.price * gpu_seconds / 3600
+        price = f"{'less than 0.01' if total < 0.01 else f'{total:,.2f}'} at {plan.price:,.2f} per GPU hour"
+    return [
+        f"\n{plan.num_samples:,} samples on {plan.devices} × {plan.hardware}: "
+        f"about {duration(gpu_seconds / plan.devices)} at {UTILIZATION:.0%} of {tflops:.0f} TFLOP/s",
+        f"Price: {price}",
+    ]
+
+
+def _measured_lines(plan: Plan, clock: PhaseClock, flops: float, estimate: float) -> list[str]:
+    total = sum(clock.seconds.values())
+    phases = [(name, seconds, clock.memory[name]) for name, seconds in clock.seconds.items()]
+    rows = [
+        f"  {name:24}{duration(seconds):>14}{with_prefix(memory, 'B'):>12}"
+        for name, seconds, memory in [*phases, ("total", total, peak_memory(clock.device.type))]
+    ]
+    return [
+        f"\nMeasured on this machine ({clock.device.type}): step {plan.steps}, and memory in use after each phase",
+        *rows[:-1],
+        f"{rows[-1]} peak. Estimate: {with_prefix(estimate, 'B')}",
+        f"  {with_prefix(flops / total, 'FLOP/s')}",
     ]
 
 
 def _sizes(distiller: Distiller) -> str:
-    def billions(vlm: VLMAdapter) -> str:
-        return f"{sum(p.numel() for p in vlm.parameters()) / 1e9:.2f} B"
+    def millions(vlm: VLMAdapter) -> str:
+        return f"{sum(p.numel() for p in vlm.parameters()) / 1e6:,.1f} M"
 
-    teacher = f" ← teacher {billions(distiller.frozen_teacher)}" if distiller.teacher is not None else ""
-    return f"student {billions(distiller.student)}{teacher}"
+    teacher = f" ← teacher {millions(distiller.frozen_teacher)}" if distiller.teacher is not None else ""
+    return f"student {millions(distiller.student)}{teacher} parameters"

@@ -12,9 +12,20 @@ from pathlib import Path
 
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.explore.pair import Pair, open_pair, open_run
-from lightning_switchkd.explore.runs import answers_of, curves, scores
+from lightning_switchkd.explore.runs import answers_of, curves, references, same_start, scores
 
 ROOT = Path(__file__).parents[2]
 """Folder that relative paths in a run's config.yaml start from."""
 
-__all__ = ["ROOT", "Inspection", "Pair", "answers_of", "curves", "open_pair", "open_run", "scores"]
+__all__ = [
+    "ROOT",
+    "Inspection",
+    "Pair",
+    "answers_of",
+    "curves",
+    "open_pair",
+    "open_run",
+    "references",
+    "same_start",
+    "scores",
+]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_switchkd.core.types import Pathway
+from lightning_switchkd.evaluation.labels import label
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.select import Kneedle, Selection
 
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 COLORS = {"teacher": "#1f77b4", "student": "#ff7f0e", "switch": "#2ca02c"}
 """Colors of the pathways, the same in every figure."""
+
+TITLES = {
+    "entropy_student": "entropy of the student (nats)",
+    "entropy_teacher": "entropy of the teacher (nats)",
+    "k_teacher": "k: tokens in the teacher's set",
+    "k_student": "k: tokens in the student's set",
+    "overlap": "tokens in both sets /\ntokens in either set",
+    "student_mass_in_teacher_set": "student's probability\nin the teacher's set",
+    "dbild": "DBiLD, teacher to student (nats)",
+    "source": "kind of question",
+    "position": "token of the answer (0: first)",
+}
+"""Titles of the columns of :meth:`Inspection.statistics`. Other columns keep their names."""
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -42,8 +56,8 @@ def tokens(inspections: Mapping[str, Inspection], count: int = 5, max_positions:
     first, last = next(iter(inspections.values())), list(inspections)[-1]
     lines = [
         (name, pathway)
+        for pathway in sorted(first.tokens.hidden, key=("student", "switch", "teacher").index)
         for name in inspections
-        for pathway in first.tokens.hidden
         if pathway != "teacher" or name == last  # distillation does not change the teacher
     ]
     columns = min(len(first), max_positions)
@@ -59,6 +73,8 @@ def tokens(inspections: Mapping[str, Inspection], count: int = 5, max_positions:
             axis.invert_yaxis()
             axis.set_xlim(0, 1)
             axis.tick_params(axis="x", labelsize=7)
+            if y == len(lines) - 1:
+                axis.set_xlabel("probability", fontsize=8)
             if y == 0:
                 axis.set_title(f"→ {_plain(first.about['token'][x])}", fontsize=10)
             if x == 0:
@@ -67,10 +83,10 @@ def tokens(inspections: Mapping[str, Inspection], count: int = 5, max_positions:
     return figure
 
 
-def _plain(text: str) -> str:
-    """Return a token that every font and matplotlib's math parser can show."""
+def _plain(text: str, length: int = 14) -> str:
+    """Return the start of a text, as every font and matplotlib's math parser can show it."""
     shown = "".join(c if c.isprintable() else "·" for c in text)
-    return shown.replace("$", r"\$")[:14]
+    return shown[:length].replace("$", r"\$")
 
 
 def knee(inspection: Inspection, row: int, select: Selection = Kneedle(), window: int = 256) -> Figure:  # noqa: B008 (frozen)
@@ -144,18 +160,20 @@ def distributions(statistics: DataFrame, columns: list[str], by: str = "source")
     for axis, column in zip(axes[0], columns, strict=True):
         values = [group[column].astype(float) for _, group in groups]
         axis.boxplot(values, tick_labels=[str(name) for name, _ in groups], whis=(5, 95), showfliers=False)
-        axis.set_title(column, fontsize=9)
+        axis.set_title(TITLES.get(column, column), fontsize=9)
+        axis.set_xlabel(TITLES.get(by, by), fontsize=8)
         axis.tick_params(axis="x", rotation=45, labelsize=8)
     figure.tight_layout()
     return figure
 
 
-def attention(image: Image, maps: Mapping[str, Tensor]) -> Figure:
+def attention(image: Image, maps: Mapping[str, Tensor], question: str) -> Figure:
     """Plot attention maps over the image, on one color scale.
 
     Args:
         image: The image.
         maps: Maps of :meth:`Pair.attention`, by title.
+        question: Title of the figure.
     """
     figure, axes = _grid(1, 1 + len(maps), 2.6, 2.9)
     shown = np.asarray(image.convert("RGB"))
@@ -165,21 +183,34 @@ def attention(image: Image, maps: Mapping[str, Tensor]) -> Figure:
     for axis, (name, focus) in zip(axes[0][1:], maps.items(), strict=True):
         axis.imshow(shown, cmap="gray")
         extent = (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5)
-        axis.imshow(focus.cpu(), cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=highest)
+        drawn = axis.imshow(focus.numpy(force=True), cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=highest)
         axis.set_title(name, fontsize=9)
     for axis in axes[0]:
         axis.axis("off")
-    figure.tight_layout()
+    figure.set_layout_engine("constrained")
+    figure.colorbar(drawn, ax=list(axes[0]), shrink=0.7, label="share of the attention\nto the image, per patch")
+    figure.suptitle(_plain(question, 120), fontsize=10)
     return figure
 
 
-def lines(table: DataFrame) -> Figure:
-    """Plot the table of :func:`lightning_switchkd.explore.curves`: one panel per metric, one line per run."""
+def lines(table: DataFrame, levels: DataFrame | None = None) -> Figure:
+    """Plot the table of :func:`lightning_switchkd.explore.curves`: one panel per metric, one color per run.
+
+    Args:
+        table: The runs. A run with a single value of a metric is a marker.
+        levels: Runs of which only the last value of each metric is shown, as a dashed line.
+    """
     metrics = list(dict.fromkeys(table["metric"]))
+    colors = {run: f"C{n}" for n, run in enumerate(table["run"].cat.categories)}
     figure, axes = _grid(1, len(metrics), 3.6, 3.0)
     for axis, metric in zip(axes[0], metrics, strict=True):
-        for run, points in table[table["metric"] == metric].groupby("run"):
-            axis.plot(points["step"], points["value"], label=str(run))
+        for run, points in table[table["metric"] == metric].groupby("run", observed=True):
+            marker = "o" if len(points) == 1 else None
+            axis.plot(points["step"], points["value"], label=str(run), color=colors[run], marker=marker)
+        if levels is not None:
+            of_metric = levels[levels["metric"] == metric].groupby("run", observed=True)["value"].last()
+            for (run, value), gray in zip(of_metric.items(), ("0", "0.5"), strict=False):
+                axis.axhline(value, label=str(run), color=gray, linestyle="dashed", linewidth=1)
         axis.set_title(metric, fontsize=9)
         axis.set_xlabel("step")
         axis.legend(fontsize=7)
@@ -202,7 +233,7 @@ def bars(scores: DataFrame) -> Figure:
             style: dict[str, Any] = (
                 {"fill": False, "hatch": "///", "linewidth": 0.5} if no_image else {"color": f"C{place}"}
             )
-            axes[0][0].bar(x, values, width * 0.9, label="_" if no_image else system, **style)
+            axes[0][0].bar(x, values, width * 0.9, label="_" if no_image else label(system, systems), **style)
     axes[0][0].set_xticks(range(len(categories)), categories, rotation=20)
     axes[0][0].set_ylabel("score (%)")
     axes[0][0].legend(fontsize=8)

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.evaluation.labels import NO_IMAGE, upgrade_result
+from lightning_switchkd.evaluation.labels import NO_IMAGE, label, upgrade_result
 from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.runner import models_of
 from lightning_switchkd.evaluation.score import Result, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def curves(runs: Sequence[str | Path], metrics: Sequence[str]) -> DataFrame:
+def same_start(run: str | Path) -> list[Path]:
+    """List the runs that start from the same student as a run and are in the same folder, this run included."""
+    start = models_of(str(run)).get("student_init")
+    folders = sorted(file.parent for file in Path(run).parent.glob("*/config.yaml"))
+    logged = [folder for folder in folders if (folder / "metrics.csv").is_file()]
+    return [folder for folder in logged if models_of(str(folder)).get("student_init") == start]
+
+
+def references(run: str | Path) -> dict[str, Path]:
+    """Return the runs that trained a run's teacher and its initial student, by label. Other models have no run."""
+    folders = {label(name): Path(folder).parent for name, folder in models_of(str(run)).items() if name != "student"}
+    return {name: folder for name, folder in folders.items() if Path(folder, "metrics.csv").is_file()}
+
+
+def curves(runs: Sequence[str | Path] | Mapping[str, Path], metrics: Sequence[str]) -> DataFrame:
     """Read logged metrics by step.
 
     Args:
-        runs: Run folders.
+        runs: Run folders, or folders by name.
         metrics: Metric names, or ends of names: ``train/loss/ce``, ``k_teacher``.
 
     Returns:
-        Columns ``run``, ``metric``, ``step``, ``value``.
+        Columns ``run`` (categorical: every run, even without these metrics), ``metric``, ``step``, ``value``.
 
     Raises:
         UserError: A folder has no metrics.csv.
     """
-    from pandas import DataFrame
+    from pandas import Categorical, DataFrame
 
+    named = runs if isinstance(runs, Mapping) else {Path(run).name: Path(run) for run in runs}
     rows = []
-    for run in map(Path, runs):
-        if not (logged := read_metrics(run)):
-            raise UserError(f"{run} has no metrics.csv. Use the folder of a run that has logged metrics.")
+    for run, folder in named.items():
+        if not (logged := read_metrics(folder)):
+            raise UserError(f"{folder} has no metrics.csv. Use the folder of a run that has logged metrics.")
         for name, points in logged.items():
             if any(name.endswith(metric) for metric in metrics):
-                rows += [(run.name, name, step, value) for step, value in points]
-    return DataFrame(rows, columns=["run", "metric", "step", "value"])
+                rows += [(run, name, step, value) for step, value in points]
+    table = DataFrame(rows, columns=["run", "metric", "step", "value"])
+    return table.assign(run=Categorical(table["run"], categories=list(named)))
 
 
 def scores(report: str | Path) -> DataFrame:

@@ -3,66 +3,107 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tiny
 import torch
 from command import ROOT, configs
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
+from lightning_switchkd.distillation.flops import step_cost
 from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, VISION_ENCODERS, VLMS, random_model
-from lightning_switchkd.estimation.dry_run import random_batch
+from lightning_switchkd.estimation.dry_run import HARDWARE, Hardware, PhaseClock, random_batch, random_pair, run_step
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SwitchKDObjective
+from lightning_switchkd.training.module import SwitchKD
 
 RECIPES = sorted(
     path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem.startswith(("qwen", "llava"))
 )
 
 
-def arguments(model: str, *more: str) -> list[str]:
+def arguments(model: str, *more: str, trainer: str = "cpu") -> list[str]:
     return [
         "dry-run",
-        *configs("llava", model, "cpu", None, "stage/distil"),
+        *configs("llava", model, trainer, None, "stage/distil"),
         "--data.batch_size=2",
         "--trainer.precision=bf16-true",
         *more,
     ]
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=pytest.mark.slow if name != "llava-interleave" else ()) for name in RECIPES]
-)
-def test_every_recipe_steps(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each recipe keeps its parts, strategies and names, with every model shrunk to two layers."""
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shrink every known model to two layers."""
     for known in (VISION_ENCODERS, LANGUAGE_MODELS):
         for name, sizes in known.items():
             vision = "image_size" in sizes
             small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
             small |= {"num_attention_heads": 4} | ({"image_size": 28} if vision else {"num_key_value_heads": 2})
             monkeypatch.setitem(known, name, {**sizes, **small})
-    main(arguments(model, "--devices=4", "--hardware=h100-80g"))
+
+
+@pytest.mark.usefixtures("small_sizes")
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow if name != "llava-interleave" else ()) for name in RECIPES]
+)
+def test_every_recipe_steps(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each recipe keeps its parts, strategies and names."""
+    main(arguments(model, "--steps=1", "--devices=4", "--hardware=h100-80g"))
     output = capsys.readouterr().out
     for phase in ("student pathway", "teacher pathway", "switch pathway", "heads and losses", "backward", "optimizer"):
         assert phase in output
     assert "4 × h100-80g" in output
-    assert "hours" in output
+    assert " peak. Estimate: " in output
+
+
+@pytest.mark.usefixtures("small_sizes")
+@pytest.mark.parametrize(("trainer", "sharding"), [("ddp", "not sharded"), ("fsdp2", "sharded over 8")])
+def test_arithmetic_alone(trainer: str, sharding: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default: no step, no GPU whatever the trainer, and units of the run's size."""
+    main(arguments("llava-interleave", "--price=3", "--num_samples=1000", trainer=trainer))
+    output = capsys.readouterr().out
+    assert f"Memory of each of 8 × a100-80g, {sharding}:" in output
+    assert "GFLOP per step" in output
+    assert " MiB" in output
+    assert "less than 0.01 at 3.00 per GPU hour" in output
+    assert "Measured" not in output
+    assert not re.search(r"\b0\.0+ ", output)
+
+
+def test_arithmetic_equals_the_measured_path() -> None:
+    """FLOPs and memory from sizes alone equal those of models with weights. A step that runs counts the same to 2 %."""
+    sizes = {"attn_implementation": "eager", "width": 64}
+    student, teacher = tiny.spec(**sizes), tiny.spec(**{**sizes, "width": 96}, tied=False)  # type: ignore[arg-type]
+    pairs = [random_pair(SwitchKD(student, teacher), None, torch.device(device)) for device in ("meta", "cpu")]
+    assert all(p.is_meta for p in pairs[0].parameters())
+    shape = Geometry(2, 24, 1, 6)
+    none: dict[str, set[Any]] = {"student": set(), "teacher": set()}
+    costs = [step_cost(distiller).total(2 * 24, 2 * 24**2, 2, 2 * 6) for distiller in pairs]
+    memories = [step_memory(distiller, shape, 4, none) for distiller in pairs]
+    assert costs[0] == costs[1]
+    assert memories[0] == memories[1]
+    batch, clock = random_batch(pairs[1].student, shape, torch.device("cpu")), PhaseClock(torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        run_step(pairs[1], batch, torch.optim.SGD(pairs[1].student.parameters()), clock, autocast=False)
+    assert costs[0] == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--hardware=abacus"], "Unknown --hardware 'abacus'"),
+        (["--hardware=abacus"], "hardware: unknown value 'abacus'. Choose one of 'rtx4090', 'l40s'"),
         (["--answer=500"], "--answer must be between 0 and --text (160), got 500"),
         (["--num_samples=0"], "--num_samples must be at least 1, got 0"),
+        (["--price=-1"], "--price must be at least 0, got -1"),
         (["--model.student.lm=somebody/unknown"], "the sizes of 'somebody/unknown' are unknown"),
     ],
 )
@@ -71,6 +112,13 @@ def test_invalid_settings(more: list[str], message: str, capsys: pytest.CaptureF
         main(arguments("qwen2.5-0.5b-siglip", *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_hardware_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(HARDWARE) == set(get_args(Hardware))
+    with pytest.raises(SystemExit):
+        main(["dry-run", "--help"])
+    assert f"--hardware {{{','.join(HARDWARE)}}}" in capsys.readouterr().out
 
 
 def test_sizes_match_the_model_cards() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import pytest
 import tiny
 import torch
 from command import ROOT
+from pandas import DataFrame
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.types import PATHWAYS
-from lightning_switchkd.explore import Pair, open_pair, open_run
+from lightning_switchkd.explore import Pair, curves, figures, open_pair, open_run, references, same_start
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses import Kneedle, dbild
 from lightning_switchkd.losses.select import FixedTopK
@@ -141,6 +143,67 @@ def test_before_and_mistakes(pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sample of source 'kind7'"):
         pair.pick(3, "kind7")
     assert all(pair.data.dataset("val").sample(i).source == "kind1" for i in pair.pick(3, "kind1"))
+
+
+def test_figure_of_tokens_ends_with_the_teacher(inspection: Inspection, pair: Pair) -> None:
+    one = pair.inspect(pair.pick(1))
+    figure = figures.tokens({"before": one, "after": one}, max_positions=1)
+    rows = ["student\n(before)", "student\n(after)", "switch\n(before)", "switch\n(after)", "teacher"]
+    assert [axis.get_ylabel() for axis in figure.axes] == rows
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "", "", "", "probability"]
+
+
+def test_figure_of_distributions_explains_its_columns(inspection: Inspection) -> None:
+    axis = figures.distributions(inspection.statistics(), ["k_teacher"]).axes[0]
+    assert (axis.get_title(), axis.get_xlabel()) == ("k: tokens in the teacher's set", "kind of question")
+    assert {*figures.TITLES} - {*inspection.statistics().columns} == set()
+
+
+def test_figure_of_attention_has_a_scale_and_the_question(pair: Pair) -> None:
+    index = next(i for i in pair.pick(20) if pair.image(i) is not None)
+    image = pair.image(index)
+    assert image is not None
+    maps = pair.attention(index)
+    figure = figures.attention(image, maps, pair.question(index))  # type: ignore[arg-type]
+    assert figure.get_suptitle() == pair.question(index)
+    scale = figure.axes[-1]
+    assert "share of the attention" in scale.get_ylabel()
+    assert scale.get_ylim() == (0, pytest.approx(max(float(focus.max()) for focus in maps.values())))
+
+
+def write_run(folder: Path, student: str, teacher: str | None, accuracy: list[float], dbild: bool = True) -> Path:
+    """Write the configuration and the metrics of a run."""
+    folder.mkdir(parents=True)
+    model = {"student": {"checkpoint": student}, "teacher": teacher and {"checkpoint": teacher}}
+    (folder / "config.yaml").write_text(json.dumps({"model": model}), encoding="utf-8")
+    columns = DataFrame({"step": range(1, 1 + len(accuracy)), "val/accuracy": accuracy})
+    columns.assign(**({"k_teacher": 5} if dbild else {})).to_csv(folder / "metrics.csv", index=False)
+    return folder
+
+
+def test_figure_of_runs(tmp_path: Path) -> None:
+    """One color per run in all panels, a marker for a single value, dashed lines for the models of a run."""
+    start, teacher = tmp_path / "student_init", tmp_path / "teacher"
+    write_run(start, "encoder", None, [0.1, 0.4])
+    write_run(teacher, "encoder", None, [0.2, 0.9])
+    models = f"{start}/student", f"{teacher}/student"
+    run = write_run(tmp_path / "switch_kd", *models, [0.5, 0.6, 0.7])
+    write_run(tmp_path / "sft", *models, [0.5], dbild=False)
+    write_run(tmp_path / "other", "another/student", models[1], [0.5])
+    runs = same_start(run)
+    assert [folder.name for folder in runs] == ["sft", "switch_kd"]
+    assert references(run) == {"teacher": teacher, "student (before)": start}
+    table = curves(runs, ["val/accuracy", "k_teacher"])
+    figure = figures.lines(table, levels=curves(references(run), ["val/accuracy"]))
+    drawn = {axis.get_title(): {str(line.get_label()): line for line in axis.lines} for axis in figure.axes}
+    accuracy = drawn["val/accuracy"]
+    assert accuracy.keys() == {"sft", "switch_kd", "teacher", "student (before)"}
+    assert (accuracy["sft"].get_marker(), accuracy["switch_kd"].get_marker()) == ("o", "None")
+    assert accuracy["teacher"].get_linestyle() == "--"
+    assert {*accuracy["teacher"].get_ydata()} == {0.9}  # type: ignore[misc]
+    assert drawn["k_teacher"].keys() == {"switch_kd"}
+    assert drawn["k_teacher"]["switch_kd"].get_color() == accuracy["switch_kd"].get_color()
+    assert accuracy["sft"].get_color() != accuracy["switch_kd"].get_color()
 
 
 MEMORY = """

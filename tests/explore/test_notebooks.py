@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,41 @@ def test_notebooks_run(run: Path, tmp_path: Path) -> None:
         assert f"{notebook.stem}: " in process.stdout
     figures = {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.png")}
     assert figures == {notebook.stem for notebook in NOTEBOOKS if notebook.stem != "06_bring_your_own"}
+
+
+def test_notebooks_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "notebooks" / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    executed: list[str] = []
+    monkeypatch.setattr(script, "run", lambda notebook, figures: executed.append(notebook.stem))
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "argv", ["run.py", "notebooks/06_bring_your_own.ipynb", "02_dbild"])
+    script.main()
+    assert executed == ["02_dbild", "06_bring_your_own"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "nosuchnotebook"])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2
+    assert "unknown notebooks: nosuchnotebook. Available: 01_three_pathways, 02_dbild" in capsys.readouterr().err
+
+
+def test_commands_in_cells_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command is expanded by make, and its configuration is read with all flags."""
+    cells = [cell for notebook in NOTEBOOKS for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    commands = [line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("make ")]
+    assert len(commands) == 2
+    for command in commands:
+        words = ["make", "--dry-run", "--no-print-directory", *shlex.split(command)[1:]]
+        expanded = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        line = expanded.replace("\\\n", " ").strip().splitlines()[-1]
+        arguments = shlex.split(line.partition("-m lightning_switchkd ")[2])
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--print_config"])
+        assert stop.value.code == 0
+        assert "datasets/digits/train_small.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
