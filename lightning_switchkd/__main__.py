@@ -1,4 +1,4 @@
-"""Run the command line: ``python -m lightning_switchkd``."""
+"""Run the command line: ``switchkd`` or ``python -m lightning_switchkd``."""
 
 import atexit
 import os
@@ -23,6 +23,11 @@ def exit_rank() -> None:
         os._exit(0)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run one command, with the arguments of this process."""
     main()
     exit_rank()
+
+
+if __name__ == "__main__":
+    run()

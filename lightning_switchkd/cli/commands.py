@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.text import program
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.data.repack import repack
 from lightning_switchkd.evaluation.ask import ask
@@ -40,7 +41,7 @@ def export(ckpt: str, output: str, processor: str | None = None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     weights = student_weights(checkpoint["state_dict"], metadata["lora_scale"])
     write_student(weights, load_processor(processor or metadata["processor"], metadata["square_pad"]), folder, metadata)
-    print(f"Student written to {folder}. Try it: python -m lightning_switchkd generate --model {folder} --image FILE")
+    print(f"Student written to {folder}. Try it: {program()} generate --model {folder} --image FILE")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -65,6 +66,8 @@ def expand_switches(function: Callable[..., Any], arguments: list[str]) -> list[
     >>> def score(strict: bool = False) -> None: ...
     >>> expand_switches(score, ["--strict", "--output", "x"]), expand_switches(score, ["--strict", "false"])
     (['--strict=true', '--output', 'x'], ['--strict', 'false'])
+    >>> expand_switches(score, [])
+    []
     """
     names = {
         f"--{name}"

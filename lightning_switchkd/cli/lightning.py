@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_switchkd.cli.parser import LightningParser
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import names_in, shipped
+from lightning_switchkd.core.text import program
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.validate.validate import validate_data
 from lightning_switchkd.estimation.dry_run import Plan, dry_run
@@ -51,6 +54,9 @@ CALLBACKS: dict[str, type[Callback]] = {
     "export": ExportStudent,
 }
 """Callbacks of every run, by section of flags (``--export.folder=student``). ``trainer.callbacks`` adds others."""
+
+CONF_FILE = re.compile(r"(?P<flag>-[^=]+=)?(?P<file>conf/.+\.ya?ml)")
+"""An argument that names a file of ``conf/``."""
 
 
 class SwitchKDCLI(LightningCLI):
@@ -94,6 +100,30 @@ def _forget_init_args(_: Any, previous: Any, value: Any) -> None:
         previous.pop("init_args")
 
 
+def shipped_files(arguments: list[str]) -> list[str]:
+    """Replace files of ``conf/`` that the working directory lacks with the package's copies.
+
+    Args:
+        arguments: The command and its flags.
+
+    Raises:
+        UserError: A file of ``conf/`` does not exist.
+
+    >>> shipped_files(["fit", "--config=conf/method/nope.yaml"])
+    Traceback (most recent call last):
+    lightning_switchkd.core.errors.UserError: conf/method/nope.yaml does not exist. Available: align_kd, bild, ...
+    """
+    resolved = []
+    for word in arguments:
+        if found := CONF_FILE.fullmatch(word):
+            file = shipped(found["file"])
+            if not file.is_file():
+                raise UserError(f"{file} does not exist. Available: {', '.join(names_in(str(file.parent))) or 'none'}.")
+            word = f"{found['flag'] or ''}{file}"
+        resolved.append(word)
+    return resolved
+
+
 def run_lightning(arguments: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test`` by LightningCLI, or a command that takes the settings of ``fit``.
 
@@ -101,8 +131,8 @@ def run_lightning(arguments: list[str]) -> None:
         arguments: The command and its flags.
     """
     own = OWN_COMMANDS.get(arguments[0])
-    prog = "python -m lightning_switchkd"
-    names = {"prog": f"{prog} {arguments[0]}", "description": own.__doc__} if own else {"prog": prog}
+    arguments = shipped_files(arguments)
+    names = {"prog": f"{program()} {arguments[0]}", "description": own.__doc__} if own else {"prog": program()}
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _typehints.discard_init_args_on_class_path_change = _forget_init_args
     (own or SwitchKDCLI)(

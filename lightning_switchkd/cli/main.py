@@ -1,4 +1,4 @@
-"""The command line: ``python -m lightning_switchkd COMMAND``."""
+"""The command line: ``switchkd COMMAND``, or ``python -m lightning_switchkd COMMAND``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from textwrap import TextWrapper
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -25,12 +26,14 @@ from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 from lightning_switchkd.cli.parser import Parser
 from lightning_switchkd.cli.renamed import check_names
 from lightning_switchkd.core.errors import UserError, out_of_memory
+from lightning_switchkd.core.paths import names_in
+from lightning_switchkd.core.text import program
 from lightning_switchkd.experiments.pipeline import run_pipeline
 from lightning_switchkd.experiments.sweep import run_sweep
 from lightning_switchkd.training.callbacks.interruption import Interrupted
 
 USAGE = """\
-usage: python -m lightning_switchkd COMMAND [--help] [options]
+usage: {program} COMMAND [--help] [options]
 
 Train
   distill        Distill a teacher into a student: --teacher MODEL --student MODEL --data FILE --images FOLDER
@@ -56,8 +59,16 @@ Evaluate
   score          Score any system's answer file on a benchmark.
   report         Compare results with each other and with published ones: HTML, Markdown, JSON.
 
-Configurations are in conf/. Pass them in this order: base, data, model, trainer, method (see `make help`).
+Configurations, in the order to pass them: --config conf/base.yaml --config conf/data/NAME.yaml ...
+{configurations}
+A file of conf/ in the working directory replaces the package's. Flags override all files.
 """
+
+CONFIGURATIONS = ("data", "model", "trainer", "method", "overlay", "stage", "sweep", "benchmark")
+"""Folders of ``conf/``."""
+
+COLUMN = TextWrapper(100, initial_indent="  ", subsequent_indent=" " * 17, break_on_hyphens=False)
+"""Layout of a list of names below :data:`USAGE`."""
 
 
 NOISE = (
@@ -117,13 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
         if command in LIGHTNING_COMMANDS:
             run_lightning(arguments)
         elif command in COMMANDS:
-            prog = f"python -m lightning_switchkd {command}"
+            prog = f"{program()} {command}"
             flags = expand_switches(COMMANDS[command], arguments[1:])
             auto_cli(COMMANDS[command], args=flags, as_positional=False, prog=prog, parser_class=Parser)
         elif command == "demo-data":
             write_demo_data(arguments[1:])
         elif command in ("-h", "--help"):
-            print(USAGE, end="")
+            lines = [f"{kind:<13}  {', '.join(names_in(f'conf/{kind}'))}" for kind in CONFIGURATIONS]
+            print(USAGE.format(program=program(), configurations="\n".join(map(COLUMN.fill, lines))), end="")
         else:
             available = ", ".join((*LIGHTNING_COMMANDS, *COMMANDS, "demo-data"))
             raise UserError(f"Unknown command '{command}'. Available commands: {available}.")

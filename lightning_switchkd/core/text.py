@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def program() -> str:
+    """Return the command that runs this package, as the user started it."""
+    return "switchkd" if Path(sys.argv[0]).stem == "switchkd" else "python -m lightning_switchkd"
 
 
 def exact_match(prediction: str, answer: str) -> bool:

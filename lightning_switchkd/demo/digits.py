@@ -20,15 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from lightning_switchkd.core.extras import requires
 from lightning_switchkd.demo.common import DemoDataset, Sample, check_settings, conversation, dump, write_processor
 
 CELL = 16  # height and width of a digit, in pixels
@@ -70,9 +71,22 @@ class Settings:
         check_settings("digits", self, limits)
 
 
+@cache
+def all_scans() -> Any:
+    """Return the result of ``sklearn.datasets.load_digits``: all scans, and their digits.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    with requires("demo", "The demo data"):
+        from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
 def split_scans(seed: int, small_scans: int) -> dict[str, NDArray[np.int64]]:
     """Split the scans into ``train``, ``val`` and ``test``, which share none. ``small`` is a part of ``train``."""
-    order = np.random.default_rng(seed).permutation(len(load_digits().target)).astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(all_scans().target)).astype(np.int64)
     test, val, train = np.split(order, [N_TEST_SCANS, N_TEST_SCANS + N_VAL_SCANS])
     return {"train": train, "small": train[:small_scans], "val": val, "test": test}
 
@@ -88,7 +102,7 @@ class Painter:
     """
 
     def __init__(self, scans: NDArray[np.int64], grid: int, jitter: float, rng: np.random.Generator) -> None:
-        source = load_digits()
+        source = all_scans()
         self.grid, self.jitter, self.rng = grid, jitter, rng
         self.by_digit = [scans[source.target[scans] == digit] for digit in range(10)]
         self.pictures = (source.images * 255 / 16).astype(np.uint8)

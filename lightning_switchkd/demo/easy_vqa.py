@@ -27,7 +27,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import requires
 from lightning_switchkd.demo.common import DemoDataset, Sample, check_settings, conversation, dump, write_processor
 
 Turns = dict[int, list[tuple[str, str]]]  # questions and answers by image number
@@ -57,10 +57,9 @@ def published(split: str) -> tuple[Turns, Path]:
     Raises:
         UserError: The package is not installed.
     """
-    try:
+    with requires("demo", "The demo data"):
         import easy_vqa
-    except ImportError:
-        raise UserError("easy_vqa: the package easy-vqa is not installed. Run: pip install easy-vqa==1.0") from None
+
     turns: Turns = {}
     for question, reply, image in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
         turns.setdefault(image, []).append((question, reply))

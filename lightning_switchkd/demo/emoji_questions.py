@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightning_switchkd.demo.digits import PLACES
-from lightning_switchkd.demo.emoji_scenes import GRID, Scene, digits
+from lightning_switchkd.demo.digits import PLACES, all_scans
+from lightning_switchkd.demo.emoji_scenes import GRID, Scene
 from lightning_switchkd.demo.emoji_things import things
 
 ABILITIES = ("perception", "reasoning", "ocr", "hallucination", "domain")
@@ -123,7 +123,7 @@ class Asker:
     def _digit(self, scene: Scene) -> tuple[str, str] | None:
         if scene.digit is None:
             return None
-        return self._choose(["Which digit is written?", "Read the digit."]), str(digits().target[scene.digit[0]])
+        return self._choose(["Which digit is written?", "Read the digit."]), str(all_scans().target[scene.digit[0]])
 
     def _absent(self, scene: Scene) -> list[str]:
         return [name for name in self.names if name not in scene.shown]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from string import ascii_uppercase
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 
-from lightning_switchkd.demo.digits import PLACES, split_scans
+from lightning_switchkd.demo.digits import PLACES, all_scans, split_scans
 from lightning_switchkd.demo.emoji_things import Style, held_out, things
 
 CELL, GRID = 24, 3  # height and width of a cell in pixels, cells per row and column
@@ -24,8 +22,6 @@ WORDS = (
     "YES ZIP"
 )
 """Words of held-out scenes, one half in validation, one half in tests. Training scenes show other letters."""
-
-digits = cache(load_digits)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Scene:
             letters, row = self.word
             words[GRID * row : GRID * (row + 1)] = letters
         if self.digit is not None:
-            words[self.digit[1]] = str(digits().target[self.digit[0]])
+            words[self.digit[1]] = str(all_scans().target[self.digit[0]])
         return words
 
     def place(self, name: str) -> str:
@@ -154,7 +150,7 @@ class Painter:
 
     def __init__(self, style: Style, rng: np.random.Generator, jitter: bool) -> None:
         self.style, self.rng, self.jitter = style, rng, jitter
-        self.digits = (digits().images * 255 / 16).astype(np.uint8)
+        self.digits = (all_scans().images * 255 / 16).astype(np.uint8)
         self.font = ImageFont.load_default(22)
 
     def draw(self, scene: Scene) -> Image.Image:

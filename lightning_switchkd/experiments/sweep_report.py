@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_switchkd import __version__
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.text import exact_match, markdown_table, percent
 from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
-from lightning_switchkd.evaluation.report.charts import pyplot, radar, read_metrics
+from lightning_switchkd.evaluation.report.charts import radar, read_metrics
 from lightning_switchkd.evaluation.significance import interval_95, resample_groups
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 from lightning_switchkd.experiments.definition import SweepDefinition
@@ -253,7 +254,7 @@ def draw(
     trainings: Mapping[str, Sequence[Stage]],
 ) -> None:
     """Draw ``bars.png``, ``radar.png`` and ``curves.png``."""
-    plt = pyplot()
+    plt = pyplot("sweep")
     colors = dict(zip(trainings, plt.colormaps["tab20"].colors, strict=False))
     figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(columns), 4.2))
     averages = {name: [100 * x for x in _averages(questions, column.right[main])] for name, column in columns.items()}

@@ -10,11 +10,18 @@ a few tokens at a time.
 
 from pathlib import Path
 
+from lightning_switchkd.core.extras import requires
+from lightning_switchkd.core.paths import CLONE
+
+with requires("report", __name__):
+    import matplotlib  # noqa: F401
+    import pandas  # noqa: F401
+
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.explore.pair import Pair, open_pair, open_run
 from lightning_switchkd.explore.runs import answers_of, curves, references, same_start, scores
 
-ROOT = Path(__file__).parents[2]
+ROOT = CLONE or Path.cwd()
 """Folder that relative paths in a run's config.yaml start from."""
 
 __all__ = [

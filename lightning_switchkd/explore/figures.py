@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from pandas import DataFrame
+from PIL.Image import Image
 from torch import Tensor
 
 from lightning_switchkd.core.types import Pathway
 from lightning_switchkd.evaluation.labels import label
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.select import Kneedle, Selection
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
-    from PIL.Image import Image
 
 COLORS = {"teacher": "#1f77b4", "student": "#ff7f0e", "switch": "#2ca02c"}
 """Colors of the pathways, the same in every figure."""
@@ -36,8 +35,6 @@ TITLES = {
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     plt.close(figure)  # a notebook shows the figure that a cell returns; an open one would be shown twice
     return figure, axes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pandas import DataFrame, concat
 from torch import Tensor
 
 from lightning_switchkd.core.types import Pathway
@@ -15,9 +16,6 @@ from lightning_switchkd.losses.dbild import dbild
 from lightning_switchkd.losses.logits import Heads, LogitsChunk, SupervisedTokens
 from lightning_switchkd.losses.select import Kneedle, Selection
 from lightning_switchkd.objectives.switch_kd import DBiLDLoss
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 LOGITS_GIB = 0.25
 """Memory limit for the logits of one chunk, in GiB."""
@@ -66,8 +64,6 @@ class Inspection:
         Returns:
             Columns ``row``, ``pathway``, ``rank`` (from 1), ``token``, ``probability``, ``right``.
         """
-        from pandas import DataFrame
-
         table: list[tuple[Any, ...]] = []
         for part, chunk in self.chunks():
             for pathway in self.tokens.hidden:
@@ -94,8 +90,6 @@ class Inspection:
             select: Finds the leading set of a pathway.
             temperature: Temperature of DBiLD.
         """
-        from pandas import DataFrame, concat
-
         compared: dict[str, Pathway] = {"": "student", "switch_": "switch"}
         terms = {
             prefix: DBiLDLoss(temperature, select, pathway=pathway)
@@ -122,8 +116,6 @@ class Inspection:
 
     def sizes(self, selections: Mapping[str, Selection], pathway: Pathway = "teacher") -> DataFrame:
         """Count the entries that each selection takes: one column per selection, one row per token."""
-        from pandas import DataFrame
-
         columns: dict[str, list[int]] = {name: [] for name in selections}
         for _, chunk in self.chunks():
             for name, select in selections.items():
@@ -141,8 +133,6 @@ class Inspection:
         Returns:
             Columns ``token``, ``logit``, ``chord`` (from the first to the last point), ``drop`` (below the chord).
         """
-        from pandas import DataFrame
-
         logits = self.logits(row, pathway)
         best = logits.topk(min(window or len(logits), len(logits)))
         values = best.values.double()
@@ -177,8 +167,6 @@ class Inspection:
             Columns ``first``, ``second``, the weight of the pair by ``teacher`` and by the pathway, and ``kl``: the
             pair's share of KL(pathway ‖ teacher) in nats. The shares add up to the term.
         """
-        from pandas import DataFrame
-
         ids, mask = select(self.logits(row, leader)[None])
         ids = ids[0][mask[0]]
         i, j = torch.triu_indices(len(ids), len(ids), 1)
@@ -202,8 +190,6 @@ class Inspection:
         self, row: int, temperatures: tuple[float, ...] = (1.0, 3.0, 6.0), pathway: Pathway = "student"
     ) -> DataFrame:
         """Compute the DBiLD of a row in nats: ``reverse`` and ``forward`` by ``temperature``."""
-        from pandas import DataFrame
-
         teacher, student = self.logits(row, "teacher")[None], self.logits(row, pathway)[None]
         table = [
             (tau, *(float(dbild(teacher=teacher, student=student, temperature=tau, reverse=r)) for r in (True, False)))

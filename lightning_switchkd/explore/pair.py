@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import torch
 from jsonargparse import ArgumentParser
+from pandas import DataFrame
 from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -29,9 +29,6 @@ from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.training.callbacks.run_files import read_config
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass
@@ -128,8 +125,6 @@ class Pair:
             indices: Of the samples (:meth:`pick`).
             batch_size: Samples per batch.
         """
-        from pandas import DataFrame
-
         hidden: dict[Pathway, list[Tensor]] = {pathway: [] for pathway in self.pathways}
         targets, visual, about = [], [], []
         dataset = self.data.dataset(self.split)
@@ -173,8 +168,6 @@ class Pair:
         Returns:
             Columns ``term``, ``vision``, ``projector``, ``lm``.
         """
-        from pandas import DataFrame
-
         batch = self.batch(indices)
         distiller = Distiller(self.student, self.teacher, self.objective, len(self.data.processor.tokenizer)).train()
         distiller.objective.split_terms = True

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pandas import Categorical, DataFrame, concat
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.labels import NO_IMAGE, label, upgrade_result
 from lightning_switchkd.evaluation.report.charts import read_metrics
 from lightning_switchkd.evaluation.runner import models_of
 from lightning_switchkd.evaluation.score import Result, read_results
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 def same_start(run: str | Path) -> list[Path]:
@@ -43,8 +41,6 @@ def curves(runs: Sequence[str | Path] | Mapping[str, Path], metrics: Sequence[st
     Raises:
         UserError: A folder has no metrics.csv.
     """
-    from pandas import Categorical, DataFrame
-
     named = runs if isinstance(runs, Mapping) else {Path(run).name: Path(run) for run in runs}
     rows = []
     for run, folder in named.items():
@@ -63,8 +59,6 @@ def scores(report: str | Path) -> DataFrame:
     Args:
         report: Output folder of `evaluate`.
     """
-    from pandas import DataFrame
-
     rows = [
         (system, benchmark, no_image, category, score)
         for system, benchmark, no_image, result in _results(report)
@@ -79,8 +73,6 @@ def answers_of(report: str | Path) -> DataFrame:
     Args:
         report: Output folder of `evaluate`.
     """
-    from pandas import DataFrame, concat
-
     parts = [
         DataFrame({"id": result.ids, "answer": result.texts, "score": result.scores}).assign(
             system=system, benchmark=benchmark, no_image=no_image

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import requires
 from lightning_switchkd.models.adapter import VLMAdapter
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -48,10 +49,9 @@ def add_lora(vlm: VLMAdapter, lora: LoRA, where: str) -> None:
     Raises:
         UserError: peft is not installed, or no layer has a name in ``lora.targets``.
     """
-    try:
+    with requires("lora", where):
         from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError:
-        raise UserError(f"{where}: LoRA needs the package peft. Run `pip install peft`.") from None
+
     language_model = vlm.language_model
     language_model.requires_grad_(False)
     vlm.model.lm_head.requires_grad_(False)

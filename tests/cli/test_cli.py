@@ -47,6 +47,30 @@ def test_every_composition_parses(files: list[str], capsys: pytest.CaptureFixtur
     assert {logger["init_args"]["save_dir"] for logger in config["trainer"]["logger"]} == {"runs/here"}
 
 
+def test_configurations_ship_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of conf/ are found from another folder. The folder's own files win."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "sft.yaml").write_text("model: {lr: 0.5}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    files = ["--config", "conf/base.yaml", "--config=conf/data/digits.yaml", "-c", "conf/model/digits.yaml"]
+    config = printed(capsys, ["fit", *files, "--config=conf/method/sft.yaml"])
+    assert config["data"]["processor"] == "datasets/digits/processor"
+    assert config["model"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("script", "program"), [("/bin/switchkd", "switchkd"), ("__main__.py", "python -m lightning_switchkd")]
+)
+def test_messages_name_the_program_as_it_was_started(
+    script: str, program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [script])
+    main([])
+    assert capsys.readouterr().out.startswith(f"usage: {program} COMMAND")
+
+
 def test_every_file_of_conf_is_tested() -> None:
     tested = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
     files = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
@@ -197,6 +221,8 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         ),
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
+        "configuration": (["fit", "--config=conf/method/nope.yaml"], "does not exist. Available: align_kd, bild,"),
+        "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: digits, easy_vqa,"),
         "command": (["train"], "Unknown command 'train'. Available commands: fit, validate,"),
     }  # fmt: skip
 

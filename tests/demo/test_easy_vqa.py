@@ -173,7 +173,7 @@ def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(UserError, match=r"pip install easy-vqa==1\.0"):
+    with pytest.raises(UserError, match=r"needs easy_vqa: pip install 'lightning-switchkd\[demo\]'"):
         write(SETTINGS, tmp_path / "data")
     assert not list(tmp_path.iterdir())
 

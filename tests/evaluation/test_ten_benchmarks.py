@@ -12,8 +12,9 @@ import pytest
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import names_in
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.benchmarks.definition import Benchmark, names
+from lightning_switchkd.evaluation.benchmarks.definition import FOLDER, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
@@ -23,8 +24,8 @@ TEN = read_published(PUBLISHED)[0].benchmarks
 
 
 def test_every_benchmark_of_the_repository_is_valid() -> None:
-    assert set(TEN) < set(names())
-    for name in names():
+    assert set(TEN) < set(names_in(FOLDER))
+    for name in names_in(FOLDER):
         assert Benchmark.read(name).title
 
 

@@ -88,6 +88,13 @@ def test_outputs_are_cleared(notebook: Path) -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
 
 
+def test_all_notebooks_install_the_package_with_the_same_cell() -> None:
+    cells = [json.loads(notebook.read_text(encoding="utf-8"))["cells"] for notebook in NOTEBOOKS]
+    (install,) = {"".join(next(cell for cell in of if cell["cell_type"] == "code")["source"]) for of in cells}
+    assert 'find_spec("lightning_switchkd") is None' in install
+    assert "%pip install" in install
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (RUN / "report" / "results.json").is_file(), reason="needs a run: make train")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import requires
 from lightning_switchkd.core.files import PARTIAL, retry
 from lightning_switchkd.data.sources.index import fingerprint, user_cache
 from lightning_switchkd.data.sources.shards import expand
@@ -215,6 +216,8 @@ def _file_system(url: str) -> Any:
     """Return the fsspec file system of a URL for this process."""
     try:
         return _new_file_system(url.split("://")[0], TIMEOUT, os.getpid())
+    except UserError:  # a missing extra
+        raise
     except (ImportError, ValueError) as error:
         raise UserError(
             f"Cannot open {url}: {error}. Install the package of its service, or download the files."
@@ -224,11 +227,13 @@ def _file_system(url: str) -> Any:
 @functools.cache
 def _new_file_system(protocol: str, seconds: float, process: int) -> Any:
     """Create a file system that is never freed. Freeing the parent's in a fork would wait for a missing thread."""
-    import fsspec
+    with requires("remote", f"Reading {protocol}:// files"):
+        import fsspec
 
     options: dict[str, Any] = {}
     if protocol in ("http", "https"):
-        from aiohttp import ClientTimeout
+        with requires("remote", f"Reading {protocol}:// files"):
+            from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # proxies from the environment

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.text import markdown_table
 from lightning_switchkd.core.types import DefectCode
 from lightning_switchkd.data.order import Indices
@@ -177,11 +178,7 @@ def _section(findings: Findings, numbers: Mapping[str, Any], folder: Path) -> li
 
 def _draw(path: Path, splits: Sequence[Findings], max_length: int) -> None:
     """Draw a histogram of tokens per sample for each split, one above the other."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot("validate-data")
     figure, axes = plt.subplots(len(splits), 1, figsize=(8, 2.2 + 1.8 * len(splits)), squeeze=False, sharex=True)
     for axis, findings in zip(axes[:, 0], splits, strict=True):
         axis.hist(findings.tokens[findings.valid], bins=60)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.files import append_jsonl, atomic_path, read_jsonl
 from lightning_switchkd.core.types import IGNORE_INDEX
 from lightning_switchkd.data.datamodule import LLaVADataModule, Split
@@ -79,6 +80,7 @@ def validate_data(
     Raises:
         UserError: No split is set, or the data cannot be read at all.
     """
+    pyplot("validate-data")  # report a missing package before all samples are read
     if not (splits := data.splits):
         raise UserError("No data to check. Set data.train.annotations and data.train.image_root.")
     for split in splits:  # reports a wrong path before any split is read

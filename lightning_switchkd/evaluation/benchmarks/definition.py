@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import names_in, shipped
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import READERS, layout_files
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
@@ -18,7 +19,7 @@ from lightning_switchkd.evaluation.benchmarks.scoring import SCORINGS, Judged, S
 from lightning_switchkd.evaluation.benchmarks.tables import find
 from lightning_switchkd.evaluation.significance import Floats
 
-FOLDER = Path("conf/benchmark")
+FOLDER = "conf/benchmark"
 DATA_ROOT = "data/eval"
 
 ByProtocol = str | dict[str, str]
@@ -44,7 +45,7 @@ class Benchmark:
         export_ids: Table in its folder that lists every ``question_id`` the server requires, asked or not.
         training: Files of training samples for the text-only baseline: one or several.
         questions: Number of scored questions of the complete benchmark. 0 if it does not matter.
-        file: The YAML file.
+        file: The YAML file. In ``conf/``, it may be the package's copy (``core.paths.shipped``).
     """
 
     title: str
@@ -77,13 +78,12 @@ class Benchmark:
         Raises:
             UserError: The file is missing or invalid.
         """
-        file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-        if not file.is_file():
-            raise UserError(
-                f"Unknown benchmark '{name}'. Available benchmarks: {', '.join(names())}. Or give a YAML file."
-            )
+        file = Path(name if name.endswith((".yaml", ".yml")) else f"{FOLDER}/{name}.yaml")
+        if not shipped(file).is_file():
+            available = ", ".join(names_in(FOLDER))
+            raise UserError(f"Unknown benchmark '{name}'. Available benchmarks: {available}. Or give a YAML file.")
         try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+            raw = yaml.safe_load(shipped(file).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise UserError(f"{file} is not valid YAML: {error}") from None
         known = {f.name for f in fields(cls)} - {"file"}
@@ -225,8 +225,3 @@ def _fields(template: str) -> set[str]:
 
 def _file_option(layout: Mapping[str, Any]) -> str:
     return next(name for name in ("rows", "records", "questions") if name in layout)
-
-
-def names() -> list[str]:
-    """List the benchmarks in ``conf/benchmark/``."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))

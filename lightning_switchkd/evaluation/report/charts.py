@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.renamed import upgrade_metric
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.comparison import Systems, of_benchmark
 
 Curves = dict[str, list[tuple[int, float]]]
-
-
-def pyplot() -> Any:
-    """Return matplotlib's pyplot, set to draw to files."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 def radar(axis: Any, names: Sequence[str], series: Mapping[str, Sequence[float]], colors: Mapping[str, Any]) -> None:
@@ -51,7 +42,7 @@ def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> bytes:
 
     Hatched bars are scores with blank images. Dashed lines are the text-only baseline.
     """
-    plt = pyplot()
+    plt = pyplot("report")
     groups, values = _values(systems, names, "")
     no_image = _values(systems, names, f".{NO_IMAGE}")[1]
     baseline = values.pop(TEXT_ONLY_BASELINE, None)
@@ -107,7 +98,7 @@ def draw_losses(file: Path, metrics: Curves) -> bytes | None:
     if not curves:
         file.unlink(missing_ok=True)
         return None
-    figure, axes = pyplot().subplots(1, len(curves), figsize=(3.6 * len(curves), 2.9), squeeze=False)
+    figure, axes = pyplot("report").subplots(1, len(curves), figsize=(3.6 * len(curves), 2.9), squeeze=False)
     styles: dict[str, dict[str, Any]] = {
         "train": {"color": "0.65", "linewidth": 1, "label": "training"},
         "val": {"color": "C0", "marker": "o", "markersize": 3, "label": "validation"},
@@ -126,7 +117,7 @@ def draw_losses(file: Path, metrics: Curves) -> bytes | None:
 
 def _save(figure: Any, file: Path) -> bytes:
     figure.savefig(file, dpi=130, bbox_inches="tight")
-    pyplot().close(figure)
+    pyplot("report").close(figure)
     return file.read_bytes()
 
 

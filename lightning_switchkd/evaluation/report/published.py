@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import shipped
 
 PUBLISHED = "conf/published.yaml"
 MME_POINTS = 2000
@@ -72,10 +72,10 @@ def read_published(file: str) -> list[PublishedTable]:
     Raises:
         UserError: The file is missing, or the number of values in a row differs from the number of columns.
     """
-    if not Path(file).is_file():
+    if not shipped(file).is_file():
         raise UserError(f"--published: file {file} does not exist. The package's own file is {PUBLISHED}.")
     tables = []
-    for raw in yaml.safe_load(Path(file).read_text(encoding="utf-8"))["tables"]:
+    for raw in yaml.safe_load(shipped(file).read_text(encoding="utf-8"))["tables"]:
         columns = raw["benchmarks"]
         for name, row in raw["systems"].items():
             if len(row) != len(columns):

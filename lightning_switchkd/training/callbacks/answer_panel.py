@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from textwrap import fill
 from typing import Any
 
@@ -23,6 +24,8 @@ LINE_LENGTH = 34
 
 class AnswerPanel(L.Callback):
     """Show some validation samples after every validation, as a figure (``val/panel``) and as a table.
+
+    The figure needs matplotlib (extra ``report``). Without it, only the table is logged.
 
     The *switched* answer comes from the teacher's language model behind the student's vision encoder: how well the
     encoder serves the teacher so far. The teacher answers only once.
@@ -58,9 +61,10 @@ class AnswerPanel(L.Callback):
             answers = {"teacher": self._teacher_answers, **answers, "switched": switched}
         if trainer.is_global_zero:
             log_text(trainer, "val/panel", answer_table(self._samples, answers))
-            figure = draw(self._samples, answers)
-            log_figure(trainer, "val/panel", figure)
-            figure.clear()
+            if find_spec("matplotlib"):  # of the extra [report]
+                figure = draw(self._samples, answers)
+                log_figure(trainer, "val/panel", figure)
+                figure.clear()
 
 
 def answer_table(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]) -> str:

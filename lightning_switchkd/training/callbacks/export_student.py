@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
+from lightning_switchkd.core.text import program
 from lightning_switchkd.models.export import write_student
 from lightning_switchkd.training.checkpoints.metadata import student_weights
 from lightning_switchkd.training.module import SwitchKD
@@ -34,7 +35,7 @@ class ExportStudent(L.Callback):
             write_student(student_weights(state, metadata["lora_scale"]), processor, folder, metadata)
             print(
                 f"Student written to {folder}. Ask it, or evaluate it:\n"
-                f"  python -m lightning_switchkd generate --model {folder} --image FILE --question TEXT\n"
-                f"  python -m lightning_switchkd evaluate --run {trainer.default_root_dir}"
+                f"  {program()} generate --model {folder} --image FILE --question TEXT\n"
+                f"  {program()} evaluate --run {trainer.default_root_dir}"
             )
         trainer.strategy.barrier()  # after the run, any rank may read the folder

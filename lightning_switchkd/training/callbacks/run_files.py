@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.renamed import upgrade_config
+from lightning_switchkd.core.text import program
 from lightning_switchkd.training.loggers import log_text, resume_logs
 
 PREVIOUS = "previous"
@@ -34,7 +35,7 @@ RESULTS = ("metrics.csv", "checkpoints", "student")
 
 HEADER = """\
 # Complete configuration of this run: all files, flags and defaults. To reproduce the run, in the folder it started in:
-#   python -m lightning_switchkd fit --config {folder}/config.yaml --trainer.default_root_dir=ANOTHER_FOLDER
+#   {program} fit --config {folder}/config.yaml --trainer.default_root_dir=ANOTHER_FOLDER
 # Packages, git commit and the original command: environment.json{patch}
 """
 
@@ -69,7 +70,8 @@ class RunFiles(SaveConfigCallback):
         if stage != TrainerFn.FITTING:
             return
         diff = git("diff", "HEAD")
-        header = HEADER.format(folder=folder, patch=". Uncommitted changes: uncommitted.patch" if diff else "")
+        patch = ". Uncommitted changes: uncommitted.patch" if diff else ""
+        header = HEADER.format(program=program(), folder=folder, patch=patch)
         (folder / "config.yaml").write_text(header + self._text, encoding="utf-8")
         environment = json.dumps(describe_environment(trainer), indent=2)
         (folder / "environment.json").write_text(f"{environment}\n", encoding="utf-8")
@@ -153,7 +155,7 @@ def describe_environment(trainer: L.Trainer) -> dict[str, Any]:
 
 def command_line() -> str:
     """Return the command of this process."""
-    return shlex.join(["python", "-m", "lightning_switchkd", *sys.argv[1:]])
+    return f"{program()} {shlex.join(sys.argv[1:])}"
 
 
 def git(*arguments: str) -> str | None:
