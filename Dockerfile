@@ -1,5 +1,5 @@
 # An image that runs `switchkd` on NVIDIA GPUs: docs/how-to/install.md.
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 # a compiler and Python's headers for torch.compile
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv python3-dev gcc libc6-dev \

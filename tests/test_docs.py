@@ -33,7 +33,7 @@ def commands() -> list[tuple[str, str]]:
                     for part in line.split(" && "):
                         if text := re.sub(r"\s+#.*", "", part).strip():
                             lines.append((page.name, text))
-    return [(page, text) for page, text in lines if re.match(r"(make|python|\.venv|pip|srun|sbatch)\b", text)]
+    return [(page, text) for page, text in lines if re.match(r"(make|python|\.venv|switchkd|pip|srun|sbatch)\b", text)]
 
 
 COMMANDS_OF_PAGES = sorted(set(commands()))
@@ -70,13 +70,13 @@ def test_make_targets_exist(text: str, checkout: Path) -> None:
 def test_commands_parse(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     if text.startswith(OTHER_PROGRAMS) or ".venv-lmms" in text:
         return
-    words = shlex.split(text)
+    words = shlex.split(re.sub("^switchkd", "python -m lightning_switchkd", text))
     if "-m" not in words:
         assert (ROOT / words[1]).is_file(), text
         return
     module, *arguments = words[words.index("-m") + 1 :]
     assert importlib.util.find_spec(module) is not None, text
-    if module != "lightning_switchkd":
+    if module != "lightning_switchkd" or arguments == ["--help"]:
         return
     if arguments[0] == "demo-data":
         assert arguments[1] in DEMO_DATA

@@ -109,9 +109,9 @@ def shipped_files(arguments: list[str]) -> list[str]:
     Raises:
         UserError: A file of ``conf/`` does not exist.
 
-    >>> shipped_files(["fit", "--config=conf/method/nope.yaml"])
+    >>> shipped_files(["fit", "--config=conf/method/mine.yaml"])
     Traceback (most recent call last):
-    lightning_switchkd.core.errors.UserError: conf/method/nope.yaml does not exist. Available: align_kd, bild, ...
+    lightning_switchkd.core.errors.UserError: conf/method/mine.yaml does not exist. Available: align_kd, bild, ...
     """
     resolved = []
     for word in arguments:

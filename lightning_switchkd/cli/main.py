@@ -59,7 +59,7 @@ Evaluate
   score          Score any system's answer file on a benchmark.
   report         Compare results with each other and with published ones: HTML, Markdown, JSON.
 
-Configurations, in the order to pass them: --config conf/base.yaml --config conf/data/NAME.yaml ...
+Configurations: pass conf/base.yaml, then files of these folders of conf/, in this order (--config FILE ...).
 {configurations}
 A file of conf/ in the working directory replaces the package's. Flags override all files.
 """

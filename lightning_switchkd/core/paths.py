@@ -15,8 +15,8 @@ def shipped(path: str | Path) -> Path:
     Args:
         path: A path relative to the working directory, such as ``conf/base.yaml``, or any other path.
 
-    >>> shipped("conf/base.yaml").is_file(), shipped("conf/nope.yaml").as_posix(), shipped("mine.yaml").as_posix()
-    (True, 'conf/nope.yaml', 'mine.yaml')
+    >>> shipped("conf/base.yaml").is_file(), shipped("conf/mine.yaml").as_posix(), shipped("other.yaml").as_posix()
+    (True, 'conf/mine.yaml', 'other.yaml')
     """
     path = Path(path)
     copy = (CLONE or PACKAGE) / path

@@ -221,7 +221,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         ),
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
-        "configuration": (["fit", "--config=conf/method/nope.yaml"], "does not exist. Available: align_kd, bild,"),
+        "configuration": (["fit", "--config=conf/method/mine.yaml"], "does not exist. Available: align_kd, bild,"),
         "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: digits, easy_vqa,"),
         "command": (["train"], "Unknown command 'train'. Available commands: fit, validate,"),
     }  # fmt: skip

@@ -28,7 +28,7 @@ def test_a_file_of_the_working_directory_wins(elsewhere: Path) -> None:
     assert shipped("conf/published.yaml") == ROOT / "conf" / "published.yaml"
 
 
-@pytest.mark.parametrize("path", ["conf/method/nope.yaml", "README.md", "tests/conf", "/conf/base.yaml"])
+@pytest.mark.parametrize("path", ["conf/method/mine.yaml", "README.md", "tests/conf", "/conf/base.yaml"])
 def test_other_paths_stay(path: str) -> None:
     assert shipped(path) == Path(path)
 
