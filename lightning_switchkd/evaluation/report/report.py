@@ -60,12 +60,10 @@ def report(
     tables = read_published(published)
     results = {upgrade_result(name): read_results(Path(folder)) for name, folder in systems.items()}
     check_baseline(baseline, results)
-    available = dict.fromkeys(
-        name for of_system in results.values() for name in of_system if not name.endswith(f".{NO_IMAGE}")
+    names = _benchmarks(
+        results, benchmarks or [column for table in tables for column in table.benchmarks], not benchmarks
     )
-    published_order = dict.fromkeys(column for table in tables for column in table.benchmarks)
-    requested = benchmarks or [*published_order, *(name for name in available if name not in published_order)]
-    if not (names := [name for name in requested if name in available]):
+    if not names:
         raise UserError(
             f"--systems: {', '.join(systems.values())} have no results. Write some with `score --output` or `evaluate`."
         )
@@ -83,10 +81,7 @@ def report(
         *published_section(results, tables),
         *comparison_section(results, comparisons),
     ]
-    used = {*map(label, results), "95 % interval"} | ({"p"} if comparisons else set())
-    if any(name.endswith(f".{NO_IMAGE}") for of_system in results.values() for name in of_system):
-        used.add(label(NO_IMAGE))
-    terms = {term: meaning for term, meaning in TERMS.items() if term in used}
+    terms = _terms(results, bool(comparisons))
     images = {"scores": draw_scores(folder / "scores.png", results, names)}
     if run and (losses := draw_losses(folder / "losses.png", read_metrics(Path(run)))):
         images["losses"] = losses
@@ -106,6 +101,20 @@ def report(
     lines = ["", *map(markdown_table, overview(results, names)), "", result]
     lines += [line for name in names for line in defects(results, name)]
     print("\n".join(lines) + f"\nReport: {folder}/report.html, report.md, results.json")
+
+
+def _benchmarks(systems: Systems, first: Sequence[str], others: bool) -> list[str]:
+    """Return the benchmarks that have results: the first ones in their order, and the others if wanted."""
+    available = [name for results in systems.values() for name in results if not name.endswith(f".{NO_IMAGE}")]
+    return [name for name in dict.fromkeys([*first, *(available if others else [])]) if name in available]
+
+
+def _terms(systems: Systems, compared: bool) -> dict[str, str]:
+    """Return the explanations of the terms that a report uses."""
+    used = {*map(label, systems), "95 % interval", *(["p"] if compared else [])}
+    if any(name.endswith(f".{NO_IMAGE}") for results in systems.values() for name in results):
+        used.add(label(NO_IMAGE))
+    return {term: meaning for term, meaning in TERMS.items() if term in used}
 
 
 def check_baseline(baseline: str | None, systems: Mapping[str, object]) -> None:
