@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.experiments.prepared import usable
+from lightning_switchkd.experiments.prepared import PREPARED, usable
 from lightning_switchkd.experiments.scheduler import Launch, run_stages
 from lightning_switchkd.experiments.stage import DATA, Stage
 
@@ -171,7 +171,7 @@ def _stage(name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> S
         folder / "student",
         tuple(configs),
         fields.get("settings") or {},
-        Path(fields["prepared"]) if fields.get("prepared") else None,
+        PREPARED / fields["prepared"] if fields.get("prepared") else None,
     )
 
 

@@ -14,7 +14,11 @@ import orjson
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import atomic_path
+from lightning_switchkd.core.paths import PACKAGE
 from lightning_switchkd.experiments.stage import Stage, first_difference, sha256
+
+PREPARED = PACKAGE / "demo" / "models"
+"""Folder of the prepared models in the package."""
 
 MADE_FROM = "made_from.json"
 WEIGHTS = "model.safetensors"

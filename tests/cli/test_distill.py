@@ -1,0 +1,75 @@
+"""The command distill: models and data of your own, without a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from lightning_switchkd.cli.distill import annotation_files
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_pair(tmp_path_factory.mktemp("pair"))
+
+
+def distill(pair: Path, output: Path, **changed: str) -> list[str]:
+    values = {
+        "teacher": str(pair / "teacher"),
+        "student": str(pair / "student"),
+        "data": str(pair / "records.json"),
+        "images": str(pair / "images"),
+        "output": str(output),
+        "trainer": "cpu",
+        "flags": f"--trainer.max_steps=2 --data.processor={pair / 'processor'} --data.num_workers=0",
+    }
+    return ["distill", *(f"--{key}={value}" for key, value in (values | changed).items())]
+
+
+def test_a_run_and_its_configuration(pair: Path, tmp_path: Path) -> None:
+    """It distills with the method's objective, and config.yaml has everything to repeat it."""
+    main(distill(pair, tmp_path / "run"))
+    assert (tmp_path / "run" / "student" / "config.json").is_file()
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["objective"]["class_path"].endswith("SwitchKDObjective")
+    assert config["model"]["teacher"]["checkpoint"] == str(pair / "teacher")
+    assert config["data"]["train"][0]["image_root"] == str(pair / "images")
+    assert config["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": "none.json"}, "--data: none.json does not exist."),
+        ({"images": "none"}, "--images: none is not a folder."),
+        ({"method": "my_kd"}, "conf/method/my_kd.yaml does not exist. Available in conf/method: align_kd"),
+        ({"trainer": "my_gpu"}, "conf/trainer/my_gpu.yaml does not exist."),
+        ({"flags": "max_steps=2"}, "'max_steps=2' is not a flag."),
+        ({"teacher": "runs/none"}, "runs/none"),
+    ],
+)
+def test_mistakes(
+    pair: Path, tmp_path: Path, changed: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(distill(pair, tmp_path / "run", **changed))
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_annotation_files(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.json", "photo.png"):
+        (tmp_path / name).touch()
+    assert annotation_files(str(tmp_path)) == [str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")]
+    assert annotation_files("https://example.org/a.parquet") == ["https://example.org/a.parquet"]
+    assert annotation_files("shards/{000..012}.tar") == ["shards/{000..012}.tar"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no file that ends with \.json, \.jsonl, \.parquet, \.tar"):
+        annotation_files(str(tmp_path / "empty"))
