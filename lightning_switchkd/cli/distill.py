@@ -8,7 +8,8 @@ import torch
 
 from lightning_switchkd.cli.lightning import run_lightning
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.experiments.pipeline import check_config, flags
+from lightning_switchkd.core.paths import existing
+from lightning_switchkd.experiments.pipeline import flags
 
 DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".tar")
 
@@ -41,7 +42,7 @@ def distill_arguments(
     trainer = trainer or ("gpu" if torch.cuda.is_available() else "cpu")
     configs = [f"conf/{name}.yaml" for name in ("base", "data/llava", f"trainer/{trainer}", f"method/{method}")]
     for config in configs:
-        check_config(config)
+        existing(config)
     root = [f"image_root: {images}"] if images else []
     sources = ", ".join(f"{{{', '.join([f'annotations: {file}', *root])}}}" for file in annotation_files(data))
     if images and not Path(images).is_dir():

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_switchkd.cli.parser import LightningParser
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.paths import names_in, shipped
+from lightning_switchkd.core.paths import existing
 from lightning_switchkd.core.text import program
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.validate.validate import validate_data
@@ -111,15 +111,12 @@ def shipped_files(arguments: list[str]) -> list[str]:
 
     >>> shipped_files(["fit", "--config=conf/method/mine.yaml"])
     Traceback (most recent call last):
-    lightning_switchkd.core.errors.UserError: conf/method/mine.yaml does not exist. Available: align_kd, bild, ...
+    lightning_switchkd.core.errors.UserError: conf/method/mine.yaml does not exist. Available in conf/method: ...
     """
     resolved = []
     for word in arguments:
         if found := CONF_FILE.fullmatch(word):
-            file = shipped(found["file"])
-            if not file.is_file():
-                raise UserError(f"{file} does not exist. Available: {', '.join(names_in(str(file.parent))) or 'none'}.")
-            word = f"{found['flag'] or ''}{file}"
+            word = f"{found['flag'] or ''}{existing(found['file'])}"
         resolved.append(word)
     return resolved
 

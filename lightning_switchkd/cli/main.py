@@ -64,7 +64,7 @@ Configurations: pass conf/base.yaml, then files of these folders of conf/, in th
 A file of conf/ in the working directory replaces the package's. Flags override all files.
 """
 
-CONFIGURATIONS = ("data", "model", "trainer", "method", "overlay", "stage", "sweep", "benchmark")
+CONFIGURATIONS = ("data", "model", "trainer", "method", "overlay", "pipeline", "sweep", "benchmark")
 """Folders of ``conf/``."""
 
 COLUMN = TextWrapper(100, initial_indent="  ", subsequent_indent=" " * 17, break_on_hyphens=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_switchkd.core.errors import UserError
+
 PACKAGE = Path(__file__).parents[1]
 CLONE = None if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 """Folder of the repository. None if the package is installed, with its own copy of ``conf/``."""
@@ -23,7 +25,29 @@ def shipped(path: str | Path) -> Path:
     return copy if path.parts[:1] == ("conf",) and not path.exists() and copy.exists() else path
 
 
-def names_in(folder: str) -> list[str]:
+def existing(file: str | Path, source: str = "") -> Path:
+    """Return a configuration file: :func:`shipped`, checked.
+
+    Args:
+        file: The file.
+        source: The flag or file that names it, for the message.
+
+    Raises:
+        UserError: The file does not exist. The message lists the files next to it.
+
+    >>> existing("conf/method/mine.yaml")
+    Traceback (most recent call last):
+    lightning_switchkd.core.errors.UserError: conf/method/mine.yaml does not exist. Available in conf/method: ...
+    """
+    path = shipped(file)
+    if not path.is_file():
+        available = ", ".join(names_in(path.parent)) or "none"
+        message = f"{path} does not exist. Available in {path.parent}: {available}."
+        raise UserError(f"{source}: {message}" if source else message)
+    return path
+
+
+def names_in(folder: str | Path) -> list[str]:
     """List the names of the YAML files in a folder of ``conf/``, the working directory's and the package's.
 
     >>> "switch_kd" in names_in("conf/method")

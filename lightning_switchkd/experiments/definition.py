@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import existing
 from lightning_switchkd.core.renamed import SWEEP_FIELDS
-from lightning_switchkd.experiments.pipeline import check_config, flags, load_definition, resolve
+from lightning_switchkd.experiments.pipeline import flags, load_definition, resolve
 from lightning_switchkd.experiments.stage import Stage
 
 
@@ -131,7 +132,7 @@ class SweepDefinition:
         parts = self.methods[method]
         configs = [*self.base, *(part for part in parts if isinstance(part, str))]
         for config in configs:
-            check_config(config)
+            existing(config)
         settings = self.settings
         for part in parts:
             settings = settings if isinstance(part, str) else merge(settings, part)

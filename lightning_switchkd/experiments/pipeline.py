@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import existing
 from lightning_switchkd.experiments.prepared import PREPARED, usable
 from lightning_switchkd.experiments.scheduler import Launch, run_stages
 from lightning_switchkd.experiments.stage import DATA, Stage
@@ -102,10 +103,7 @@ def load_definition(file: str | Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: The file does not exist or is not a mapping.
     """
-    path = Path(file)
-    if not path.is_file():
-        available = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"--{kind}: {path} does not exist. Available in {path.parent}: {available}.")
+    path = existing(file, f"--{kind}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -162,7 +160,7 @@ def _stage(name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> S
     overlays = [f"conf/overlay/{overlay}.yaml" for overlay in words(fields.get("overlays"))]
     configs = [*values["base"], *fields.get("configs", ()), *overlays]
     for config in configs:
-        check_config(config)
+        existing(config)
     seed = [f"--seed_everything={values['seed']}"] if fields.get("each_seed") else []
     return Stage(
         name,
@@ -173,18 +171,6 @@ def _stage(name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> S
         fields.get("settings") or {},
         PREPARED / fields["prepared"] if fields.get("prepared") else None,
     )
-
-
-def check_config(file: str) -> None:
-    """Check that a configuration file exists.
-
-    Raises:
-        UserError: It does not. The message lists the files next to it.
-    """
-    path = Path(file)
-    if not path.is_file():
-        available = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path} does not exist. Available in {path.parent}: {available}.")
 
 
 def words(value: str | Sequence[str] | None) -> list[str]:

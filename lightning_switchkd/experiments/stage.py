@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import write_atomic
+from lightning_switchkd.core.paths import existing
 
 CONTENT = ("model.safetensors", "model.safetensors.index.json", "manifest.json")
 """Files that stand for a whole folder in a digest."""
@@ -87,7 +88,8 @@ class Stage:
         merged: Any = OmegaConf.create()
         try:
             for file in self.configs:
-                merged = OmegaConf.merge(merged, OmegaConf.create(yaml.safe_load(Path(file).read_text("utf-8")) or {}))
+                values = yaml.safe_load(existing(file).read_text("utf-8"))
+                merged = OmegaConf.merge(merged, OmegaConf.create(values or {}))
             merged = OmegaConf.merge(merged, OmegaConf.create(dict(self.settings)))
             for flag in self.command[1:]:
                 key, _, value = flag.removeprefix("--").partition("=")

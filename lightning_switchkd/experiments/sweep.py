@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.files import write_atomic
 from lightning_switchkd.evaluation.report.charts import read_metrics
 from lightning_switchkd.experiments.definition import Search, SweepDefinition
@@ -42,6 +43,7 @@ def run_sweep(
     Raises:
         UserError: The definition or an input is wrong, or a run failed.
     """
+    pyplot("sweep")  # report a missing package before the first run
     definition = SweepDefinition.read(sweep, variables)
     if unknown := set(methods or ()) - definition.methods.keys():
         raise UserError(f"--methods: unknown {sorted(unknown)}. Available: {', '.join(definition.methods)}.")

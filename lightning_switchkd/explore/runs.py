@@ -16,15 +16,17 @@ from lightning_switchkd.evaluation.score import Result, read_results
 
 def same_start(run: str | Path) -> list[Path]:
     """List the runs that start from the same student as a run and are in the same folder, this run included."""
-    start = models_of(str(run)).get("student_init")
+    start = models_of(str(run), {}).get("student_init")
     folders = sorted(file.parent for file in Path(run).parent.glob("*/config.yaml"))
     logged = [folder for folder in folders if (folder / "metrics.csv").is_file()]
-    return [folder for folder in logged if models_of(str(folder)).get("student_init") == start]
+    return [folder for folder in logged if models_of(str(folder), {}).get("student_init") == start]
 
 
 def references(run: str | Path) -> dict[str, Path]:
     """Return the runs that trained a run's teacher and its initial student, by label. Other models have no run."""
-    folders = {label(name): Path(folder).parent for name, folder in models_of(str(run)).items() if name != "student"}
+    folders = {
+        label(name): Path(folder).parent for name, folder in models_of(str(run), {}).items() if name != "student"
+    }
     return {name: folder for name, folder in folders.items() if Path(folder, "metrics.csv").is_file()}
 
 

@@ -58,6 +58,8 @@ def test_configurations_ship_with_the_package(
     config = printed(capsys, ["fit", *files, "--config=conf/method/sft.yaml"])
     assert config["data"]["processor"] == "datasets/digits/processor"
     assert config["model"]["lr"] == 0.5
+    main(["pipeline", "--pipeline=conf/pipeline/digits.yaml", "--dry"])
+    assert "distilled: fit --config=conf/base.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         ),
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
-        "configuration": (["fit", "--config=conf/method/mine.yaml"], "does not exist. Available: align_kd, bild,"),
+        "configuration": (["fit", "--config=conf/method/mine.yaml"], "Available in conf/method: align_kd, bild,"),
         "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: digits, easy_vqa,"),
         "command": (["train"], "Unknown command 'train'. Available commands: fit, validate,"),
     }  # fmt: skip

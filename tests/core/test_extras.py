@@ -19,6 +19,7 @@ from lightning_switchkd.data.validate.validate import validate_data
 from lightning_switchkd.demo import digits
 from lightning_switchkd.evaluation.report.page import page
 from lightning_switchkd.evaluation.runner import evaluate
+from lightning_switchkd.experiments.sweep import run_sweep
 from lightning_switchkd.models.auto import build
 from lightning_switchkd.models.lora import LoRA, add_lora
 from lightning_switchkd.models.spec import VLMSpec
@@ -28,9 +29,10 @@ def test_features_name_their_extra(folder: Path, tmp_path: Path, monkeypatch: py
     data = tiny.data_module(folder)
     student = build(VLMSpec(checkpoint=str(folder / "student")), data.processor.tokenizer, "student")
     features: dict[str, tuple[str, Callable[[], object]]] = {
-        "evaluate needs matplotlib": ("report", lambda: evaluate(str(tmp_path / "out"))),
+        "evaluate needs matplotlib": ("report", lambda: evaluate(output=str(tmp_path / "out"))),
+        "sweep needs matplotlib": ("report", lambda: run_sweep(main, "conf/sweep/methods.yaml", {})),
         "validate-data needs matplotlib": ("report", lambda: validate_data(data, tmp_path / "out", 0)),
-        "report needs jinja2": ("report", lambda: page([], b"", {})),
+        "report needs jinja2": ("report", lambda: page({}, "", {}, [], {}, {}, {}, [])),
         "lightning_switchkd.explore needs pandas": ("report", lambda: _reload("lightning_switchkd.explore")),
         "model.student.lora needs peft": ("lora", lambda: add_lora(student, LoRA(), "model.student.lora")),
         "Reading memory:// files needs fsspec": ("remote", lambda: _file_system("memory://x.tar")),
