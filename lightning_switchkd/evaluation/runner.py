@@ -75,7 +75,7 @@ def evaluate(
         published: YAML file with published results.
     """
     pyplot("evaluate")  # report a missing package before the first model runs for hours
-    models = models_of(run, models or {})
+    models = models_of(run, models)
     if not models:
         raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
     if output is None and run is None:
@@ -120,7 +120,7 @@ def evaluate(
         report(systems, str(folder), [task.benchmark.name for task in tasks], run, baseline, published)
 
 
-def models_of(run: str | None, further: Mapping[str, str]) -> dict[str, str]:
+def models_of(run: str | None, further: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the models to evaluate: the run's teacher and student before, further models, the run's student.
 
     Args:
@@ -131,12 +131,12 @@ def models_of(run: str | None, further: Mapping[str, str]) -> dict[str, str]:
         UserError: The folder is not a run.
     """
     if run is None:
-        return dict(further)
+        return dict(further or {})
     model = read_config(run)["model"]
     earlier = {
         "teacher": (model.get("teacher") or {}).get("checkpoint"),
         "student_init": model["student"].get("checkpoint"),
     }
-    models = {**earlier, **further}
+    models = {**earlier, **(further or {})}
     models.setdefault("student", str(Path(run, "student")))
     return {name: folder for name, folder in models.items() if folder}
