@@ -18,8 +18,8 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import write_atomic
 from lightning_switchkd.core.paths import existing
 
-CONTENT = ("model.safetensors", "model.safetensors.index.json", "manifest.json")
-"""Files that stand for a whole folder in a digest."""
+CONTENT = ("model.safetensors", "model.safetensors.index.json", "manifest.json", "student/model.safetensors")
+"""Files that stand for a whole folder in a digest: of a model, a data set, a run."""
 
 MODELS = ("checkpoint", "vision", "lm", "processor")
 DATA = ("annotations", "image_root")
@@ -168,13 +168,15 @@ class Stage:
 
 
 def _inputs(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the models, processors and data files in the settings of a training, each with its dotted key."""
+    """Yield the models, processors and data files that a training reads, each with its dotted key."""
     if isinstance(value, Mapping):
         for name, child in value.items():
             yield from _inputs(child, f"{key}.{name}".removeprefix("."))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for child in value:
             yield from _inputs(child, key)
+    elif key.startswith("data.test"):
+        return
     elif isinstance(value, str) and key.startswith(("model.", "data.")) and key.rpartition(".")[2] in (*MODELS, *DATA):
         yield value, key
 

@@ -224,7 +224,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
         "configuration": (["fit", "--config=conf/method/mine.yaml"], "Available in conf/method: align_kd, bild,"),
-        "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: digits, easy_vqa,"),
+        "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: gqa,"),
         "command": (["train"], "Unknown command 'train'. Available commands: fit, validate,"),
     }  # fmt: skip
 

@@ -129,6 +129,21 @@ def test_effective_settings(tmp_path: Path) -> None:
     assert stage.digest()["settings"]["model"] == settings["model"]
 
 
+def test_inputs_of_a_stage(tmp_path: Path) -> None:
+    """A training does not read the test samples. A command reads its flags' files; a run counts by its student."""
+    data = {name: {"annotations": f"{name}.json"} for name in ("train", "val", "test")}
+    training = Stage("x", tmp_path / "run", ("fit",), tmp_path, settings={"data": data})
+    assert training.inputs() == {"train.json": "data.train.annotations", "val.json": "data.val.annotations"}
+    command = Stage("y", tmp_path / "y", ("evaluate", f"--run={tmp_path}/run", "--output=a/b"), Path("a/b"))
+    assert command.inputs() == {f"{tmp_path}/run": "--run"}
+    hashes = []
+    for content in (b"one", b"two"):
+        (tmp_path / "run" / "student").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / "student" / "model.safetensors").write_bytes(content)
+        hashes.append(command.digest()["inputs"])
+    assert hashes[0] != hashes[1]
+
+
 def test_shipped_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each can be read, and its targets need nothing that no stage makes."""
     monkeypatch.chdir(ROOT)
