@@ -68,7 +68,8 @@ class SwitchKDCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add one section for each callback."""
+        """Add the name of the method, and one section for each callback."""
+        parser.add_argument("--method", default="custom", help="name of the method, for loggers; conf/method/ sets it")
         for section, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, section)
 
@@ -89,7 +90,14 @@ class SwitchKDCLI(LightningCLI):
             read_checkpoint(config["ckpt_path"])  # report a missing, damaged or foreign file before models are built
 
     def before_fit(self) -> None:
-        """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs."""
+        """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs.
+
+        Raises:
+            UserError: The run has no steps.
+        """
+        for setting in ("max_steps", "max_epochs"):
+            if getattr(self.trainer, setting) == 0:
+                raise UserError(f"trainer.{setting} is 0: nothing would be trained. Set it to at least 1.")
         if self._get(self.config_init, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.callbacks.append(PreviousRun(self.trainer))  # type: ignore[attr-defined]
 

@@ -72,6 +72,12 @@ COLUMN = TextWrapper(100, initial_indent="  ", subsequent_indent=" " * 17, break
 
 
 NOISE = (
+    ".*Total length of `list` across ranks is zero.*",  # the first line of a run says that there is no validation data
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # metrics are already added up over ranks
+    ".*is smaller than the logging interval.*",  # log lines count steps across epochs
+    ".*Checkpoint directory .* exists and is not empty.*",
+    "Glyph .* missing from font.*",  # an answer with a rare character in the panel
+    "constrained_layout not applied.*",
     ".*FSDP2-wrapped module.*returned a view tensor.*",  # the view is never written to
     ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose
     ".*does not have many workers.*",
@@ -86,15 +92,25 @@ NOISE = (
 DEMO_DATA = ("digits", "easy_vqa", "emoji")
 """Demo data sets. Each is a module, which is imported only when it is written: it needs packages of its own."""
 
+NOTES = re.compile("Tip:|TPU available")
+"""Notes of Lightning that a user cannot act on."""
+
 MISSING_PACKAGE = re.compile(r"Requirement '(?P<package>[^']+)' not met")
 """Lightning's message on the package of a logger."""
+
+MISSING_GPU = re.compile("No supported gpu backend found|`CUDAAccelerator` can not run on your system")
+"""Lightning's messages on a machine without a GPU."""
+
+WRONG_SETTING = ("Early stopping conditioned on", " `val_check_interval`")
+"""How Lightning's errors on settings begin, if they are not its configuration errors."""
 
 
 def silence_noise() -> None:
     """Hide the messages that other packages print at every start."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "Tip:" not in line.getMessage())
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda line: NOTES.search(line.getMessage()) is None)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
 
@@ -102,14 +118,16 @@ def silence_noise() -> None:
 def find_user_error(error: BaseException | None) -> str | None:
     """Return the message of the user error behind an exception, even if the parser has wrapped the error.
 
-    Lightning's configuration errors count as user errors, and so does the missing package of a logger.
+    Lightning's configuration errors count as user errors, and so does a missing package or GPU.
     """
     while error is not None:
-        early_stopping = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on")
-        if missing := MISSING_PACKAGE.search(str(error)):
+        message = str(error)
+        if missing := MISSING_PACKAGE.search(message):
             return f"A setting needs a package that is not installed: pip install '{missing['package']}'"
-        if isinstance(error, UserError | MisconfigurationException) or early_stopping:
-            return str(error)
+        if MISSING_GPU.search(message):
+            return "This machine has no supported GPU. Set TRAINER=cpu, or --trainer.accelerator=cpu."
+        if isinstance(error, UserError | MisconfigurationException) or message.startswith(WRONG_SETTING):
+            return message.strip()
         error = error.__cause__
     return None
 

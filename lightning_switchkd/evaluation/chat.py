@@ -150,7 +150,10 @@ def generate(
     names = {"model": model} if compare is None else {Path(model).name: model, Path(compare).name: compare}
     if compare is not None and len(names) < 2:  # both folders have the same name
         names = {model: model, compare: compare}
-    models = {name: load_model(folder, device) for name, folder in names.items()}
+    models = {
+        name: load_model(folder, device, where=flag)
+        for (name, folder), flag in zip(names.items(), ("--model", "--compare"), strict=False)
+    }
     conversation = Chat(models, max_new_tokens, None if image is None else read_image(image), count=top or 5)
     if question is not None:
         answers = conversation.ask(question)

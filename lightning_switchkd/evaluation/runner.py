@@ -107,7 +107,7 @@ def evaluate(
             task.rate_text_only_baseline(folder / TEXT_ONLY_BASELINE)
             systems = {TEXT_ONLY_BASELINE: str(folder / TEXT_ONLY_BASELINE), **systems}
     for name, model_folder in models.items():
-        model = load_model(model_folder, "cpu", dtype)
+        model = load_model(model_folder, "cpu", dtype, f"--models.{name}")
         for task, blank in product(tasks, (False, True) if no_image else (False,)):
             length = max_new_tokens or task.benchmark.max_new_tokens
             log = task.answer_log(answers_folder(answer_store, model, dtype, length, blank))

@@ -44,12 +44,25 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLMAd
         )
     _check_attention(spec.attn_implementation, f"model.{name}.attn_implementation")
     if spec.checkpoint is not None:
-        where = f"model.{name}.checkpoint"
-        family = family_of(load_config(spec.checkpoint, spec, where), f"{where} = '{spec.checkpoint}'")
-        vlm = family(load_pretrained(family.hf_class, spec.checkpoint, spec, where))
+        vlm = load_checkpoint(spec.checkpoint, spec, f"model.{name}.checkpoint")
     else:
         vlm = compose(spec, tokenizer, f"model.{name}")
     return apply_options(vlm, spec, name)
+
+
+def load_checkpoint(source: str, spec: VLMSpec, where: str) -> VLMAdapter:
+    """Load a whole model.
+
+    Args:
+        source: Folder or hub id.
+        spec: The options of loading.
+        where: The setting or flag that names the source, for error messages.
+
+    Raises:
+        UserError: Files are missing, or the family is not supported.
+    """
+    family = family_of(load_config(source, spec, where), f"{where} = '{source}'")
+    return family(load_pretrained(family.hf_class, source, spec, where))
 
 
 def apply_options(vlm: VLMAdapter, spec: VLMSpec, name: str) -> VLMAdapter:

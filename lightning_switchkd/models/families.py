@@ -181,5 +181,5 @@ def family_of(config: PretrainedConfig, where: str) -> type[VLMAdapter]:
     raise UserError(
         f"{where} is a '{config.model_type}' model, which has no adapter. Supported: {supported} (a folder or hub id "
         "that LlavaForConditionalGeneration loads). Any-resolution models (llava_next, llava_onevision), video models, "
-        "Qwen-VL, SmolVLM and InternVL are not supported. Convert the model to the LLaVA format or choose another."
+        "Qwen-VL, SmolVLM and InternVL are not supported. Choose another model."
     )

@@ -17,7 +17,7 @@ from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.samples import IMAGE_TOKEN, Turn
 from lightning_switchkd.models.adapter import VLMAdapter
-from lightning_switchkd.models.auto import build
+from lightning_switchkd.models.auto import load_checkpoint
 from lightning_switchkd.models.spec import DType, VLMSpec
 
 T = TypeVar("T")
@@ -210,19 +210,20 @@ class LoadedModel:
         return answers(self.vlm, prompts, self.prepare.processor, self.stop_ids, max_new_tokens)
 
 
-def load_model(folder: str, device: str = "auto", dtype: DType = "float32") -> LoadedModel:
+def load_model(folder: str, device: str = "auto", dtype: DType = "float32", where: str = "--model") -> LoadedModel:
     """Load a model folder or hub id, with its processor.
 
     Args:
         folder: Folder or hub id.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU if available.
         dtype: Data type of the weights.
+        where: The flag that names the folder, for error messages.
 
     Raises:
         UserError: The folder does not exist or contains no supported model.
     """
+    vlm = load_checkpoint(folder, VLMSpec(dtype=dtype), where).eval()
     processor = load_processor(folder)
-    vlm = build(VLMSpec(checkpoint=folder, dtype=dtype), processor.tokenizer, "student").eval()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = vlm.model.generation_config.eos_token_id

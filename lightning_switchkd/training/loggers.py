@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+MAIN_METRICS = re.compile(r"(train|val|test)/(loss/.+|[^/]+)")
+"""Losses and scores, which TensorBoard shows first."""
+
+MAIN_SETTINGS = {
+    "method": "_method",
+    "model/objective/class_path": "_objective",
+    "model/lr": "_lr",
+    "data/batch_size": "_batch_size",
+}
+"""Settings that TensorBoard's HPARAMS shows first, because it sorts by name."""
+
+FINAL_METRICS = ("train/loss/total", "val/loss/total", "val/accuracy", "val/exact_match")
+"""Metrics that HPARAMS shows next to the settings."""
 
 
 class _ResumableWriter(ExperimentWriter):
@@ -56,6 +72,52 @@ class CSVLogger(LightningCSVLogger):
         return self._experiment
 
 
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """Log to TensorBoard with losses and scores on top.
+
+    All other metrics get a tag of :func:`tensorboard_tag`. Left out are ``epoch``, and counts of skipped samples while
+    they are 0.
+
+    Args:
+        save_dir: Folder of the event files.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars."""
+        shown = {
+            tensorboard_tag(name): value
+            for name, value in metrics.items()
+            if name != "epoch" and (value or not name.startswith("data/skipped_samples"))
+        }
+        super().log_metrics(shown, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Show the settings in HPARAMS. The metrics next to them are the latest scalars, also of an unfinished run."""
+        named = {MAIN_SETTINGS.get(name, name): value for name, value in params.items()}
+        experiment, start, _ = hparams(named, dict.fromkeys(FINAL_METRICS))
+        for summary in (experiment, start):
+            self.experiment.file_writer.add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is buffered. The settings are in config.yaml, and not in a hparams.yaml."""
+        self.experiment.flush()
+
+
+def tensorboard_tag(name: str) -> str:
+    """Return the name of a metric in TensorBoard, which sorts groups by name: details follow losses and scores.
+
+    >>> tensorboard_tag("val/accuracy"), tensorboard_tag("train/dbild/align/overlap")
+    ('val/accuracy', 'watch_train/dbild/align/overlap')
+    """
+    return name if MAIN_METRICS.fullmatch(name) else f"watch_{name}"
+
+
 @rank_zero_only
 def resume_logs(trainer: L.Trainer) -> None:
     """Delete what an interrupted run logged after the checkpoint that this run resumes from. At step 0 delete all."""
@@ -71,7 +133,7 @@ def resume_logs(trainer: L.Trainer) -> None:
 def tensorboards(trainer: L.Trainer) -> Iterator[SummaryWriter]:
     """Yield the TensorBoard writers of a run. Other ranks than 0 have none."""
     if trainer.is_global_zero:
-        yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+        yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, LightningTensorBoardLogger))
 
 
 def log_counts(trainer: L.Trainer, tag: str, counts: Tensor) -> None:
@@ -79,7 +141,7 @@ def log_counts(trainer: L.Trainer, tag: str, counts: Tensor) -> None:
 
     Args:
         trainer: The trainer with the loggers.
-        tag: TensorBoard's tag.
+        tag: Name of the histogram.
         counts: ``[L]``. Entry i counts how often the integer i occurred.
     """
     observed = counts.nonzero()[:, 0].tolist()
@@ -90,7 +152,7 @@ def log_counts(trainer: L.Trainer, tag: str, counts: Tensor) -> None:
     frequencies = counts[smallest : largest + 1].tolist()
     for writer in tensorboards(trainer):
         writer.add_histogram_raw(
-            tag,
+            tensorboard_tag(tag),
             min=smallest,
             max=largest,
             num=sum(frequencies),

@@ -48,7 +48,8 @@ class SwitchKD(L.LightningModule):
     Args:
         student: The model that learns, as a ``VLMSpec`` or a mapping of its fields.
         teacher: The model to learn from, in the same way. Loaded only if the objective needs it, and always frozen.
-        objective: The loss. None distills with Switch-KD from a teacher, and fine-tunes (``SFT``) without one.
+        objective: The loss. None distills with Switch-KD from a teacher, and fine-tunes (``SFT``) without one. On the
+            command line, ``--model.objective.help SwitchKDObjective`` lists the settings of an objective.
         freeze: Parts of the student to freeze.
         lr: Learning rate of every part without a rate of its own.
         lr_vision: Learning rate of the vision encoder. None uses ``lr``.
@@ -175,7 +176,7 @@ class SwitchKD(L.LightningModule):
         """Print in one line what is trained, on what, and how long."""
         teacher = None if self.distiller.teacher is None else self.teacher_spec
         rates = sorted({self.lr[part] for part in PARTS})
-        rank_zero_info(describe_run(self.trainer, self.objective, self.student_spec, teacher, rates))
+        rank_zero_info(describe_run(self.trainer, self.distiller, self.student_spec, teacher, rates))
 
     def on_train_start(self) -> None:
         """Restore the configured hyperparameters, which loading the optimizer's state has overwritten."""

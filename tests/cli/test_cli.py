@@ -73,6 +73,13 @@ def test_messages_name_the_program_as_it_was_started(
     assert capsys.readouterr().out.startswith(f"usage: {program} COMMAND")
 
 
+@pytest.mark.parametrize(("overlay", "setting"), [("wandb", "name"), ("mlflow", "run_name")])
+def test_a_run_is_named_by_method_and_folder(overlay: str, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = configs("digits", "digits", "cpu", "dbild", f"overlay/{overlay}")
+    config = printed(capsys, ["fit", *files, "--trainer.default_root_dir=runs/here"])
+    assert config["trainer"]["logger"][-1]["init_args"][setting] == "dbild runs/here"
+
+
 def test_every_file_of_conf_is_tested() -> None:
     tested = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
     files = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
@@ -202,6 +209,12 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "temperature": (fit_arguments(folder, new, f"--model.{TEMPERATURE}=0"), "temperature must be positive"),
         "rate": (fit_arguments(folder, new, "--model.lr=-1"), "model.lr must be a positive number, got -1.0"),
         "batch size": (fit_arguments(folder, new, "--data.batch_size=0"), "data.batch_size must be at least 1, got 0"),
+        "no steps": (fit_arguments(folder, new, "--trainer.max_steps=0"), "max_steps is 0: nothing would be trained"),
+        "no GPU": (fit_arguments(folder, new, extra=("trainer/gpu",)), "Set TRAINER=cpu, or --trainer.accelerator=cpu"),
+        "validation": (
+            fit_arguments(folder, new, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=500"),
+            "error: `val_check_interval` (500) must be less than or equal to the number of the training batches (6)",
+        ),
         "run folder": (fit_arguments(folder, Path("/proc/nope")), "default_root_dir: cannot write to /proc/nope"),
         "package": (fit_arguments(folder, new, extra=("overlay/wandb",)), "pip install 'wandb>="),
         "no json": (fit_arguments(folder, new, "--data.train.annotations=nowhere.json"), "nowhere.json"),
@@ -222,6 +235,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
             "holds another student",
         ),
         "export": (["export", f"--ckpt={foreign}", f"--output={tmp_path / 'out'}"], FOREIGN),
+        "another family": (["generate", f"--model={video}", "--question=?"], f"--model = '{video}' is a 'qwen2_5"),
         "generate": (["generate", f"--model={run / 'student'}", "--question=?", "--image=nowhere.png"], "nowhere.png"),
         "configuration": (["fit", "--config=conf/method/mine.yaml"], "Available in conf/method: align_kd, bild,"),
         "no benchmark": (["score", "--benchmark=nope", "--answers=x"], "Available benchmarks: gqa,"),

@@ -84,13 +84,38 @@ def test_a_teacher_alone_means_switch_kd(folder: Path, tmp_path: Path, caplog: p
         tiny.trainer(tmp_path, max_steps=10, max_epochs=1).fit(model, datamodule=tiny.data_module(folder, val=None))
     line = (
         "Training with SwitchKDObjective (loss terms: ce, align, vsd), "
-        f"teacher {folder}/teacher, student {folder}/student. "
-        "Data: 48 samples, 8 per step, no validation set. Schedule: 6 steps, learning rate 0.0001 to 0.001. "
+        f"teacher {folder}/teacher, student {folder}/student (17,392 trainable parameters). "
+        "Data: 48 samples, 8 per step, no validation data. Schedule: 6 steps, learning rate 0.0001 to 0.001. "
         "trainer.max_epochs=1 ends it before trainer.max_steps=10."
     )
     assert line in caplog.messages
     with pytest.raises(UserError, match=r"student: unknown fields folder\. Known: activation_checkpointing, "):
         SwitchKD({"folder": "x"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "due"),
+    [
+        ({"max_steps": 3, "val_check_interval": 4}, 4),
+        ({"max_steps": 3, "max_epochs": -1, "check_val_every_n_epoch": 2, "val_check_interval": 0.5}, 9),
+        ({"max_steps": 1, "accumulate_grad_batches": 2, "val_check_interval": 3}, 3),
+        ({"max_steps": 4, "val_check_interval": 4}, None),
+        ({"max_steps": 2, "accumulate_grad_batches": 2, "val_check_interval": 4}, None),
+        ({"max_steps": 3, "val_check_interval": 4, "limit_val_batches": 0}, None),
+    ],
+    ids=str,
+)
+def test_a_run_without_any_validation_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], due: int | None
+) -> None:
+    trainer = tiny.trainer(tmp_path, **{"limit_val_batches": 1, "check_val_every_n_epoch": None, **settings})
+    with caplog.at_level("INFO"):
+        trainer.fit(tiny.switch_kd(folder), datamodule=tiny.data_module(folder))
+    (line,) = (message for message in caplog.messages if message.startswith("Training with"))
+    assert (f"which is due after {due} batches" in line) == (due is not None)
+    assert ("ends before the first validation" in line) == (due is not None)
+    validated = any(name.startswith("val/") for name in trainer.callback_metrics)
+    assert validated == (due is None and settings.get("limit_val_batches") != 0)
 
 
 @pytest.mark.parametrize(

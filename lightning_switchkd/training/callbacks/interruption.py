@@ -116,5 +116,5 @@ class Interruption(Checkpoint):
         path = Path(folder) / "last.ckpt"
         if trainer.is_global_zero and path.is_symlink():
             path.unlink()  # keep the checkpoint that the link points to
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved = path

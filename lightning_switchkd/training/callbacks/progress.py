@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,9 +18,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 SHOWN_METRICS = {"train/loss/": "", "val/accuracy": "val accuracy", "val/exact_match": "val exact match"}
 """Metrics that the bar shows: prefix and short name. ``total`` is not shown, because the terms say more."""
+
+
+class _MetricsBelow(Progress):
+    """Bars with a line of metrics below them, so that a narrow terminal cuts neither the counter nor the time left."""
+
+    metrics = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bars, then the metrics."""
+        yield from super().get_renderables()
+        if self.metrics:
+            yield Text(self.metrics)
 
 
 class StepProgressBar(ProgressBar):
@@ -36,7 +50,7 @@ class StepProgressBar(ProgressBar):
         self.seconds_between_lines = seconds_between_lines
         self._disabled = False
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
+        self._progress: _MetricsBelow | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step where the run starts or resumes."""
@@ -45,17 +59,16 @@ class StepProgressBar(ProgressBar):
         self._start_time, self._first_step, self._next_line = time.monotonic(), trainer.global_step, 0.0
         if self._disabled or not self._console.is_terminal:
             return
-        self._progress = Progress(
+        self._progress = _MetricsBelow(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[shown]}"),
             console=self._console,
             expand=True,
         )
-        self._train = self._progress.add_task("train", total=self._total, completed=trainer.global_step, shown="")
+        self._train = self._progress.add_task("train", total=self._total, completed=trainer.global_step)
         self._validation: TaskID | None = None
         self._progress.start()
 
@@ -66,9 +79,8 @@ class StepProgressBar(ProgressBar):
         if self._disabled:
             return
         if self._progress is not None:
-            self._progress.update(
-                self._train, completed=trainer.global_step, shown=format_metrics(trainer.callback_metrics)
-            )
+            self._progress.metrics = format_metrics(trainer.callback_metrics)
+            self._progress.update(self._train, completed=trainer.global_step)
         elif batch.window_end and (time.monotonic() >= self._next_line or trainer.global_step == self._total):
             self._next_line = time.monotonic() + self.seconds_between_lines
             self._print_line(trainer)
@@ -79,16 +91,15 @@ class StepProgressBar(ProgressBar):
             "" if self._total is None else f", {clock(elapsed / num_steps * (self._total - trainer.global_step))} left"
         )
         steps = f"step {trainer.global_step}" + ("" if self._total is None else f"/{self._total}")
-        self._console.print(
-            f"{steps}  {format_metrics(trainer.callback_metrics)}  {clock(elapsed)}{left}", highlight=False
-        )
+        line = f"{steps}  {clock(elapsed)}{left}  {format_metrics(trainer.callback_metrics)}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a second bar for the validation batches."""
         if self._progress is not None:
             batches = sum(trainer.num_val_batches) if isinstance(trainer.num_val_batches, list) else 0
             total = None if batches == float("inf") else batches
-            self._validation = self._progress.add_task("validation", total=total, shown="")
+            self._validation = self._progress.add_task("validation", total=total)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -107,7 +118,7 @@ class StepProgressBar(ProgressBar):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Update the bar a last time and leave it on the screen."""
         if self._progress is not None:
-            self._progress.update(self._train, shown=format_metrics(trainer.callback_metrics))
+            self._progress.metrics = format_metrics(trainer.callback_metrics)
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 
@@ -56,8 +56,8 @@ def read_config(run: str | Path) -> dict[str, Any]:
 class RunFiles(SaveConfigCallback):
     """Write ``config.yaml``, ``environment.json`` and, if git has uncommitted changes, ``uncommitted.patch``.
 
-    TensorBoard shows the configuration as text, and as hyperparameters next to the final metrics. Other loggers receive
-    the hyperparameters at the start. A resumed run continues its logs (``loggers.resume_logs``).
+    TensorBoard shows the configuration as text, and every logger but ``metrics.csv`` receives the hyperparameters. A
+    resumed run continues its logs (``loggers.resume_logs``) and prints which settings have changed.
     """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -69,6 +69,8 @@ class RunFiles(SaveConfigCallback):
         self._text = yaml.safe_dump(self._config, sort_keys=False, width=100, allow_unicode=True)
         if stage != TrainerFn.FITTING:
             return
+        if self.config.ckpt_path is not None:
+            self._print_changes(Path(self.config.ckpt_path).parent.parent)
         diff = git("diff", "HEAD")
         patch = ". Uncommitted changes: uncommitted.patch" if diff else ""
         header = HEADER.format(program=program(), folder=folder, patch=patch)
@@ -78,6 +80,12 @@ class RunFiles(SaveConfigCallback):
         if diff:
             (folder / "uncommitted.patch").write_text(f"{diff}\n", encoding="utf-8")
 
+    def _print_changes(self, run: Path) -> None:
+        if (run / "config.yaml").is_file():
+            stored = upgrade_config(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+            if changes := changed_settings(stored, self._config):
+                print(f"Changed since the checkpoint: {', '.join(changes)}.")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pass the configuration to the loggers."""
         resume_logs(trainer)
@@ -85,15 +93,8 @@ class RunFiles(SaveConfigCallback):
             return
         log_text(trainer, "config", f"```yaml\n{self._text}\n```")
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger | TensorBoardLogger):
+            if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(hyperparameters(self._config))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the hyperparameters with the final metrics to TensorBoard."""
-        final = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(self._config), final)
 
 
 def relative_to_root(value: Any, root: str) -> Any:
@@ -116,8 +117,28 @@ def relative_to_root(value: Any, root: str) -> Any:
     return value
 
 
+def changed_settings(stored: Any, current: Any, key: str = "") -> list[str]:
+    """Return what differs between two configurations, as ``KEY OLD -> NEW``.
+
+    The checkpoint and the run folder are left out. A class that was replaced is one difference, whatever its settings.
+
+    >>> changed_settings({"model": {"lr": 0.1, "freeze": None}}, {"model": {"lr": 0.2}, "ckpt_path": "last.ckpt"})
+    ['model.lr 0.1 -> 0.2']
+    """
+    if key in ("ckpt_path", "trainer.default_root_dir") or stored == current:
+        return []
+    if isinstance(stored, dict) and isinstance(current, dict):
+        if stored.get("class_path") != current.get("class_path"):
+            stored, current = stored.get("class_path"), current.get("class_path")
+        else:
+            names = [*current, *(name for name in stored if name not in current)]
+            values = ((stored.get(name), current.get(name), f"{key}.{name}".removeprefix(".")) for name in names)
+            return [change for value in values for change in changed_settings(*value)]
+    return [f"{key} {stored} -> {current}"]
+
+
 def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the settings that can change the result, flat: model, data, seed and some of the trainer's.
+    """Return the settings that can change the result, flat: method, model, data, seed and some of the trainer's.
 
     >>> hyperparameters({"model": {"lr": 0.1, "freeze": ["lm"]}, "trainer": {"precision": "32-true", "logger": []}})
     {'model/lr': 0.1, 'model/freeze': "['lm']", 'trainer/precision': '32-true'}
@@ -126,7 +147,7 @@ def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     trainer = ("precision", "gradient_clip_val", "accumulate_grad_batches", "max_steps", "max_epochs")
     for name, value in config.items():
         path = f"{prefix}{name}"
-        if not prefix and name not in ("model", "data", "trainer", "seed_everything"):
+        if not prefix and name not in ("method", "model", "data", "trainer", "seed_everything"):
             continue
         if prefix == "trainer/" and name not in trainer:
             continue
