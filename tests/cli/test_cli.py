@@ -201,7 +201,7 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
             fit_arguments(folder, new, "--model.objective.init_args.temprature=3"),
             "SwitchKDObjective has no setting 'temprature'. Its settings: lambda_align, lambda_vsd, temperature",
         ),
-        "wrong value": (fit_arguments(folder, new, "--model.student.dtype=int8"), ": model.student.dtype: Expected"),
+        "wrong value": (fit_arguments(folder, new, "--model.student.dtype=int8"), "dtype: unknown value 'int8'"),
         "missing": (["fit", f"--config={ROOT / 'conf' / 'base.yaml'}"], "Missing settings: data.processor. It is"),
         "flag of a command": (["score", "--benchmrk=pope"], "Unknown flag --benchmrk. Did you mean --benchmark?"),
         "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import tiny
 import torch
+import yaml
 from command import ROOT, configs
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,10 +22,12 @@ from lightning_switchkd.distillation.flops import step_cost
 from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, VISION_ENCODERS, VLMS, random_model
 from lightning_switchkd.estimation.dry_run import HARDWARE, Hardware, PhaseClock, random_batch, random_pair, run_step
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
+from lightning_switchkd.experiments.pipeline import load_definition
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import SwitchKDObjective
 from lightning_switchkd.training.module import SwitchKD
 
+FULL_SIZE = ROOT / "conf" / "pipeline" / "full_size.yaml"
 RECIPES = sorted(
     path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem.startswith(("qwen", "llava"))
 )
@@ -33,7 +36,7 @@ RECIPES = sorted(
 def arguments(model: str, *more: str, trainer: str = "cpu") -> list[str]:
     return [
         "dry-run",
-        *configs("llava", model, trainer, None, "stage/distil"),
+        *configs("llava", model, trainer, "switch_kd"),
         "--data.batch_size=2",
         "--trainer.precision=bf16-true",
         *more,
@@ -174,7 +177,10 @@ def test_stages_of_a_pipeline(folder: Path, tmp_path: Path) -> None:
     ]
     student = folder / "student"
     for stage in ("pretrain", "distil"):
-        files = configs("llava", "qwen2.5-0.5b-siglip", "cpu", None, f"stage/{stage}")
+        settings = load_definition(FULL_SIZE, "pipeline")["stages"][stage]["settings"]
+        settings["model"].pop("student", None)
+        (tmp_path / "stage.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        files = [*configs("llava", "qwen2.5-0.5b-siglip", "cpu", None), "--config", str(tmp_path / "stage.yaml")]
         overrides = [f"--model.student.checkpoint={student}", "--model.student.vision=null", "--model.student.lm=null"]
         main([common[0], *files, *common[1:], *overrides, f"--trainer.default_root_dir={tmp_path / stage}"])
         student = tmp_path / stage / "student"
@@ -188,8 +194,8 @@ def test_stages_of_a_pipeline(folder: Path, tmp_path: Path) -> None:
 def test_slurm_starts_every_stage_by_itself() -> None:
     """SLURM signals only the processes of a job step, so `srun` launches each stage, not `make`."""
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
-    command = ["bash", str(ROOT / "conf" / "cluster" / "slurm.sh"), "-n", "MODEL=qwen2.5-0.5b-siglip", "DATA=llava"]
+    command = ["bash", str(ROOT / "conf" / "cluster" / "slurm.sh"), "-n", "PIPELINE=full_size"]
     commands = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "srun .venv/bin/python -m lightning_switchkd fit" in commands
-    assert "--ckpt_path=last --trainer.num_nodes=2 --trainer.devices=4" in commands
-    assert "for stage in pretrain distil" in commands
+    assert "pipeline --pipeline conf/pipeline/full_size.yaml" in commands
+    assert "--launcher=srun" in commands
+    assert "--trainer.num_nodes=2 --trainer.devices=4" in commands
