@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
-DATA ?= emoji
+DATA ?= digits
 METHOD ?= switch_kd
 TRAINER ?= cpu
 SWEEP ?= methods
@@ -46,10 +46,10 @@ validate-data: setup ## check every sample: reports/data/DATA/report.md and a li
 
 evaluate: setup ## evaluate the models of a run: RUN=folder BENCHMARKS="gqa pope"
 	$(CMD) evaluate --run $(RUN) $(if $(BENCHMARKS),--benchmarks $(call list,$(BENCHMARKS))) --no_image --output $(or $(OUTPUT),$(RUN)/report) $(ARGS)
-compare: setup ## compare evaluated runs: RUNS="runs/emoji/switch_kd runs/emoji/dbild"
+compare: setup ## compare evaluated runs: RUNS="runs/digits/switch_kd runs/digits/dbild"
 	$(CMD) report $(join $(patsubst %,--systems.%=,$(notdir $(RUNS:%/=%))),$(patsubst %,%/report/student,$(RUNS:%/=%))) --output $(or $(OUTPUT),reports/compare)
 sweep: setup ## compare methods over seeds: SWEEP=name of conf/sweep, METHODS="sft switch_kd" SEEDS="0 1" DATA=digits
-	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml --variables.data=$(DATA) $(if $(METHODS),--methods $(call list,$(METHODS))) \
+	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml $(call given,DATA,--variables.data) $(if $(METHODS),--methods $(call list,$(METHODS))) \
 	  $(if $(SEEDS),--seeds $(call list,$(SEEDS))) --flags='$(ARGS)'
 
 test: setup ## run the tests that CI runs
@@ -65,10 +65,10 @@ harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an ex
 lint: setup ## check style, types, layers and spelling
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/lint-imports --no-logo && $(VENV)/bin/codespell
 
-lab: setup ## open the notebooks in Jupyter: RUN=runs/emoji/switch_kd
+lab: setup ## open the notebooks in Jupyter: RUN=runs/digits/switch_kd
 	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6 ipywidgets==8.1.9
 	RUN=$(RUN) PYTHONPATH=$(CURDIR) $(VENV)/bin/jupyter lab notebooks
-gallery: setup ## run the notebooks, and save their figures in docs/gallery: RUN=runs/emoji/switch_kd
+gallery: setup ## run the notebooks, and save their figures in docs/gallery: RUN=runs/digits/switch_kd
 	$(PY) notebooks/run.py --run $(RUN) --figures docs/gallery
 tensorboard: setup ## show all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir runs
