@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 
 from safetensors.torch import load_file, save_file
 
@@ -18,8 +19,16 @@ from lightning_switchkd.experiments.prepared import MADE_FROM, WEIGHTS, describe
 from lightning_switchkd.experiments.stage import Stage, sha256
 
 
-def save_prepared(stage: Stage) -> None:
+def save_prepared(stage: Stage, saved: Mapping[str, str]) -> str:
     """Copy the student of a finished stage into the package, with its weights in bfloat16 (half the size).
+
+    Args:
+        stage: The stage.
+        saved: Digests of the models that were saved before, by output of their stage. A stage that starts from one of
+            them is recorded as made from the saved model.
+
+    Returns:
+        The digest of the saved weights.
 
     Raises:
         UserError: The stage is not finished, or names no prepared model.
@@ -31,7 +40,9 @@ def save_prepared(stage: Stage) -> None:
         weights = {name: tensor.bfloat16() for name, tensor in load_file(partial / WEIGHTS).items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         made_from = {**describe(stage), "sha256": sha256(partial / WEIGHTS)}
+        made_from["models"] = {name: saved.get(name, digest) for name, digest in made_from["models"].items()}
         (partial / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+    return str(made_from["sha256"])
 
 
 def main() -> None:
@@ -39,9 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Copy the trained students of a pipeline into the package.")
     parser.add_argument("--pipeline", required=True, help="file of conf/pipeline/")
     file = parser.parse_args().pipeline
+    saved = dict[str, str]()
     for stage in stages_of(load_definition(file, "pipeline"), {}, file):
         if stage.prepared is not None:
-            save_prepared(stage)
+            saved[str(stage.output)] = save_prepared(stage, saved)[:16]
             print(f"{stage.name}: {stage.prepared}")
 
 

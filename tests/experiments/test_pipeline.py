@@ -22,7 +22,7 @@ from safetensors.torch import load, load_file
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.experiments.pipeline import Pipeline, flags, load_definition, run_pipeline, stages_of
-from lightning_switchkd.experiments.prepared import usable
+from lightning_switchkd.experiments.prepared import copy_prepared, usable
 from lightning_switchkd.experiments.save_prepared import save_prepared
 from lightning_switchkd.experiments.stage import Stage
 
@@ -129,6 +129,18 @@ def test_effective_settings(tmp_path: Path) -> None:
     assert stage.digest()["settings"]["model"] == settings["model"]
 
 
+def test_prepared_models_fit_their_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are complete, and the settings of their stages are those they were made with."""
+    file = "conf/pipeline/digits.yaml"
+    monkeypatch.chdir(tmp_path)
+    stages = {stage.name: stage for stage in stages_of(load_definition(file, "pipeline"), {}, file)}
+    pipeline = Pipeline(stages.values(), file)
+    assert pipeline.copied == {"vision_encoder", "teacher", "student_init"}
+    assert [stage.name for stage in pipeline.needed(["distilled"])] == ["data", "teacher", "student_init", "distilled"]
+    copy_prepared(stages["vision_encoder"])
+    assert usable(stages["teacher"]), "it was made from this vision encoder"
+
+
 def test_inputs_of_a_stage(tmp_path: Path) -> None:
     """A training does not read the test samples. A command reads its flags' files; a run counts by its student."""
     data = {name: {"annotations": f"{name}.json"} for name in ("train", "val", "test")}
@@ -228,7 +240,7 @@ def test_kept_changed_and_prepared(tmp_path: Path, pair: Path, capfd: pytest.Cap
     assert ends() == {"first": "kept", "second": "kept", "answers": "finished"}, "a missing output"
 
     stage = next(s for s in stages_of(load_definition(file, "pipeline"), {}, str(file)) if s.name == "first")
-    save_prepared(stage)
+    save_prepared(stage, {})
     assert not usable(stage), "a student that was trained here is never replaced"
     shutil.rmtree(tmp_path / "runs")
     assert ends()["first"] == "finished"
