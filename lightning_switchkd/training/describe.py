@@ -46,7 +46,7 @@ def describe_run(
 def first_validation(trainer: L.Trainer) -> int | None:
     """Return after how many micro-batches the first validation is due. None if there is none, or if time decides."""
     trainer.fit_loop.setup_data()  # sets val_check_batch
-    interval, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch  # type: ignore[attr-defined]
+    interval, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if not trainer.enable_validation or interval is None:
         return None
     return int(interval if epochs is None else (epochs - 1) * trainer.num_training_batches + interval)
