@@ -88,7 +88,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 @pytest.mark.slow  # builds a wheel
 def test_the_wheel_has_the_package_and_its_configurations(wheel: ZipFile) -> None:
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    package = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_switchkd").rglob("*.py")}
+    package = {
+        str(path.relative_to(ROOT))
+        for pattern in ("**/*.py", "demo/models/**/*")
+        for path in (ROOT / "lightning_switchkd").glob(pattern)
+        if path.is_file()
+    }
     configurations = {path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*.yaml")}
     shipped = {f"lightning_switchkd/{path}" for path in configurations if path.parts[1] != "lmms_eval"}
     assert files == package | shipped | {"lightning_switchkd/py.typed"}

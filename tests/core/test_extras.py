@@ -17,7 +17,6 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.sources.remote import _file_system, _new_file_system
 from lightning_switchkd.data.validate.validate import validate_data
 from lightning_switchkd.demo import digits
-from lightning_switchkd.evaluation.report.page import page
 from lightning_switchkd.evaluation.runner import evaluate
 from lightning_switchkd.experiments.sweep import run_sweep
 from lightning_switchkd.models.auto import build
@@ -32,7 +31,6 @@ def test_features_name_their_extra(folder: Path, tmp_path: Path, monkeypatch: py
         "evaluate needs matplotlib": ("report", lambda: evaluate(output=str(tmp_path / "out"))),
         "sweep needs matplotlib": ("report", lambda: run_sweep(main, "conf/sweep/methods.yaml", {})),
         "validate-data needs matplotlib": ("report", lambda: validate_data(data, tmp_path / "out", 0)),
-        "report needs jinja2": ("report", lambda: page({}, "", {}, [], {}, {}, {}, [])),
         "lightning_switchkd.explore needs pandas": ("report", lambda: _reload("lightning_switchkd.explore")),
         "model.student.lora needs peft": ("lora", lambda: add_lora(student, LoRA(), "model.student.lora")),
         "Reading memory:// files needs fsspec": ("remote", lambda: _file_system("memory://x.tar")),
@@ -62,7 +60,7 @@ def test_training_needs_no_extra(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_only_explore_imports_an_extra_at_its_top() -> None:
-    optional = {"matplotlib", "pandas", "jinja2", "openpyxl", "sklearn", "easy_vqa", "peft", "fsspec", "aiohttp"}
+    optional = {"matplotlib", "pandas", "openpyxl", "sklearn", "easy_vqa", "peft", "fsspec", "aiohttp"}
     for file in (ROOT / "lightning_switchkd").rglob("*.py"):
         body = ast.parse(file.read_text(encoding="utf-8")).body
         names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 
-from lightning_switchkd.core.extras import requires
+from jinja2 import Environment, StrictUndefined
+
 from lightning_switchkd.evaluation.report.examples import Example
 from lightning_switchkd.evaluation.report.tables import Section
 
@@ -101,9 +102,6 @@ def page(
         labels: Labels of the systems.
         groups: Headings of the groups of examples. Empty if no two systems are compared.
     """
-    with requires("report", "report"):
-        from jinja2 import Environment, StrictUndefined
-
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     title = f"Evaluation of {about['run']}" if "run" in about else "Evaluation"
