@@ -41,7 +41,7 @@ class Running:
     started: float
 
     def show(self) -> None:
-        """Print the new lines of the log, each with the name of the stage."""
+        """Print the new lines of the log, each with the name of the stage. Of a bar, only its last state is shown."""
         if not self.stage.log.is_file():
             return
         with self.stage.log.open("rb") as file:
@@ -49,9 +49,9 @@ class Running:
             new = file.read()
         end = len(new) if not self.process.is_alive() else new.rfind(b"\n") + 1
         self.shown += end
-        for line in new[:end].decode(errors="replace").splitlines():
-            if line.strip():
-                print(f"{self.stage.name} | {line.rstrip()}", flush=True)
+        for line in new[:end].decode(errors="replace").split("\n"):
+            if text := line.rstrip().rpartition("\r")[2]:
+                print(f"{self.stage.name} | {text}", flush=True)
 
     def failure(self) -> str:
         """Return the message of a stage that failed: its error, or the end of its log."""

@@ -65,7 +65,7 @@ def test_a_stage_follows_the_stages_that_make_its_inputs(tmp_path: Path) -> None
          "Stage 'last': --model=runs/x/none does not exist, and no other stage makes it."),
         ({"last": command(output="runs/x/a")}, {}, ["lst"], "has no stage 'lst'. Its stages: last."),
         ({"last": command(output="runs/x/a")}, {"colour": "blue"}, None, "no variable 'colour'. Its variables: color."),
-        ({"last": {"comman": []}}, {}, None, "stage 'last' has an unknown field 'comman'. Known fields: command, "),
+        ({"last": {"unheard": []}}, {}, None, "stage 'last' has an unknown field 'unheard'. Known fields: command, "),
         ({"last": command("${colour}", output="runs/x/a")}, {}, None, "Interpolation key 'colour' not found"),
         ({"last": {"configs": ["conf/method/my_typo.yaml"]}}, {}, None,
          "conf/method/my_typo.yaml does not exist. Available in conf/method: align_kd, bild"),
