@@ -41,6 +41,10 @@ def test_features_name_their_extra(folder: Path, tmp_path: Path, monkeypatch: py
     _new_file_system.cache_clear()
     for message, (extra, feature) in features.items():
         with monkeypatch.context() as patch:
+            patch.delitem(
+                importlib.import_module("fsspec.registry")._registry, "https", raising=False
+            )  # imported by other tests before
+            patch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
             patch.setitem(sys.modules, message.rpartition(" ")[2], None)
             with pytest.raises(UserError) as error:
                 feature()

@@ -214,9 +214,9 @@ def test_a_killed_sweep_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_chooses_on_validation_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The learning rate 0 learns nothing, so the other one wins, and every seed uses it."""
+    """A tiny learning rate learns nothing, so the other one wins, and every seed uses it."""
     folder = tiny.write_pair(tmp_path / "pair")
-    search = {"settings": {"model.lr": [0.0, 0.01]}, "metric": "val/loss/ce", "mode": "min"}
+    search = {"settings": {"model.lr": [1e-9, 0.01]}, "metric": "val/loss/ce", "mode": "min"}
     methods = {"sft": [str(ROOT / "conf/method/sft.yaml")]}
     fields = {"search": search, "methods": methods, "expected_order": []}
     file = write_sweep_file(folder, tmp_path, **fields)
@@ -224,7 +224,7 @@ def test_a_search_chooses_on_validation_data(tmp_path: Path, capsys: pytest.Capt
     assert "sft: val/loss/ce is best" in (said := capsys.readouterr().out)
     assert "with {'model.lr': 0.01}" in said
     tried = json.loads((tmp_path / "runs" / "sft" / "search.json").read_text(encoding="utf-8"))
-    assert [trial["settings"] for trial in tried] == [{"model.lr": 0.0}, {"model.lr": 0.01}]
+    assert [trial["settings"] for trial in tried] == [{"model.lr": 1e-9}, {"model.lr": 0.01}]
     for seed in (0, 1):
         config = (tmp_path / "runs" / "sft" / str(seed) / "config.yaml").read_text(encoding="utf-8")
         assert yaml.safe_load(config)["model"]["lr"] == 0.01
