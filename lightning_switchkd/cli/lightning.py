@@ -34,7 +34,7 @@ from lightning_switchkd.training.callbacks import (
     ValGeneration,
     VisionGradients,
 )
-from lightning_switchkd.training.callbacks.run_files import PreviousRun, RunFiles
+from lightning_switchkd.training.callbacks.run_files import UNNAMED, PreviousRun, RunFiles
 from lightning_switchkd.training.checkpoints.io import newest, read_checkpoint
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
@@ -69,7 +69,7 @@ class SwitchKDCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the name of the method, and one section for each callback."""
-        parser.add_argument("--method", default="custom", help="name of the method, for loggers; conf/method/ sets it")
+        parser.add_argument("--method", default=UNNAMED, help="name of the method, for loggers; conf/method/ sets it")
         for section, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, section)
 

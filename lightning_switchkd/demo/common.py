@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NoReturn, get_type_hints
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lightning_switchkd.core.errors import UserError, check_limits
 from lightning_switchkd.core.files import atomic_path
+from lightning_switchkd.core.text import program
 from lightning_switchkd.data.samples import IMAGE_TOKEN
 
 Sample = dict[str, Any]
@@ -104,6 +105,12 @@ def check_settings(data: str, settings: object, limits: Mapping[str, tuple[float
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise the error. The command line prints it."""
+        raise UserError(f"demo-data: {message}. For all flags: --help.")
+
+
 @dataclass(frozen=True)
 class DemoDataset:
     """A demo data set.
@@ -150,8 +157,8 @@ class DemoDataset:
 
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Write the data set from the command line. None reads ``sys.argv``."""
-        parser = argparse.ArgumentParser(
-            prog=f"python -m lightning_switchkd demo-data {self.name}",
+        parser = _Parser(
+            prog=f"{program()} demo-data {self.name}",
             description=self.doc.split("\n", 1)[0],
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
@@ -160,8 +167,5 @@ class DemoDataset:
             flag, default = "--" + name.replace("_", "-"), getattr(self.settings, name)
             parser.add_argument(flag, type=type(default), default=default, help=hint.__metadata__[0])
         output = (given := vars(parser.parse_args(arguments))).pop("output")
-        try:
-            written = self.write(self.settings(**given), output)
-        except UserError as error:
-            parser.error(str(error))
+        written = self.write(self.settings(**given), output)
         print(f"{self.name}: {'written to' if written else 'already written with these settings to'} {output}")

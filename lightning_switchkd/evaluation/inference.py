@@ -9,8 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,7 +17,7 @@ from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.answer_store import AnswerLog
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
-from lightning_switchkd.training.callbacks.progress import clock
+from lightning_switchkd.training.callbacks.progress import ConsoleProgress, clock
 
 MAX_FAILED_FRACTION = 0.01
 """A higher fraction of questions that cannot be asked is an error."""
@@ -117,27 +115,14 @@ class Asker(L.LightningModule):
         self.trainer.strategy.barrier("answered")
 
 
-class InferenceProgress(ProgressBar):
-    """Show the model, the benchmark and the number of answers.
+class InferenceProgress(ConsoleProgress):
+    """Show the model, the benchmark and the number of answers."""
 
-    A terminal shows a live bar. A file or CI log gets a line at regular intervals.
-
-    Args:
-        seconds_between_lines: Interval of the lines where the output is not a terminal.
-    """
-
-    def __init__(self, seconds_between_lines: float = 10.0) -> None:
-        super().__init__()
-        self.name = ""
-        self.seconds_between_lines = seconds_between_lines
-        self._disabled = False
-        self._console = Console(stderr=True)
-        self._progress: Progress | None = None
+    name = ""
 
     def show(self, text: str) -> None:
         """Print a line."""
-        if not self._disabled:
-            self._console.print(f"{self.name}: {text}", highlight=False, soft_wrap=True)
+        self.print_line(f"{self.name}: {text}")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start at the number of answers that exist."""
@@ -146,7 +131,7 @@ class InferenceProgress(ProgressBar):
         self._first = self._answered = self._total - len(pl_module.indices)
         self._start_time = time.monotonic()
         self._next_line = self._start_time + self.seconds_between_lines
-        if self._console.is_terminal and not self._disabled:
+        if self.live:
             columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
             self._progress = Progress(TextColumn("{task.description}"), *columns, console=self._console, transient=True)
             self._task = self._progress.add_task(self.name, total=self._total, completed=self._first)
@@ -161,35 +146,17 @@ class InferenceProgress(ProgressBar):
         self._answered = min(self._total, self._answered + num_questions)
         if self._progress is not None:
             self._progress.update(self._task, completed=self._answered)
-        elif time.monotonic() >= self._next_line and self._answered < self._total:
-            self._next_line = time.monotonic() + self.seconds_between_lines
+        elif self._answered < self._total and self.line_is_due():
             elapsed = time.monotonic() - self._start_time
             left = elapsed / (self._answered - self._first) * (self._total - self._answered)
             self.show(f"{self._answered:,} of {self._total:,} questions, {clock(elapsed)}, {clock(left)} left")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replace the bar by one line."""
-        self._close()
+        self.close()
         elapsed = clock(time.monotonic() - self._start_time)
         before = f" ({self._first:,} answered before)" if self._first else ""
         self.show(f"{self._total:,} questions{before}, {elapsed}")
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar before the error is printed."""
-        self._close()
-
-    def disable(self) -> None:
-        """Turn all output off. Lightning calls this on every rank except 0."""
-        self._disabled = True
-
-    def enable(self) -> None:
-        """Undo :meth:`disable`."""
-        self._disabled = False
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
 
 def inference_trainer(accelerator: str, devices: int) -> L.Trainer:

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import existing
 from lightning_switchkd.core.renamed import SWEEP_FIELDS
-from lightning_switchkd.experiments.pipeline import flags, load_definition, resolve
+from lightning_switchkd.experiments.pipeline import as_flags, load_definition, resolve
 from lightning_switchkd.experiments.stage import Stage
 
 
@@ -60,7 +60,7 @@ class SweepDefinition:
         seeds: Each method runs once per seed. The seed decides the order of the data.
         baseline: The method that gains are measured from.
         models: Model folders that answer the questions too. With ``${seed}``, one per seed.
-        questions: LLaVA files by name, the main one first. Files that no stage makes and that are missing are skipped.
+        questions: LLaVA files by name, the main one first. Other files that do not exist are skipped.
         image_root: Folder of their images.
         text_only_baseline: Training annotations of the text-only baseline.
         expected_order: Pairs of methods, the better one last, that the summary checks.
@@ -84,6 +84,22 @@ class SweepDefinition:
     expected_order: list[list[str]] = field(default_factory=list)
     baselines: dict[str, str] = field(default_factory=dict)
     search: dict[str, Any] | None = None
+
+    def search_settings(self) -> Search | None:
+        """Return the search, checked.
+
+        Raises:
+            UserError: A field of it is wrong.
+        """
+        if self.search is None:
+            return None
+        known = [f.name for f in fields(Search)]
+        settings = self.search.get("settings")
+        if not self.search.keys() <= set(known) or self.search.get("mode", "max") not in ("max", "min"):
+            raise UserError(f"--sweep: `search` takes {', '.join(known)}. Its mode is max or min.")
+        if not isinstance(settings, dict) or not all(isinstance(values, list) for values in settings.values()):
+            raise UserError("--sweep: `search.settings` lists values by setting: {model.lr: [1.0e-3, 2.0e-3]}.")
+        return Search(**self.search)
 
     def baseline_of(self, name: str) -> str:
         """Return the method that a method's gain is measured from."""
@@ -112,6 +128,7 @@ class SweepDefinition:
         values = resolve({**raw, "seed": seed}, variables, str(file))
         del values["seed"]
         sweep = cls(**values)
+        sweep.search_settings()
         expected = {name for pair in sweep.expected_order for name in pair}
         named = {sweep.baseline, *sweep.baselines, *sweep.baselines.values(), *expected}
         if unknown := named - sweep.methods.keys():
@@ -137,7 +154,7 @@ class SweepDefinition:
         for part in parts:
             settings = settings if isinstance(part, str) else merge(settings, part)
         name = f"{method}/{seed}"
-        command = ["fit", f"--seed_everything={seed}", *flags(user_flags)]
+        command = ["fit", f"--seed_everything={seed}", *as_flags(user_flags)]
         command += [f"--{key}={value}" for key, value in (chosen or {}).items()]
         folder = Path(self.folder, name)
         return Stage(name, folder, tuple(command), folder / "student", tuple(configs), settings)

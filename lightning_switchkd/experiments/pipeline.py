@@ -165,7 +165,7 @@ def _stage(name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> S
     return Stage(
         name,
         folder,
-        ("fit", *seed, *flags(fields.get("flags"))),
+        ("fit", *seed, *as_flags(fields.get("flags"))),
         folder / "student",
         tuple(configs),
         fields.get("settings") or {},
@@ -182,10 +182,10 @@ def words(value: str | Sequence[str] | None) -> list[str]:
     return shlex.split(value) if isinstance(value, str) else [str(word) for word in value or ()]
 
 
-def flags(value: str | Sequence[str] | None) -> list[str]:
+def as_flags(value: str | Sequence[str] | None) -> list[str]:
     """Return flags as ``--key=value`` each.
 
-    >>> flags("--trainer.max_steps 5 --model.lr=1e-3")
+    >>> as_flags("--trainer.max_steps 5 --model.lr=1e-3")
     ['--trainer.max_steps=5', '--model.lr=1e-3']
     """
     joined: list[str] = []
@@ -255,6 +255,6 @@ def run(launch: Launch, pipeline: Pipeline, targets: Sequence[str], jobs: int | 
 
 def default_jobs(stages: Iterable[Stage]) -> int:
     """Return the number of stages to run at a time: one per processor core if all train on one CPU each, else one."""
-    trainers = [stage.effective_settings().get("trainer", {}) for stage in stages if stage.trains]
+    trainers = [stage.effective_settings.get("trainer", {}) for stage in stages if stage.trains]
     on_cpu = all(trainer.get("accelerator") == "cpu" and trainer.get("devices") == 1 for trainer in trainers)
     return (os.cpu_count() or 1) if on_cpu else 1

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import orjson
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.core.paths import PACKAGE
-from lightning_switchkd.experiments.stage import Stage, first_difference, sha256
+from lightning_switchkd.experiments.stage import Stage, as_json, sha256
+from lightning_switchkd.training.callbacks.run_files import changed_settings, hyperparameters
 
 PREPARED = PACKAGE / "demo" / "models"
 """Folder of the prepared models in the package."""
@@ -43,10 +43,9 @@ def read_made_from(folder: Path) -> dict[str, Any]:
 
 
 def describe(stage: Stage) -> dict[str, Any]:
-    """Return the settings of a stage, and the hashes of the models that it starts from. Data files are not included."""
-    digest = stage.digest()
-    models = {name: value for name, value in digest["inputs"].items() if Path(name).is_dir()}
-    return {"settings": digest["settings"], "models": models}
+    """Return the hyperparameters of a stage, and the hashes of the models that it starts from, but not of its data."""
+    models = {name: value for name, value in stage.digest()["inputs"].items() if Path(name).is_dir()}
+    return {"settings": as_json(hyperparameters(stage.effective_settings)), "models": models}
 
 
 def usable(stage: Stage) -> bool:
@@ -63,11 +62,14 @@ def usable(stage: Stage) -> bool:
     made_from = read_made_from(stage.prepared)
     present = describe(stage)
     models = {name: value for name, value in made_from["models"].items() if name in present["models"]}
-    stored = {"settings": made_from["settings"], "models": models}
-    change = first_difference(stored, json.loads(json.dumps(present)))
-    if change:
-        print(f"{stage.name}: the prepared model is not used, because it was made differently: {change}", flush=True)
-    return change is None
+    changes = [
+        *changed_settings(made_from["settings"], present["settings"]),
+        *changed_settings(models, present["models"]),
+    ]
+    if changes:
+        what = ", ".join(changes)
+        print(f"{stage.name}: the prepared model is not used, because it was made differently: {what}", flush=True)
+    return not changes
 
 
 def copy_prepared(stage: Stage) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import time
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.text import duration
 from lightning_switchkd.experiments.prepared import copy_prepared
 from lightning_switchkd.experiments.stage import Stage
+from lightning_switchkd.training.callbacks.run_files import command_line
 
 Launch = Callable[[list[str]], None]
 """Function that runs one command, given its arguments. Other processes import it by name."""
@@ -86,17 +87,19 @@ def run_stages(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning_switchkd.__main__"])
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    waiting, running, done = list(stages), dict[Any, Running](), set[str]()
+    waiting, running, done, checked = list(stages), dict[Any, Running](), set[str](), set[str]()
     names = {stage.name for stage in stages}
     try:
         while waiting or running:
             ready = [stage for stage in waiting if names & set(needs[stage.name]) <= done]
             for stage in ready:
-                if kept(stage, stage.name in copied):
+                if stage.name not in checked and kept(stage, stage.name in copied):
                     waiting.remove(stage)
                     done.add(stage.name)
                     _say(done, stages, stage, "kept")
-                elif len(running) < jobs:
+                    continue
+                checked.add(stage.name)  # hashing its inputs once is enough
+                if len(running) < jobs:
                     waiting.remove(stage)
                     started = _start(stage, context, launch, stage.name in copied)
                     running[started.process.sentinel] = started
@@ -112,7 +115,7 @@ def run_stages(
                 if one.process.exitcode != 0:
                     raise UserError(one.failure())
                 done.add(one.stage.name)
-                _say(done, stages, one.stage, f"finished in {_clock(time.time() - one.started)}")
+                _say(done, stages, one.stage, f"finished in {duration(time.time() - one.started)}")
     finally:
         for one in running.values():
             os.kill(one.process.pid, signal.SIGINT)
@@ -131,18 +134,9 @@ def _say(done: set[str], stages: Sequence[Stage], stage: Stage, what: str) -> No
     print(f"[{len(done)}/{len(stages)}] {stage.name}: {what} ({stage.output})", flush=True)
 
 
-def _clock(seconds: float) -> str:
-    """Format seconds as minutes and seconds.
-
-    >>> _clock(83.4)
-    '1:23 min'
-    """
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-
-
 def _start(stage: Stage, context: Any, launch: Launch, copy: bool) -> Running:
-    if change := stage.change():
-        print(f"{stage.name}: runs again, because it changed: {change}", flush=True)
+    if changes := stage.changes():
+        print(f"{stage.name}: runs again, because it changed: {', '.join(changes)}", flush=True)
     shown = stage.log.stat().st_size if stage.log.is_file() else 0
     process = context.Process(target=_run, args=(stage, launch, copy))
     process.start()
@@ -164,7 +158,7 @@ def _run(stage: Stage, launch: Launch, copy: bool) -> None:
             copy_prepared(stage)
         else:
             sys.argv[1:] = [*stage.arguments(), *(["--ckpt_path=last"] if resume else [])]
-            print(f"$ python -m lightning_switchkd {shlex.join(sys.argv[1:])}", flush=True)
+            print(f"$ {command_line()}", flush=True)
             launch(sys.argv[1:])
         if not stage.output.exists():
             raise UserError(f"The command ended without {stage.output}.")

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from omegaconf import OmegaConf
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import write_atomic
 from lightning_switchkd.core.paths import existing
+from lightning_switchkd.training.callbacks.run_files import changed_settings
 
 CONTENT = ("model.safetensors", "model.safetensors.index.json", "manifest.json", "student/model.safetensors")
 """Files that stand for a whole folder in a digest: of a model, a data set, a run."""
 
 MODELS = ("checkpoint", "vision", "lm", "processor")
 DATA = ("annotations", "image_root")
-"""Keys of the settings whose values are inputs of a training."""
-
-TRAINER_SETTINGS = ("precision", "gradient_clip_val", "accumulate_grad_batches", "max_steps", "max_epochs")
+READ_BY_FIT = ("model.", "data.processor", "data.train", "data.val")
+"""Keys of the settings whose values are inputs of a training: their last part, and their beginning."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Stage:
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
+    @cached_property
     def effective_settings(self) -> dict[str, Any]:
-        """Return the settings of a training: files, own settings and flags, merged in this order.
+        """The settings of a training: files, own settings and flags, merged in this order.
 
         Raises:
             UserError: A file is not a configuration, or a reference between settings leads nowhere.
@@ -105,19 +107,15 @@ class Stage:
     def inputs(self) -> dict[str, str]:
         """Return the files, folders and hub ids that the stage reads, each with the setting that names it."""
         if self.trains:
-            return dict(_inputs(self.effective_settings()))
+            return dict(_inputs(self.effective_settings))
         flags = (word.partition("=") for word in self.command[1:])
         own = str(self.output), str(self.folder)
         return {value: flag for flag, _, value in flags if "/" in value and value not in own and flag != "--output"}
 
     def digest(self) -> dict[str, Any]:
         """Return everything that the result depends on, except the code: settings, and hashes of the inputs."""
-        if not self.trains:
-            return {"settings": list(self.command), "inputs": _hashes(self.inputs())}
-        settings = self.effective_settings()
-        trainer = {key: value for key, value in settings.get("trainer", {}).items() if key in TRAINER_SETTINGS}
-        kept = {key: settings.get(key) for key in ("model", "data", "seed_everything")}
-        return {"settings": {**kept, "trainer": trainer}, "inputs": _hashes(dict(_inputs(settings)))}
+        settings = self.effective_settings if self.trains else {"command": list(self.command)}
+        return as_json({"settings": settings, "inputs": _hashes(self.inputs())})
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -138,7 +136,7 @@ class Stage:
 
         The inputs of a prepared model need not be on this machine.
         """
-        return "finished" in self.state() and self.change() is None
+        return "finished" in self.state() and not self.changes()
 
     def start(self) -> bool:
         """Store that the stage starts. Return whether it can resume from a checkpoint of an earlier start.
@@ -146,7 +144,7 @@ class Stage:
         A checkpoint counts only if the run of that start wrote its configuration: an earlier run in the same folder,
         with other settings, may still be there.
         """
-        state, digest = self.state(), _plain(self.digest())
+        state, digest = self.state(), self.digest()
         config = self.folder / "config.yaml"
         same = state.get("digest") == digest and "prepared" not in state
         began = same and config.is_file() and config.stat().st_mtime >= state["started"]
@@ -154,17 +152,16 @@ class Stage:
             write_atomic(self.beside(".stage.json"), json.dumps({"digest": digest, "started": time.time()}))
         return bool(self.trains and began and (self.folder / "checkpoints" / "last.ckpt").is_file())
 
-    def change(self) -> str | None:
-        """Return the first setting or input that changed since the stage finished. None if nothing did."""
+    def changes(self) -> list[str]:
+        """Return the settings and inputs that changed since the stage finished. Empty if it never finished."""
         state = self.state()
         if "finished" not in state:
-            return None
+            return []
         if not self.output.exists():
-            return f"{self.output} is missing"
-        present = _plain(self.digest())
-        if "prepared" in state:
-            present["inputs"] = state["digest"]["inputs"]
-        return first_difference(state["digest"], present)
+            return [f"{self.output} is missing"]
+        parts = ("settings",) if "prepared" in state else ("settings", "inputs")
+        present = self.digest()
+        return [change for part in parts for change in changed_settings(state["digest"][part], present[part])]
 
 
 def _inputs(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -175,9 +172,7 @@ def _inputs(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for child in value:
             yield from _inputs(child, key)
-    elif key.startswith("data.test"):
-        return
-    elif isinstance(value, str) and key.startswith(("model.", "data.")) and key.rpartition(".")[2] in (*MODELS, *DATA):
+    elif isinstance(value, str) and key.startswith(READ_BY_FIT) and key.rpartition(".")[2] in (*MODELS, *DATA):
         yield value, key
 
 
@@ -196,18 +191,6 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    return json.loads(json.dumps(value))
-
-
-def first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    """Describe the first difference of two nested values. None if they are equal.
-
-    >>> first_difference({"model": {"lr": 0.1}}, {"model": {"lr": 0.2}})
-    'model.lr: 0.1 -> 0.2'
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        children = ((f"{key}.{name}".removeprefix("."), old.get(name), new.get(name)) for name in [*old, *new])
-        return next((found for name, a, b in children if (found := first_difference(a, b, name))), None)
-    return None if old == new else f"{key.removeprefix('settings.')}: {old} -> {new}"
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a value as it comes back from a JSON file."""
+    return dict(json.loads(json.dumps(value)))

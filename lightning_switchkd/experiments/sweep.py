@@ -51,8 +51,8 @@ def run_sweep(
     of_seed = {seed: SweepDefinition.read(sweep, variables, seed) for seed in definition.seeds}
     shared = stages_of(load_definition(definition.pipeline, "sweep"), {"seeds": definition.seeds}, definition.pipeline)
     chosen: dict[str, dict[str, Any]] = {}
-    if definition.search:
-        chosen = _search(launch, definition, names, shared, flags, jobs, dry)
+    if search := definition.search_settings():
+        chosen = _search(launch, definition, search, names, shared, flags, jobs, dry)
     trainings = {
         name: [of.training(name, seed, flags, chosen.get(name)) for seed, of in of_seed.items()] for name in names
     }
@@ -82,6 +82,7 @@ def _model_answers(name: str, of_seed: Mapping[int, SweepDefinition]) -> list[St
 def _search(
     launch: Launch,
     definition: SweepDefinition,
+    search: Search,
     names: Sequence[str],
     shared: Sequence[Stage],
     flags: str,
@@ -89,7 +90,6 @@ def _search(
     dry: bool,
 ) -> dict[str, dict[str, Any]]:
     """Try the combinations of a search with every method, and choose each method's best on validation data."""
-    search = Search(**(definition.search or {}))
     combinations = search.combinations()
     numbers = range(len(combinations))
     trials = {name: [definition.trial(name, number, search, flags) for number in numbers] for name in names}

@@ -44,7 +44,7 @@ def describe_run(
 
 
 def first_validation(trainer: L.Trainer) -> int | None:
-    """Return after how many micro-batches the first validation is due. None if there is none, or if time decides."""
+    """Return the number of micro-batches before the first validation. None without validation, or if it is timed."""
     trainer.fit_loop.setup_data()  # sets val_check_batch
     interval, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if not trainer.enable_validation or interval is None:

@@ -75,8 +75,8 @@ class CSVLogger(LightningCSVLogger):
 class TensorBoardLogger(LightningTensorBoardLogger):
     """Log to TensorBoard with losses and scores on top.
 
-    All other metrics get a tag of :func:`tensorboard_tag`. Left out are ``epoch``, and counts of skipped samples while
-    they are 0.
+    All other metrics get a tag of :func:`tensorboard_tag`. ``epoch`` is not logged, nor are counts of skipped samples
+    while they are 0.
 
     Args:
         save_dir: Folder of the event files.
@@ -105,7 +105,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is buffered. The settings are in config.yaml, and not in a hparams.yaml."""
+        """Write buffered events. Unlike the base class, write no hparams.yaml: the settings are in config.yaml."""
         self.experiment.flush()
 
 

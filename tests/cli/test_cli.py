@@ -97,7 +97,7 @@ def test_every_stage_of_a_pipeline_parses(
         if stage.trains:
             config = printed(capsys, stage.arguments())
             assert config["trainer"]["default_root_dir"] == str(stage.folder)
-            own = stage.effective_settings()["model"]
+            own = stage.effective_settings["model"]
             assert config["model"]["lr"] == own["lr"]
             assert config["model"]["student"]["checkpoint"] == own["student"].get("checkpoint")
 

@@ -8,9 +8,8 @@ import pytest
 import tiny
 import yaml
 
-from lightning_switchkd.cli.distill import annotation_files
+from lightning_switchkd.cli.distill import json_files
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,8 @@ def test_a_run_and_its_configuration(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": "none.json"}, "--data: none.json does not exist."),
-        ({"images": "none"}, "--images: none is not a folder."),
+        ({"data": "none.json"}, "none.json"),
+        ({"images": "none"}, "none"),
         ({"method": "my_kd"}, "conf/method/my_kd.yaml does not exist. Available in conf/method: align_kd"),
         ({"trainer": "my_gpu"}, "conf/trainer/my_gpu.yaml does not exist."),
         ({"flags": "max_steps=2"}, "'max_steps=2' is not a flag."),
@@ -64,12 +63,10 @@ def test_mistakes(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_annotation_files(tmp_path: Path) -> None:
+def test_a_folder_of_json_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.json", "photo.png"):
         (tmp_path / name).touch()
-    assert annotation_files(str(tmp_path)) == [str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")]
-    assert annotation_files("https://example.org/a.parquet") == ["https://example.org/a.parquet"]
-    assert annotation_files("shards/{000..012}.tar") == ["shards/{000..012}.tar"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no file that ends with \.json, \.jsonl, \.parquet, \.tar"):
-        annotation_files(str(tmp_path / "empty"))
+    assert json_files(str(tmp_path)) == [str(tmp_path / "a.json"), str(tmp_path / "b.jsonl")]
+    assert json_files("https://example.org/a.parquet") == ["https://example.org/a.parquet"]
+    (tmp_path / "shards").mkdir()
+    assert json_files(str(tmp_path / "shards")) == [str(tmp_path / "shards")], "the data module opens it"

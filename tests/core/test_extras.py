@@ -41,11 +41,12 @@ def test_features_name_their_extra(folder: Path, tmp_path: Path, monkeypatch: py
     _new_file_system.cache_clear()
     for message, (extra, feature) in features.items():
         with monkeypatch.context() as patch:
-            patch.delitem(
-                importlib.import_module("fsspec.registry")._registry, "https", raising=False
-            )  # imported by other tests before
+            package = message.rpartition(" ")[2]
+            for name in [package, *sys.modules]:  # other tests have imported it
+                if name == package or name.startswith(f"{package}."):
+                    patch.setitem(sys.modules, name, None)
+            patch.delitem(importlib.import_module("fsspec.registry")._registry, "https", raising=False)
             patch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
-            patch.setitem(sys.modules, message.rpartition(" ")[2], None)
             with pytest.raises(UserError) as error:
                 feature()
             assert str(error.value) == f"{message}: pip install 'lightning-switchkd[{extra}]'"

@@ -186,8 +186,10 @@ def test_head_and_losses_of_a_run(tmp_path: Path) -> None:
     objective = {"class_path": "lightning_switchkd.objectives.KD"}
     (run / "config.yaml").write_text(json.dumps({"model": {"objective": objective}}), encoding="utf-8")
     assert describe(str(run))["method"] == "KD"
+    config = {"method": "kd_rkl", "model": {"objective": objective}}
+    (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     environment = {
-        "command": "python -m lightning_switchkd fit --config conf/base.yaml --config conf/method/kd_rkl.yaml",
+        "command": "python -m lightning_switchkd fit",
         "started": "2026-01-02T03:04:05+00:00",
         "lightning_switchkd": "0.2.0",
         "git": {"commit": "0123456789abcdef"},

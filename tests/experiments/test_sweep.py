@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,9 @@ from command import ROOT, configs, fit_arguments
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.experiments.definition import Search, SweepDefinition, merge
+from lightning_switchkd.experiments.pipeline import load_definition
 from lightning_switchkd.experiments.sweep_report import Column, Questions, summary, table_of
+from lightning_switchkd.training.callbacks.run_files import hyperparameters
 
 
 def make_questions(abilities: list[str], groups: list[int]) -> Questions:
@@ -114,8 +115,8 @@ def test_shipped_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in [*sweep.methods.items(), *sweep.models.items()]:
             assert seen.setdefault(name, value) == value
         for method in sweep.methods:
-            settings = replace(sweep.training(method, 1, ""), folder=Path("runs/x")).digest()["settings"]
-            del settings["data"]["processor"]  # its folder has moved
+            settings = hyperparameters(sweep.training(method, 1, "").effective_settings)
+            settings = {name: value for name, value in settings.items() if name not in ("method", "data/processor")}
             text = json.dumps(settings, sort_keys=True)
             found[f"{file.stem}/{method}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert found == expected
@@ -126,7 +127,7 @@ def test_seed_in_a_method() -> None:
     file = ROOT / "conf" / "sweep" / "student_init_seeds.yaml"
     sweep = SweepDefinition.read(file, {}, seed=2)
     stage = sweep.training("own_init_sft", 2, "--model.lr=3")
-    assert stage.effective_settings()["model"]["student"]["checkpoint"] == "runs/emoji/student_init.2/student"
+    assert stage.effective_settings["model"]["student"]["checkpoint"] == "runs/emoji/student_init.2/student"
     assert stage.command == ("fit", "--seed_everything=2", "--model.lr=3")
     assert sweep.models == {"teacher": "runs/emoji/teacher/student", "own_init": "runs/emoji/student_init.2/student"}
 
@@ -139,6 +140,24 @@ def test_combinations_of_a_search() -> None:
     assert len(some.combinations()) == 2
     assert some.combinations() == some.combinations()
     assert all(combination in grid.combinations() for combination in some.combinations())
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"setting": {}}, "`search` takes settings, metric, mode, samples, seed. Its mode is max or min."),
+        ({"settings": {"model.lr": [1]}, "mode": "best"}, "Its mode is max or min."),
+        ({"settings": {"model.lr": 1}}, "`search.settings` lists values by setting"),
+        ({"metric": "val/loss/ce"}, "`search.settings` lists values by setting"),
+    ],
+)
+def test_a_wrong_search(tmp_path: Path, search: dict[str, object], message: str) -> None:
+    file = tmp_path / "sweep.yaml"
+    raw = load_definition(ROOT / "conf" / "sweep" / "methods.yaml", "sweep")
+    file.write_text(yaml.safe_dump({**raw, "search": search}), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        SweepDefinition.read(file, {})
+    assert message in str(caught.value)
 
 
 def write_sweep_file(folder: Path, root: Path, **fields: object) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,7 @@ from lightning_switchkd.evaluation.report.tables import (
     published_section,
 )
 from lightning_switchkd.evaluation.score import read_results
-from lightning_switchkd.training.callbacks.run_files import command_line, git, read_config
+from lightning_switchkd.training.callbacks.run_files import UNNAMED, command_line, git, read_config
 
 
 def report(
@@ -135,13 +134,13 @@ def describe(run: str | None) -> dict[str, str]:
     """
     about = {}
     if run:
-        objective = (read_config(run)["model"].get("objective") or {}).get("class_path", "SwitchKDObjective")
-        about = {"run": run, "method": objective.rpartition(".")[2]}
+        config = read_config(run)
+        objective = (config["model"].get("objective") or {}).get("class_path", "SwitchKDObjective")
+        named = config.get("method", UNNAMED)
+        about = {"run": run, "method": objective.rpartition(".")[2] if named == UNNAMED else named}
         file = Path(run, "environment.json")
         if file.is_file():
             trained = json.loads(file.read_text(encoding="utf-8"))
-            if names := re.findall(r"conf/method/([\w.-]+)\.ya?ml", trained["command"]):
-                about["method"] = names[-1]
             about["trained"] = _version(trained["started"], trained["lightning_switchkd"], trained["git"]["commit"])
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {**about, "evaluated": _version(now, __version__, git("rev-parse", "HEAD")), "command": command_line()}

@@ -36,10 +36,8 @@ class _MetricsBelow(Progress):
             yield Text(self.metrics)
 
 
-class StepProgressBar(ProgressBar):
-    """Show steps, time left, the latest loss terms and validation scores, and a second bar during validation.
-
-    A terminal shows a live bar. A file or CI log gets a line at regular intervals.
+class ConsoleProgress(ProgressBar):
+    """Base of progress bars: a live bar in a terminal, a line at regular intervals in a file or CI log.
 
     Args:
         seconds_between_lines: Interval of the lines where the output is not a terminal.
@@ -50,14 +48,56 @@ class StepProgressBar(ProgressBar):
         self.seconds_between_lines = seconds_between_lines
         self._disabled = False
         self._console = Console(stderr=True)
-        self._progress: _MetricsBelow | None = None
+        self._progress: Progress | None = None
+        self._next_line = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Check whether to show a live bar."""
+        return self._console.is_terminal and not self._disabled
+
+    def print_line(self, text: str) -> None:
+        """Print a line."""
+        if not self._disabled:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def line_is_due(self) -> bool:
+        """Check whether the interval since the last line has passed. If so, it starts again."""
+        due = time.monotonic() >= self._next_line
+        if due:
+            self._next_line = time.monotonic() + self.seconds_between_lines
+        return due
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar before the error is printed."""
+        self.close()
+
+    def disable(self) -> None:
+        """Turn all output off. Lightning calls this on every rank except 0."""
+        self._disabled = True
+
+    def enable(self) -> None:
+        """Undo :meth:`disable`."""
+        self._disabled = False
+
+    def close(self) -> None:
+        """Remove the live bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class StepProgressBar(ConsoleProgress):
+    """Show steps, time left, the latest loss terms and validation scores, and a second bar during validation."""
+
+    _progress: _MetricsBelow | None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step where the run starts or resumes."""
         total = trainer.estimated_stepping_batches
         self._total = None if total == float("inf") else int(total)
         self._start_time, self._first_step, self._next_line = time.monotonic(), trainer.global_step, 0.0
-        if self._disabled or not self._console.is_terminal:
+        if not self.live:
             return
         self._progress = _MetricsBelow(
             TextColumn("{task.description}"),
@@ -81,18 +121,16 @@ class StepProgressBar(ProgressBar):
         if self._progress is not None:
             self._progress.metrics = format_metrics(trainer.callback_metrics)
             self._progress.update(self._train, completed=trainer.global_step)
-        elif batch.window_end and (time.monotonic() >= self._next_line or trainer.global_step == self._total):
-            self._next_line = time.monotonic() + self.seconds_between_lines
-            self._print_line(trainer)
+        elif batch.window_end and (self.line_is_due() or trainer.global_step == self._total):
+            self._print_step(trainer)
 
-    def _print_line(self, trainer: L.Trainer) -> None:
+    def _print_step(self, trainer: L.Trainer) -> None:
         elapsed, num_steps = time.monotonic() - self._start_time, trainer.global_step - self._first_step
         left = (
             "" if self._total is None else f", {clock(elapsed / num_steps * (self._total - trainer.global_step))} left"
         )
         steps = f"step {trainer.global_step}" + ("" if self._total is None else f"/{self._total}")
-        line = f"{steps}  {clock(elapsed)}{left}  {format_metrics(trainer.callback_metrics)}"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self.print_line(f"{steps}  {clock(elapsed)}{left}  {format_metrics(trainer.callback_metrics)}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a second bar for the validation batches."""
@@ -119,24 +157,7 @@ class StepProgressBar(ProgressBar):
         """Update the bar a last time and leave it on the screen."""
         if self._progress is not None:
             self._progress.metrics = format_metrics(trainer.callback_metrics)
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar before the error is printed."""
-        self._close()
-
-    def disable(self) -> None:
-        """Turn the bar off. Lightning calls this on every rank except 0."""
-        self._disabled = True
-
-    def enable(self) -> None:
-        """Undo :meth:`disable`."""
-        self._disabled = False
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self.close()
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

@@ -30,6 +30,9 @@ from lightning_switchkd.training.loggers import log_text, resume_logs
 PREVIOUS = "previous"
 """Folder, inside a run folder, of the earlier runs."""
 
+UNNAMED = "custom"
+"""Name of a method that no file of ``conf/method`` sets."""
+
 RESULTS = ("metrics.csv", "checkpoints", "student")
 """Files of a run that has logged or saved something."""
 
@@ -120,7 +123,7 @@ def relative_to_root(value: Any, root: str) -> Any:
 def changed_settings(stored: Any, current: Any, key: str = "") -> list[str]:
     """Return what differs between two configurations, as ``KEY OLD -> NEW``.
 
-    The checkpoint and the run folder are left out. A class that was replaced is one difference, whatever its settings.
+    The checkpoint and the run folder are ignored. A replaced class is one difference, without its settings.
 
     >>> changed_settings({"model": {"lr": 0.1, "freeze": None}}, {"model": {"lr": 0.2}, "ckpt_path": "last.ckpt"})
     ['model.lr 0.1 -> 0.2']
