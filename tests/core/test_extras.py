@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from command import ROOT, fit_arguments
+from fsspec.registry import _registry as FILE_SYSTEMS
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
@@ -45,7 +46,7 @@ def test_features_name_their_extra(folder: Path, tmp_path: Path, monkeypatch: py
             for name in [package, *sys.modules]:  # other tests have imported it
                 if name == package or name.startswith(f"{package}."):
                     patch.setitem(sys.modules, name, None)
-            patch.delitem(importlib.import_module("fsspec.registry")._registry, "https", raising=False)
+            patch.delitem(FILE_SYSTEMS, "https", raising=False)
             patch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
             with pytest.raises(UserError) as error:
                 feature()
