@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
-DATA ?= digits
+DATA ?= emoji
 METHOD ?= switch_kd
 TRAINER ?= cpu
 SWEEP ?= methods
@@ -10,12 +10,12 @@ RUN ?= runs/$(DATA)/$(METHOD)
 PIPELINE ?= $(if $(wildcard conf/pipeline/$(DATA).yaml),$(DATA),train)
 PY := $(VENV)/bin/python
 CMD := $(PY) -m lightning_switchkd
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 # A misspelled variable would train something else.
 KNOWN := PYTHON VENV DATA METHOD MODEL TRAINER OVERLAYS RUN ARGS TEACHER STUDENT IMAGES PIPELINE STAGES LAUNCH SWEEP METHODS SEEDS RUNS BENCHMARKS OUTPUT OMP_NUM_THREADS
 $(if $(EXP)$(WITH)$(STUDY)$(RECIPE)$(RESUME),$(error Renamed in 0.2: EXP -> METHOD, WITH -> OVERLAYS, STUDY -> SWEEP, RECIPE -> RUN. RESUME is gone: runs resume by themselves))
 $(if $(filter-out $(KNOWN:%=%=%) -%,$(subst \ ,_,$(MAKEOVERRIDES))),$(error Unknown variable in: $(MAKEOVERRIDES). Known: $(KNOWN)))
-
 comma := ,
 list = "[$(subst $() ,$(comma),$(strip $(1)))]"
 given = $(if $(filter command environment,$(firstword $(origin $(1)))),$(2)=$($(1)))
@@ -28,12 +28,13 @@ DISTILL = $(CMD) distill --teacher=$(TEACHER) --student=$(STUDENT) --data=$(DATA
 help: ## list the targets, and the names of configurations
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
 	@for kind in method data model trainer overlay pipeline sweep benchmark; do echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
-setup: $(VENV)/ready ## create .venv and install the locked packages
-$(VENV)/ready: requirements.txt requirements-dev.txt
+setup: $(VENV)/requirements.ready ## create .venv and install the locked packages
+$(VENV)/requirements-dev.ready: requirements.txt
+$(VENV)/%.ready: %.txt
 	test -e $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing the packages of $< into $(VENV). On a new machine this takes some minutes."
+	$(INSTALL) -r $<
 	@touch $@
-
 train: setup ## distill a student and compare it with fine-tuning: DATA= METHOD= MODEL= TRAINER= OVERLAYS= RUN= ARGS="--key=value …", or your own TEACHER= STUDENT= DATA=FILE IMAGES=FOLDER
 	$(if $(TEACHER)$(STUDENT),$(DISTILL),$(RUN_PIPELINE) --variables.flags='$(ARGS)' $(if $(STAGES),--stages $(call list,$(STAGES))))
 teacher: setup ## train the teacher and the initial student of the demo, instead of using the prepared ones
@@ -46,15 +47,15 @@ validate-data: setup ## check every sample: reports/data/DATA/report.md and a li
 
 evaluate: setup ## evaluate the models of a run: RUN=folder BENCHMARKS="gqa pope"
 	$(CMD) evaluate --run $(RUN) $(if $(BENCHMARKS),--benchmarks $(call list,$(BENCHMARKS))) --no_image --output $(or $(OUTPUT),$(RUN)/report) $(ARGS)
-compare: setup ## compare evaluated runs: RUNS="runs/digits/switch_kd runs/digits/dbild"
+compare: setup ## compare evaluated runs: RUNS="runs/emoji/switch_kd runs/emoji/dbild"
 	$(CMD) report $(join $(patsubst %,--systems.%=,$(notdir $(RUNS:%/=%))),$(patsubst %,%/report/student,$(RUNS:%/=%))) --output $(or $(OUTPUT),reports/compare)
-sweep: setup ## compare methods over seeds: SWEEP=name of conf/sweep, METHODS="sft switch_kd" SEEDS="0 1" DATA=digits
+sweep: setup ## compare methods over seeds: SWEEP=name of conf/sweep, METHODS="sft switch_kd" SEEDS="0 1" DATA=emoji
 	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml $(call given,DATA,--variables.data) $(if $(METHODS),--methods $(call list,$(METHODS))) \
 	  $(if $(SEEDS),--seeds $(call list,$(SEEDS))) --flags='$(ARGS)'
 
-test: setup ## run the tests that CI runs
+test: $(VENV)/requirements-dev.ready ## run the tests that CI runs
 	$(PY) -m pytest -n auto --dist worksteal
-test-all: setup harness train ## run all tests, including slow ones and the notebooks on the run of `make train`
+test-all: $(VENV)/requirements-dev.ready harness train ## run all tests, including slow ones and the notebooks on the run of `make train`
 	$(PY) -m pytest -n auto --dist worksteal -m ""
 harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an exported student with another harness
 .venv-lmms/ready: conf/lmms_eval/requirements.txt
@@ -62,13 +63,13 @@ harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an ex
 	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # unused, and often built for another torch
 	@touch $@
-lint: setup ## check style, types, layers and spelling
+lint: $(VENV)/requirements-dev.ready ## check style, types, layers and spelling
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/lint-imports --no-logo && $(VENV)/bin/codespell
 
-lab: setup ## open the notebooks in Jupyter: RUN=runs/digits/switch_kd
-	$(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6 ipywidgets==8.1.9
+lab: setup ## open the notebooks in Jupyter: RUN=runs/emoji/switch_kd
+	$(INSTALL) jupyterlab==4.6.6 ipywidgets==8.1.9
 	RUN=$(RUN) PYTHONPATH=$(CURDIR) $(VENV)/bin/jupyter lab notebooks
-gallery: setup ## run the notebooks, and save their figures in docs/gallery: RUN=runs/digits/switch_kd
+gallery: $(VENV)/requirements-dev.ready ## run the notebooks, and save their figures in docs/gallery: RUN=runs/emoji/switch_kd
 	$(PY) notebooks/run.py --run $(RUN) --figures docs/gallery
 tensorboard: setup ## show all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir runs

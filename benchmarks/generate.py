@@ -1,6 +1,6 @@
 """Time that batches save when a model answers questions, and the time of scoring.
 
-    python -m benchmarks.generate [--model runs/digits/switch_kd/student --samples datasets/digits/test.json]
+    python -m benchmarks.generate [--model runs/emoji/switch_kd/student --samples datasets/emoji/test.json]
 
 The model answers the same questions one by one and in batches, and the answers are compared. Then 200,000 answers to
 open questions are scored against ten human answers each (VQAv2), including the reading of the files.
@@ -73,8 +73,8 @@ def time_scoring(count: int) -> None:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/digits/switch_kd/student")
-    parser.add_argument("--samples", type=Path, default="datasets/digits/test.json")
+    parser.add_argument("--model", default="runs/emoji/switch_kd/student")
+    parser.add_argument("--samples", type=Path, default="datasets/emoji/test.json")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=200_000)

@@ -1,6 +1,6 @@
 """Execute the notebooks, and save their figures.
 
-python notebooks/run.py [--run runs/digits/switch_kd] [--figures docs/gallery] [01_three_pathways ...]
+python notebooks/run.py [--run runs/emoji/switch_kd] [--figures docs/gallery] [01_three_pathways ...]
 """
 
 from __future__ import annotations

@@ -9,8 +9,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -259,12 +262,19 @@ def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], 
     target(rank, *arguments)
 
 
+def fork_server() -> ForkServerContext:
+    """Return a context that forks processes from one that has imported everything and run nothing."""
+    context = multiprocessing.get_context("forkserver")  # with `spawn`, gloo aborts some processes at exit
+    context.set_forkserver_preload(["tiny", "lightning_switchkd.cli.main"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server itself does not get this process's path
+        forkserver.ensure_running()
+    return context
+
+
 def on_two_ranks(target: Callable[..., None], *arguments: Any, seconds: float = 180) -> None:
     """Run ``target(rank, *arguments)`` in two processes, as the ranks of one machine."""
-    port = free_port()
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # with `spawn`, gloo aborts some processes at exit (`__main__.exit_rank`)
+    context, port = fork_server(), free_port()
     ranks = [context.Process(target=_as_rank, args=(rank, port, seconds, target, arguments)) for rank in range(2)]
     for process in ranks:
         process.start()

@@ -193,7 +193,7 @@ def write_demo_data(arguments: list[str]) -> None:
 
 
 def pipeline(
-    pipeline: str = "conf/pipeline/digits.yaml",
+    pipeline: str = "conf/pipeline/emoji.yaml",
     variables: dict[str, str] | None = None,
     stages: list[str] | None = None,
     jobs: int | None = None,

@@ -1,6 +1,6 @@
 """Functions for notebooks: open a pair of models, inspect samples, and get tables and figures.
 
-    pair = open_run("runs/digits/switch_kd")
+    pair = open_run("runs/emoji/switch_kd")
     inspection = pair.inspect(pair.pick(8))
     inspection.top(5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ NAMES = {
     for kind in ("data", "model", "trainer", "method", "overlay", "sweep", "pipeline")
 }
 
-COMPOSITIONS: list[list[str]] = [
-    *(configs(data, model, "cpu", "switch_kd") for data, model in itertools.product(NAMES["data"], NAMES["model"])),
-    *(configs("digits", "digits", *pair) for pair in itertools.product(NAMES["trainer"], NAMES["method"])),
+COMPOSITIONS: list[list[str]] = [  # every file, and the data with the models that have none of their own
+    *(configs(data, data, "cpu", "switch_kd") for data in NAMES["data"] if data in NAMES["model"]),
+    *(configs("llava", model, "cpu", "switch_kd") for model in NAMES["model"] if model not in NAMES["data"]),
+    *(configs("digits", "digits", trainer, "switch_kd") for trainer in NAMES["trainer"] if trainer != "cpu"),
+    *(configs("digits", "digits", "cpu", method) for method in NAMES["method"] if method != "switch_kd"),
 ]
 
 

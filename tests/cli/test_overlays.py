@@ -55,4 +55,4 @@ def test_the_first_line_shows_the_command(overlay: str) -> None:
     file = Path(__file__).parents[2] / "conf" / "overlay" / f"{overlay}.yaml"
     first_line = file.read_text(encoding="utf-8").splitlines()[0]
     assert first_line.startswith("# make train ")
-    assert f"OVERLAYS={overlay} RUN=runs/digits/{overlay}" in first_line
+    assert f"OVERLAYS={overlay} RUN=runs/emoji/{overlay}" in first_line

@@ -7,14 +7,11 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -135,20 +132,10 @@ def train(rank: int, job: Job, port: int) -> None:
     trainer.fit(model, datamodule=data, ckpt_path=str(job.last) if job.last.is_file() else None)
 
 
-def start_server() -> Any:
-    """A process that has imported everything and run nothing: what runs are forked from."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["campaign"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server itself does not get this process's path
-        forkserver.ensure_running()
-    return server
-
-
 def run(job: Job) -> Sequence:
     """Starts the run, waits for its end or its death, and says what it trained on, all ranks together."""
     port = tiny.free_port()
-    processes = [start_server().Process(target=train, args=(rank, job, port)) for rank in range(job.ranks)]
+    processes = [tiny.fork_server().Process(target=train, args=(rank, job, port)) for rank in range(job.ranks)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + 120

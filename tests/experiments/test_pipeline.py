@@ -131,7 +131,7 @@ def test_effective_settings(tmp_path: Path) -> None:
 
 def test_prepared_models_fit_their_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are complete, and the settings of their stages are those they were made with."""
-    file = "conf/pipeline/digits.yaml"
+    file = "conf/pipeline/emoji.yaml"
     monkeypatch.chdir(tmp_path)
     stages = {stage.name: stage for stage in stages_of(load_definition(file, "pipeline"), {}, file)}
     pipeline = Pipeline(stages.values(), file)

@@ -79,7 +79,7 @@ def test_commands_in_cells_parse(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main([*arguments, "--print_config"])
         assert stop.value.code == 0
-        assert "datasets/digits/train_small.json" in capsys.readouterr().out
+        assert "datasets/emoji/train_small.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -17,8 +16,6 @@ from command import ROOT, fit_arguments
 
 KILLS = {1: 20, 2: 20}
 """Minimum number of kills, by number of processes."""
-
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> None:
@@ -35,8 +32,8 @@ def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> N
 
 def live(arguments: list[str], ranks: int, log: Path) -> list[int | None]:
     """Run until the end or until a process dies, and wait for the other ranks. Return exit codes by rank."""
-    port = tiny.free_port()
-    processes = [CONTEXT.Process(target=_live, args=(arguments, r, ranks, port, f"{log}.{r}")) for r in range(ranks)]
+    context, port = tiny.fork_server(), tiny.free_port()
+    processes = [context.Process(target=_live, args=(arguments, r, ranks, port, f"{log}.{r}")) for r in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -109,8 +106,6 @@ def compare(killed: Path, uninterrupted: Path, ranks: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_repeated_kills_do_not_change_the_result(folder: Path, tmp_path: Path, ranks: int) -> None:
-    CONTEXT.set_forkserver_preload(["lightning_switchkd.cli.main", "command"])
-
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     strategy = ("--trainer.strategy=ddp", f"--trainer.devices={ranks}") if ranks > 1 else ()
     assert live(arguments(folder, uninterrupted, 0, 0, strategy), ranks, tmp_path / "uninterrupted.log") == [0] * ranks

@@ -51,7 +51,7 @@ def read_config(run: str | Path) -> dict[str, Any]:
     """
     file = Path(run, "config.yaml")
     if not file.is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml. `make train` writes runs/digits/switch_kd.")
+        raise UserError(f"{run} is not a run folder: it has no config.yaml. `make train` writes runs/emoji/switch_kd.")
     config = OmegaConf.create(upgrade_config(yaml.safe_load(file.read_text(encoding="utf-8"))))
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
