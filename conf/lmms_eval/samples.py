@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-IMAGES = Path(os.environ.get("IMAGE_ROOT", "datasets/digits/images"))
+IMAGES = Path(os.environ.get("IMAGE_ROOT", "datasets/emoji/images"))
 
 
 def visual(doc):

@@ -67,13 +67,13 @@ class SwitchKDCLI(LightningCLI):
     - A run that starts from scratch archives an earlier run in its folder, unless it fails before its first step.
     """
 
-    def __init__(self, *classes: Any, args: list[str], **settings: Any) -> None:
-        self.command = args[0] if args else ""  # `subcommands` reads it while the parser is built
-        super().__init__(*classes, args=args, **settings)
+    def __init__(self, *classes: Any, **settings: Any) -> None:
+        self.command = next(iter(settings["args"]), "")  # `subcommands` reads it while the parser is built
+        super().__init__(*classes, **settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return only the command that runs. Building the parser of a command takes as long as parsing all settings."""
-        return {self.command: LightningCLI.subcommands()[self.command]}
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self.command}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the name of the method, and one section for each callback."""

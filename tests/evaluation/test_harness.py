@@ -32,12 +32,12 @@ def test_lmms_eval_gives_the_same_answers(way: list[str], tmp_path: Path) -> Non
     (folder / "single.json").write_text(json.dumps(single), encoding="utf-8")
     task = tmp_path / "task"
     shutil.copytree(ROOT / "conf" / "lmms_eval", task)
-    text = (task / "digits.yaml").read_text(encoding="utf-8")
-    (task / "digits.yaml").write_text(
-        text.replace("datasets/digits/test.json", f"{folder}/single.json"), encoding="utf-8"
+    text = (task / "emoji.yaml").read_text(encoding="utf-8")
+    (task / "emoji.yaml").write_text(
+        text.replace("datasets/emoji/test.json", f"{folder}/single.json"), encoding="utf-8"
     )
     command: list[str | Path] = [
-        PYTHON, "-m", "lmms_eval", "--model", "llava_hf", "--tasks", "digits", "--include_path", task,
+        PYTHON, "-m", "lmms_eval", "--model", "llava_hf", "--tasks", "emoji", "--include_path", task,
         "--model_args", f"pretrained={folder / 'teacher'},device=cpu,device_map=cpu,dtype=float32",
         "--batch_size", "1", "--log_samples", "--output_path", tmp_path / "out", *way,
     ]  # fmt: skip

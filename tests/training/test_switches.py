@@ -168,7 +168,7 @@ RUNS = [
 ]
 COMPILED = {Run(compiled=True), Run(compiled=True, recomputed=True, clipped=True)}
 RUNS += sorted(COMPILED - {*RUNS}, key=str)
-IN_CI = {Run(compiled=True), Run("bf16-mixed", False, True, "eager", True, True)}
+IN_CI = {Run("bf16-mixed", False, True, "eager", True, True)}
 
 
 @pytest.mark.parametrize(
