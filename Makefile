@@ -10,8 +10,8 @@ RUN ?= runs/$(DATA)/$(METHOD)
 PIPELINE ?= $(if $(wildcard conf/pipeline/$(DATA).yaml),$(DATA),train)
 PY := $(VENV)/bin/python
 CMD := $(PY) -m lightning_switchkd
+unexport PYTHONDONTWRITEBYTECODE  # packages are compiled when they are first imported: most modules never are
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
-
 # A misspelled variable would train something else.
 KNOWN := PYTHON VENV DATA METHOD MODEL TRAINER OVERLAYS RUN ARGS TEACHER STUDENT IMAGES PIPELINE STAGES LAUNCH SWEEP METHODS SEEDS RUNS BENCHMARKS OUTPUT OMP_NUM_THREADS
 $(if $(EXP)$(WITH)$(STUDY)$(RECIPE)$(RESUME),$(error Renamed in 0.2: EXP -> METHOD, WITH -> OVERLAYS, STUDY -> SWEEP, RECIPE -> RUN. RESUME is gone: runs resume by themselves))

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.answer_store import AnswerLog
-from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.benchmarks.items import Picture, as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
 from lightning_switchkd.training.callbacks.progress import ConsoleProgress, clock
 
@@ -24,18 +25,25 @@ MAX_FAILED_FRACTION = 0.01
 
 
 class _Questions(Dataset[tuple[int, Question | str]]):
-    """Indices of questions, each with the question and its images, or with the error that prevents asking it."""
+    """Indices of questions, each with the question and its images, or with the error that prevents asking it.
+
+    Questions that follow each other often share their images. Those are read once.
+    """
 
     def __init__(self, log: AnswerLog, indices: Sequence[int]) -> None:
         self.log, self.indices = log, indices
+        self._last: tuple[Sequence[Picture], list[Image.Image]] = (), []
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[int, Question | str]:
         index = self.indices[position]
+        item = self.log.items[index]
         try:
-            return index, as_question(self.log.items[index], self.log.prompts[index])
+            if item.pictures != self._last[0]:
+                self._last = item.pictures, [picture() for picture in item.pictures]
+            return index, as_question(item, self.log.prompts[index], self._last[1])
         except SampleError as error:
             return index, error.problem
 
