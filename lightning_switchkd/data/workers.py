@@ -36,7 +36,7 @@ def prefetch(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_wo
         batch_size=None,
         sampler=indices,
         num_workers=num_workers,
-        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+        multiprocessing_context=start_method(num_workers),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(_follow_parent, os.getpid()) if num_workers else None,
         generator=torch.Generator(),  # keeps the global random state, and so dropout, unchanged
@@ -45,6 +45,11 @@ def prefetch(dataset: Dataset[T | UserError], indices: Iterable[Indices], num_wo
         if isinstance(item, UserError):
             raise item
         yield item
+
+
+def start_method(num_workers: int) -> str | None:
+    """Return how worker processes start: by `fork` on Linux, because other ways import all packages again."""
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 PARENT_CHECK_SECONDS = 5.0

@@ -9,14 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.samples import SampleError
+from lightning_switchkd.data.workers import start_method
 from lightning_switchkd.evaluation.answer_store import AnswerLog
-from lightning_switchkd.evaluation.benchmarks.items import Picture, as_question
+from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.models.generation import LoadedModel, Preparer, Prompts, Question
 from lightning_switchkd.training.callbacks.progress import ConsoleProgress, clock
 
@@ -25,25 +25,18 @@ MAX_FAILED_FRACTION = 0.01
 
 
 class _Questions(Dataset[tuple[int, Question | str]]):
-    """Indices of questions, each with the question and its images, or with the error that prevents asking it.
-
-    Questions that follow each other often share their images. Those are read once.
-    """
+    """Indices of questions, each with the question and its images, or with the error that prevents asking it."""
 
     def __init__(self, log: AnswerLog, indices: Sequence[int]) -> None:
         self.log, self.indices = log, indices
-        self._last: tuple[Sequence[Picture], list[Image.Image]] = (), []
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[int, Question | str]:
         index = self.indices[position]
-        item = self.log.items[index]
         try:
-            if item.pictures != self._last[0]:
-                self._last = item.pictures, [picture() for picture in item.pictures]
-            return index, as_question(item, self.log.prompts[index], self._last[1])
+            return index, as_question(self.log.items[index], self.log.prompts[index])
         except SampleError as error:
             return index, error.problem
 
@@ -102,6 +95,7 @@ class Asker(L.LightningModule):
             _Questions(self.answer_log, self.indices),
             batch_size=self.batch_size,
             num_workers=self.workers,
+            multiprocessing_context=start_method(self.workers),
             collate_fn=_Collate(self.loaded.prepare, self.no_image),
         )
 

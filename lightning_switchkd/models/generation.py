@@ -69,12 +69,10 @@ class Prompts:
     ) -> Prompts:
         """Pad ids on the left and preprocess all images, in the order of their placeholders."""
         longest = max(map(len, ids))
-        distinct = {id(image): image for image in images}  # questions may share an image
-        preprocessed = {key: pixels(image) for key, image in distinct.items()}
         return cls(
             torch.tensor([[pad_id] * (longest - len(row)) + row for row in ids], device=device),
             torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device),
-            torch.stack([preprocessed[id(image)] for image in images] or [pixels.blank()]).to(device),
+            torch.stack([pixels(image) for image in images] or [pixels.blank()]).to(device),
         )
 
 

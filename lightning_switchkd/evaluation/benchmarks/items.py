@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -98,19 +98,18 @@ class Item:
     history: tuple[Turn, ...] = ()
 
 
-def as_question(item: Item, prompt: str = "", images: Sequence[Image.Image] | None = None) -> Question:
-    """Build the question for a model.
+def as_question(item: Item, prompt: str = "") -> Question:
+    """Read the item's images, and build the question for a model.
 
     Args:
         item: The item.
         prompt: Prompt, with or without image placeholders. Default: the item's own prompt.
-        images: The item's images. Default: reads them.
 
     Raises:
         SampleError: An image is missing or damaged, or the number of placeholders differs from the number of images.
     """
     text = prompt or item.prompt
-    images = tuple(picture() for picture in item.pictures) if images is None else tuple(images)
+    images = tuple(picture() for picture in item.pictures)
     num_placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in item.history) + text.count(IMAGE_TOKEN)
     if num_placeholders == 0 and images:
         text = f"{IMAGE_TOKEN * len(images)}\n{text}"
