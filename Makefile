@@ -31,7 +31,7 @@ help: ## list the targets, and the names of configurations
 setup: $(VENV)/requirements.ready ## create .venv and install the locked packages
 $(VENV)/requirements-dev.ready: requirements.txt
 $(VENV)/%.ready: %.txt
-	test -e $(PY) || $(PYTHON) -m venv $(VENV)
+	test -e $(PY) || { $(PYTHON) -m venv $(VENV) && $(INSTALL) --upgrade pip; }  # an old pip takes twice as long
 	@echo "Installing the packages of $< into $(VENV). On a new machine this takes some minutes."
 	$(INSTALL) -r $<
 	@touch $@
