@@ -16,13 +16,14 @@ def distill(
     student: str,
     data: str,
     images: str | None = None,
-    output: str = "runs/distill",
+    output: str | None = None,
     method: str = "switch_kd",
     trainer: str | None = None,
     flags: str = "",
 ) -> None:
     """Distill a teacher into a student on your own data, at a learning rate of 2e-5. An interrupted run resumes.
 
+    On GPUs, the teacher is in bfloat16, activations are recomputed, and batches are accumulated to 128 samples a step.
     The complete settings are written to OUTPUT/config.yaml, for `fit --config`.
 
     Args:
@@ -30,7 +31,7 @@ def distill(
         student: folder or hub id of the student.
         data: LLaVA JSON, JSONL, Parquet or tar: a file, a pattern, a URL, or a folder of such files.
         images: folder of the images, if the data does not contain them.
-        output: run folder. The student is in OUTPUT/student.
+        output: run folder. The student is in OUTPUT/student. Default: runs/distill/METHOD.
         method: name of a file in conf/method.
         trainer: name of a file in conf/trainer. Default: gpu if there is one, else cpu.
         flags: more flags of `fit`, as one text. They win. --flags="--model.lr=1e-4 --trainer.max_steps=100".
@@ -44,14 +45,29 @@ def distill(
             *(f"--config={config}" for config in configs),
             f"--model.teacher.checkpoint={teacher}",
             f"--model.student.checkpoint={student}",
+            *([] if trainer == "cpu" else gpu_flags(1 if trainer == "gpu" else torch.cuda.device_count())),
             "--model.lr=2e-5",
             "--model.warmup=0.03",
             f"--data.train={json.dumps(data_sets)}",
-            f"--trainer.default_root_dir={output}",
+            f"--trainer.default_root_dir={output or f'runs/distill/{method}'}",
             "--ckpt_path=last",
             *as_flags(flags),
         ]
     )
+
+
+def gpu_flags(devices: int) -> list[str]:
+    """Return the settings of `conf/model/llava-interleave.yaml` that let a large teacher fit on a GPU.
+
+    >>> gpu_flags(8)[-1]
+    '--trainer.accumulate_grad_batches=4'
+    """
+    return [
+        "--model.teacher.dtype=bfloat16",
+        "--model.teacher.activation_checkpointing=[lm]",
+        "--model.student.activation_checkpointing=[vision,lm]",
+        f"--trainer.accumulate_grad_batches={max(1, 32 // max(1, devices))}",
+    ]
 
 
 def json_files(data: str) -> list[str]:

@@ -121,7 +121,7 @@ class StepProgressBar(ConsoleProgress):
         if self._progress is not None:
             self._progress.metrics = format_metrics(trainer.callback_metrics)
             self._progress.update(self._train, completed=trainer.global_step)
-        elif batch.window_end and (self.line_is_due() or trainer.global_step == self._total):
+        elif batch.window_end and trainer.global_step != self._total and self.line_is_due():
             self._print_step(trainer)
 
     def _print_step(self, trainer: L.Trainer) -> None:
@@ -154,9 +154,11 @@ class StepProgressBar(ConsoleProgress):
             self._validation = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Update the bar a last time and leave it on the screen."""
+        """Update the bar a last time, after the last validation, and leave it on the screen."""
         if self._progress is not None:
             self._progress.metrics = format_metrics(trainer.callback_metrics)
+        elif trainer.global_step > self._first_step:
+            self._print_step(trainer)
         self.close()
 
 
