@@ -52,8 +52,11 @@ def test_a_narrow_terminal_shows_everything(width: int) -> None:
 
 
 def test_a_file_gets_whole_lines() -> None:
+    """The last line waits for the last validation."""
     log = io.StringIO()
-    bar_in(Console(file=log, width=80), step=12_000)
+    bar, trainer = bar_in(Console(file=log, width=80), step=12_000)
+    assert not log.getvalue()
+    bar.on_train_end(trainer, None)  # type: ignore[arg-type]
     (line,) = log.getvalue().splitlines()
     assert line.startswith("step 12000/12000  0:00:0")
     assert ", 0:00:00 left  val exact match 0.461" in line
