@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import _typehints, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,7 +35,7 @@ from lightning_switchkd.training.callbacks import (
     ValGeneration,
     VisionGradients,
 )
-from lightning_switchkd.training.callbacks.run_files import UNNAMED, PreviousRun, RunFiles
+from lightning_switchkd.training.callbacks.run_files import UNNAMED, PreviousRun, RunFiles, check_not_finished
 from lightning_switchkd.training.checkpoints.io import newest, read_checkpoint
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
@@ -101,12 +102,17 @@ class SwitchKDCLI(LightningCLI):
         """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs.
 
         Raises:
-            UserError: The run has no steps.
+            UserError: The run has no steps, or has finished them with other settings.
         """
         for setting in ("max_steps", "max_epochs"):
             if getattr(self.trainer, setting) == 0:
                 raise UserError(f"trainer.{setting} is 0: nothing would be trained. Set it to at least 1.")
-        if self._get(self.config_init, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if ckpt_path := self._get(self.config_init, "ckpt_path"):
+            config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+            check_not_finished(self.trainer, Path(ckpt_path), config)
+        else:
             self.trainer.callbacks.append(PreviousRun(self.trainer))  # type: ignore[attr-defined]
 
 

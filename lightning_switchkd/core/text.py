@@ -10,8 +10,14 @@ from pathlib import Path
 
 
 def program() -> str:
-    """Return the command that runs this package, as the user started it."""
-    return "switchkd" if Path(sys.argv[0]).stem == "switchkd" else "python -m lightning_switchkd"
+    """Return the command that runs this package, as the user started it.
+
+    Python in the working directory, such as ``.venv/bin/python``, has its path: the shell's Python may be another one.
+    """
+    if Path(sys.argv[0]).stem == "switchkd":
+        return "switchkd"
+    python, here = Path(sys.executable), Path.cwd()
+    return f"{python.relative_to(here) if python.is_relative_to(here) else 'python'} -m lightning_switchkd"
 
 
 def exact_match(prediction: str, answer: str) -> bool:

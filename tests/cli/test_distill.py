@@ -44,8 +44,8 @@ def test_a_run_and_its_configuration(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": "none.json"}, "none.json"),
-        ({"images": "none"}, "none"),
+        ({"data": "none.json"}, "data.train.annotations: The file none.json does not exist."),
+        ({"images": "none"}, "data.train.image_root: the folder none does not exist."),
         ({"method": "my_kd"}, "conf/method/my_kd.yaml does not exist. Available in conf/method: align_kd"),
         ({"trainer": "my_gpu"}, "conf/trainer/my_gpu.yaml does not exist."),
         ({"flags": "max_steps=2"}, "'max_steps=2' is not a flag."),

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ from lightning_switchkd.data import repack as repacking
 from lightning_switchkd.data.repack import repack
 
 KINDS = ("json", "jsonl", "parquet", "tar", "mixture")
-PAIRS = [(kind, n, 1 + (i + j) % 2) for i, kind in enumerate(KINDS) for j, n in enumerate((0, 2, 4))]
-CASES = [*((*pair, pair[-1]) for pair in PAIRS), ("json", 2, 2, 1), ("mixture", 2, 2, 1)]
-"""Source, workers, ranks before the last kill, ranks after it. Every two values of the first three occur together."""
+CASES = [(*one, one[-1]) for one in product(KINDS, (0, 2, 4), (1, 2))] + [(kind, 2, 2, 1) for kind in KINDS]
+"""Source, workers, ranks before the last kill, ranks after it."""
 
 CHECKPOINTS = 2 * 2 * ACCUMULATE
 """Micro-batches from one to the one after the next: a run may be killed as it writes one."""

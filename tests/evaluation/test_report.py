@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.text import program
 from lightning_switchkd.evaluation.report.charts import draw_losses, read_metrics
 from lightning_switchkd.evaluation.report.comparison import compare, sentence
 from lightning_switchkd.evaluation.report.examples import examples_of
@@ -60,7 +61,7 @@ def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ["teacher", "100.0", "0.0 to 100.0"],
         ["sft", "33.3", "0.0 to 100.0"],
     ]
-    sentence = "Sft is not clearly different from teacher: -66.7 points, p = 0.5 (paired, n = 3)."
+    sentence = "Sft is not clearly different from teacher: -66.7 points (p = 0.5, paired, n = 3)."
     assert printed.splitlines()[-2:] == [
         sentence,
         f"Report: {tmp_path}/out/report.html, report.md, results.json",
@@ -86,7 +87,7 @@ def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert '<td class="wrong">&lt;b&gt;</td>' in page
     assert "<th>teacher</th>" in page
     assert f'<p class="result">{sentence}</p>' in page
-    assert "<td>command</td><td>python -m lightning_switchkd" in page
+    assert f"<td>command</td><td>{program()}" in page
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["result"] == sentence
     assert results["about"].keys() == {"evaluated", "command"}
@@ -123,11 +124,11 @@ def test_sentence_of_a_clear_difference() -> None:
     assert comparison.interval is not None
     low, high = comparison.interval
     assert 5 < low < comparison.points == 10 < high < 16, "narrower than that of independent samples, about 10 ± 9.5"
-    text = f"Student (distilled) is 10.0 points above student (fine-tuned) [+{low:.1f}, +{high:.1f}], p < 0.001"
-    assert sentence([comparison], systems) == f"{text} (paired, n = 200)."
+    text = f"Student (distilled) is 10.0 points above student (fine-tuned) (95 % interval +{low:.1f} to +{high:.1f}"
+    assert sentence([comparison], systems) == f"{text}, p < 0.001, paired, n = 200)."
     reverse = compare(systems, "digits", "student_init", "student")
     assert reverse is not None
-    assert "is 20.0 points below student (distilled) [-" in sentence([reverse], systems)
+    assert "is 20.0 points below student (distilled) (95 % interval -" in sentence([reverse], systems)
     assert compare({**systems, "student": {"digits": many(9, 10)}}, "digits", "student", "student_init") is None
 
 
@@ -153,7 +154,7 @@ def test_labels_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[s
     main(["report", *systems, f"--output={tmp_path / 'out'}"])
     printed = capsys.readouterr().out
     assert [row[0] for row in rows_of(printed)[2:]] == ["teacher", "student (before)", "student (after)"]
-    assert "Student (after) is not clearly different from student (before): +0.0 points, p = 1" in printed
+    assert "Student (after) is not clearly different from student (before): +0.0 points (p = 1," in printed
     assert "<th>student (after)</th>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert list(results["systems"]) == ["teacher", "student_init", "student"]

@@ -56,9 +56,8 @@ MOMENTS = [
     ("on_train_batch_end", 3, signal.SIGTERM),  # a validation is due
     ("on_validation_batch_end", 3, signal.SIGINT),
     pytest.param("on_train_batch_end", 6, signal.SIGINT, marks=pytest.mark.slow),  # the end of an epoch
-    pytest.param(
-        "on_train_batch_end", 4, signal.SIGTERM, marks=pytest.mark.slow
-    ),  # a checkpoint and a log line are due
+    # a checkpoint and a log line are due
+    pytest.param("on_train_batch_end", 4, signal.SIGTERM, marks=pytest.mark.slow),
     pytest.param("on_train_batch_start", 7, signal.SIGTERM, marks=pytest.mark.slow),
 ]
 

@@ -71,7 +71,7 @@ def full_weights(trainer: L.Trainer) -> dict[str, Tensor]:
 def _parity(folder: Path, root: Path, setup: str, student: str) -> None:
     losses = Losses()
     callbacks = [losses, ValGeneration(5, 3, 2), AnswerPanel(2, 2), ExportStudent(f"exported-{setup}")]
-    validation: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 10, "check_val_every_n_epoch": None}
+    validation: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
     validation["logger"] = L.pytorch.loggers.CSVLogger(str(root / setup))
     model, trainer = train(
         folder, root, setup, student=student, callbacks=callbacks, gradient_clip_val=0.5, **validation

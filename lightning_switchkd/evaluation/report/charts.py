@@ -52,7 +52,8 @@ def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> bytes:
     for position, (system, scores) in enumerate(values.items()):
         x = np.arange(len(groups)) + (position - (len(values) - 1) / 2) * width
         bars = axis.bar(x, scores, 0.9 * width, label=label(system, systems), color=f"C{position}")
-        axis.bar_label(bars, fmt="%.0f", fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0}
+        axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=2, bbox=white)
         if system in no_image:
             axis.bar(x, no_image[system], 0.9 * width, label=label(NO_IMAGE), **hatch)
     if baseline:
@@ -61,7 +62,7 @@ def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> bytes:
         axis.hlines(baseline, centers - 0.45, centers + 0.45, label=label(TEXT_ONLY_BASELINE), **style)
     axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     is_points = any(score > 100 for scores in values.values() for score in scores)
-    axis.set_ylim(0, 200 if is_points else 100)
+    axis.set_ylim(0, 200 if is_points else 106)  # room for the label of 100 %
     axis.set_ylabel("points" if is_points else "score, %")
     axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axis.get_legend_handles_labels()

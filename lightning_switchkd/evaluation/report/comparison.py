@@ -59,8 +59,9 @@ class Comparison:
 
     @property
     def numbers(self) -> str:
-        """Interval, p-value and number of questions."""
-        return f"{self.interval_text}, p {self.p_text} (paired, n = {self.test.num_questions:,})"
+        """Interval, p-value and number of questions, in parentheses."""
+        interval = f"95 % interval {self.interval[0]:+.1f} to {self.interval[1]:+.1f}, " if self.interval else ""
+        return f"({interval}p {self.p_text}, paired, n = {self.test.num_questions:,})"
 
 
 def compare(systems: Systems, name: str, system: str, baseline: str) -> Comparison | None:
@@ -92,9 +93,9 @@ def sentence(comparisons: Sequence[Comparison], systems: Systems) -> str:
         above, below = ([c for c in comparisons if sign * c.points > 0] for sign in (1, -1))
         return f"{ours} is above {theirs} on {_count(above, comparisons)}, and below on {_count(below, comparisons)}."
     if not first.significant:
-        return f"{ours} is not clearly different from {theirs}: {first.points:+.1f} points{first.numbers}."
+        return f"{ours} is not clearly different from {theirs}: {first.points:+.1f} points {first.numbers}."
     direction = "above" if first.points > 0 else "below"
-    return f"{ours} is {abs(first.points):.1f} points {direction} {theirs}{first.numbers}."
+    return f"{ours} is {abs(first.points):.1f} points {direction} {theirs} {first.numbers}."
 
 
 def _count(part: Sequence[Comparison], comparisons: Sequence[Comparison]) -> str:

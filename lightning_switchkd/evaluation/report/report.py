@@ -93,7 +93,7 @@ def report(
     groups = [
         f"{ours} is correct, {theirs} is not",
         f"{theirs} is correct, {ours} is not",
-        "both or neither are correct",
+        "both are correct, or neither is",
     ]
     html = page(about, result, terms, sections, images, chosen, labels, groups if result else [])
     (folder / "report.html").write_text(html, encoding="utf-8")

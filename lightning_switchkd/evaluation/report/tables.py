@@ -127,7 +127,7 @@ def comparison_section(systems: Systems, comparisons: Sequence[Comparison]) -> l
     """Return McNemar's tests of all pairs of systems."""
     rows = [["A", "B", "benchmark", "A − B [95 % interval]", "only A correct", "only B correct", "p"]]
     for c in comparisons:
-        counts = [str(c.test.second), str(c.test.first), c.p_text.removeprefix("= ")]
+        counts = [f"{c.test.second:,}", f"{c.test.first:,}", c.p_text.removeprefix("= ")]
         points = f"{c.points:+.1f}{c.interval_text}"
         rows.append([label(c.system, systems), label(c.baseline, systems), c.benchmark, points, *counts])
     return [Section("Paired comparisons", [rows])] if comparisons else []

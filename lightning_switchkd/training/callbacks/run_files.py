@@ -25,6 +25,7 @@ from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.renamed import upgrade_config
 from lightning_switchkd.core.text import program
+from lightning_switchkd.training.checkpoints.io import read_checkpoint
 from lightning_switchkd.training.loggers import log_text, resume_logs
 
 PREVIOUS = "previous"
@@ -98,6 +99,33 @@ class RunFiles(SaveConfigCallback):
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(hyperparameters(self._config))
+
+
+def check_not_finished(trainer: L.Trainer, ckpt_path: Path, config: dict[str, Any]) -> None:
+    """Check that a resumed run has steps left, if settings that decide its result have changed.
+
+    Args:
+        trainer: Trainer of the resumed run.
+        ckpt_path: Checkpoint to resume from.
+        config: Configuration of the resumed run.
+
+    Raises:
+        UserError: Nothing would be trained with the changed settings.
+    """
+    run = ckpt_path.parent.parent
+    if not (run / "config.yaml").is_file():
+        return
+    checkpoint = read_checkpoint(ckpt_path)
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs = loop["epoch_progress"]["current"]["completed"] if loop["epoch_loop.batch_progress"]["is_last_batch"] else 0
+    if 0 <= trainer.max_steps <= checkpoint["global_step"] or 0 <= (trainer.max_epochs or -1) <= epochs:
+        flat = (hyperparameters(c).items() for c in (read_config(run), config))
+        stored, current = ({name.replace("/", "."): value for name, value in items} for items in flat)
+        if changes := changed_settings(stored, current):
+            raise UserError(
+                f"{ckpt_path} is the end of its run, so nothing would be trained with the changed settings: "
+                f"{', '.join(changes)}. Use another run folder, or raise trainer.max_steps or trainer.max_epochs."
+            )
 
 
 def relative_to_root(value: Any, root: str) -> Any:
