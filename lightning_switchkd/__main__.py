@@ -4,8 +4,6 @@ import atexit
 import os
 import sys
 
-import torch.distributed as dist
-
 from lightning_switchkd.cli.main import main
 
 
@@ -16,7 +14,8 @@ def exit_rank() -> None:
     by then, the process aborts and the run counts as failed. Joining the threads is impossible: they end when nothing
     refers to their process group, and caches of DTensor and jsonargparse refer to it.
     """
-    if dist.is_available() and dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

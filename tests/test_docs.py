@@ -14,9 +14,9 @@ import pytest
 from command import ROOT
 from jsonargparse import auto_parser
 
-from lightning_switchkd.cli.commands import expand_switches
-from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS
-from lightning_switchkd.cli.main import COMMANDS, DEMO_DATA, main
+from lightning_switchkd.cli.commands import COMMANDS, command_function, expand_switches
+from lightning_switchkd.cli.main import DEMO_DATA, main
+from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHER_PROGRAMS = ("pip", "sbatch", "srun", "vllm", "apt", "python run.py")
@@ -81,7 +81,7 @@ def test_commands_parse(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     if arguments[0] == "demo-data":
         assert arguments[1] in DEMO_DATA
     elif arguments[0] in COMMANDS:
-        command = COMMANDS[arguments[0]]
+        command = command_function(arguments[0])
         auto_parser(command, as_positional=False).parse_args(expand_switches(command, arguments[1:]))
     else:
         assert arguments[0] in LIGHTNING_COMMANDS

@@ -265,7 +265,7 @@ def _as_rank(rank: int, port: int, seconds: float, target: Callable[..., None], 
 def fork_server() -> ForkServerContext:
     """Return a context that forks processes from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")  # with `spawn`, gloo aborts some processes at exit
-    context.set_forkserver_preload(["tiny", "lightning_switchkd.cli.main"])
+    context.set_forkserver_preload(["tiny", "lightning_switchkd.cli.lightning"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server itself does not get this process's path
         forkserver.ensure_running()

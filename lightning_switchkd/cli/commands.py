@@ -3,57 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
-from lightning_switchkd.core.errors import UserError
+from jsonargparse import auto_cli
+
+from lightning_switchkd.cli.parser import Parser
 from lightning_switchkd.core.text import program
-from lightning_switchkd.data.processor import load_processor
-from lightning_switchkd.data.repack import repack
-from lightning_switchkd.evaluation.ask import ask
-from lightning_switchkd.evaluation.chat import generate
-from lightning_switchkd.evaluation.report.report import report
-from lightning_switchkd.evaluation.runner import evaluate
-from lightning_switchkd.evaluation.score import score
-from lightning_switchkd.models.convert import convert
-from lightning_switchkd.models.export import write_student
-from lightning_switchkd.training.checkpoints.io import read_checkpoint
-from lightning_switchkd.training.checkpoints.metadata import metadata_of, student_weights
+
+COMMANDS = {
+    "distill": "cli.distill",
+    "pipeline": "cli.pipelines",
+    "sweep": "cli.pipelines",
+    "repack": "data.repack",
+    "convert": "models.convert",
+    "export": "cli.export",
+    "generate": "evaluation.chat",
+    "evaluate": "evaluation.runner",
+    "ask": "evaluation.ask",
+    "score": "evaluation.score",
+    "report": "evaluation.report.report",
+}
+"""Module of each command's function. Only the command that runs is imported: most need no Lightning, some no torch."""
 
 
-def export(ckpt: str, output: str, processor: str | None = None) -> None:
-    """Export the student of a checkpoint as a Hugging Face folder.
+def command_function(command: str) -> Callable[..., Any]:
+    """Import the function of a command."""
+    function: Callable[..., Any] = getattr(import_module(f"lightning_switchkd.{COMMANDS[command]}"), command)
+    return function
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run a command.
 
     Args:
-        ckpt: checkpoint written by `fit`.
-        output: folder to write: new, or an earlier export.
-        processor: folder of the training processor, if the folder has moved since training.
-
-    Raises:
-        UserError: The checkpoint cannot be read, or ``output`` is neither new nor an earlier export.
+        arguments: The command and its flags.
     """
-    folder = Path(output)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"--output: '{folder}' exists and is not a model folder. Give a new folder.")
-    checkpoint = read_checkpoint(ckpt)
-    metadata = metadata_of(checkpoint, ckpt)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    weights = student_weights(checkpoint["state_dict"], metadata["lora_scale"])
-    write_student(weights, load_processor(processor or metadata["processor"], metadata["square_pad"]), folder, metadata)
-    print(f"Student written to {folder}. Try it: {program()} generate --model {folder} --image FILE")
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "export": export,
-    "convert": convert,
-    "generate": generate,
-    "ask": ask,
-    "evaluate": evaluate,
-    "score": score,
-    "report": report,
-    "repack": repack,
-}
+    function = command_function(arguments[0])
+    flags = expand_switches(function, arguments[1:])
+    auto_cli(function, args=flags, as_positional=False, prog=f"{program()} {arguments[0]}", parser_class=Parser)
 
 
 def expand_switches(function: Callable[..., Any], arguments: list[str]) -> list[str]:

@@ -14,9 +14,10 @@ from jsonargparse import _typehints, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_switchkd.cli.parser import LightningParser
+from lightning_switchkd.cli.parser import Parser
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import existing
+from lightning_switchkd.core.runs import UNNAMED
 from lightning_switchkd.core.text import program
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.validate.validate import validate_data
@@ -35,7 +36,7 @@ from lightning_switchkd.training.callbacks import (
     ValGeneration,
     VisionGradients,
 )
-from lightning_switchkd.training.callbacks.run_files import UNNAMED, PreviousRun, RunFiles, check_not_finished
+from lightning_switchkd.training.callbacks.run_files import PreviousRun, RunFiles, check_not_finished
 from lightning_switchkd.training.checkpoints.io import newest, read_checkpoint
 from lightning_switchkd.training.module import SwitchKD
 from lightning_switchkd.training.strategies import FSDP2
@@ -58,6 +59,10 @@ CALLBACKS: dict[str, type[Callback]] = {
 
 CONF_FILE = re.compile(r"(?P<flag>-[^=]+=)?(?P<file>conf/.+\.ya?ml)")
 """An argument that names a file of ``conf/``."""
+
+
+class LightningParser(Parser, LightningArgumentParser):
+    """Parser of ``fit`` and the commands that take its settings."""
 
 
 class SwitchKDCLI(LightningCLI):
@@ -234,4 +239,3 @@ OWN_COMMANDS: dict[str, type[OwnCommandCLI]] = {
     "fill-cache": FillCacheCLI,
     "dry-run": DryRunCLI,
 }
-LIGHTNING_COMMANDS = ("fit", "validate", "test", *OWN_COMMANDS)

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import signal
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from textwrap import TextWrapper
-from typing import Any
 
-from jsonargparse import auto_cli
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import InterpolationResolutionError
-from transformers.utils import logging as transformers_logging
 
-from lightning_switchkd.cli import commands
-from lightning_switchkd.cli.commands import expand_switches
-from lightning_switchkd.cli.distill import distill
-from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, run_lightning
-from lightning_switchkd.cli.parser import Parser
-from lightning_switchkd.cli.renamed import check_names
-from lightning_switchkd.core.errors import UserError, out_of_memory
+from lightning_switchkd.cli.commands import COMMANDS, run_command
+from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS, check_names
+from lightning_switchkd.core.errors import Interrupted, UserError, out_of_memory
 from lightning_switchkd.core.paths import names_in
 from lightning_switchkd.core.text import program
-from lightning_switchkd.experiments.pipeline import run_pipeline
-from lightning_switchkd.experiments.sweep import run_sweep
-from lightning_switchkd.training.callbacks.interruption import Interrupted
 
 USAGE = """\
 usage: {program} COMMAND [--help] [options]
@@ -101,14 +87,17 @@ MISSING_PACKAGE = re.compile(r"Requirement '(?P<package>[^']+)' not met")
 MISSING_GPU = re.compile("No supported gpu backend found|`CUDAAccelerator` can not run on your system")
 """Lightning's messages on a machine without a GPU."""
 
+CONFIGURATION_ERROR = "MisconfigurationException"
+"""Name of Lightning's error on settings. Importing it would import Lightning."""
+
 WRONG_SETTING = ("Early stopping conditioned on", " `val_check_interval`")
-"""How Lightning's errors on settings begin, if they are not its configuration errors."""
+"""How Lightning's other errors on settings begin."""
 
 
 def silence_noise() -> None:
     """Hide the messages that other packages print at every start."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda line: NOTES.search(line.getMessage()) is None)
     for message in NOISE:
@@ -126,7 +115,8 @@ def find_user_error(error: BaseException | None) -> str | None:
             return f"A setting needs a package that is not installed: pip install '{missing['package']}'"
         if MISSING_GPU.search(message):
             return "This machine has no supported GPU. Set TRAINER=cpu, or --trainer.accelerator=cpu."
-        if isinstance(error, UserError | MisconfigurationException) or message.startswith(WRONG_SETTING):
+        is_configuration_error = type(error).__name__ == CONFIGURATION_ERROR
+        if isinstance(error, UserError) or is_configuration_error or message.startswith(WRONG_SETTING):
             return message.strip()
         error = error.__cause__
     return None
@@ -144,11 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_names(arguments)
         if command in LIGHTNING_COMMANDS:
-            run_lightning(arguments)
+            import_module("lightning_switchkd.cli.lightning").run_lightning(arguments)
         elif command in COMMANDS:
-            prog = f"{program()} {command}"
-            flags = expand_switches(COMMANDS[command], arguments[1:])
-            auto_cli(COMMANDS[command], args=flags, as_positional=False, prog=prog, parser_class=Parser)
+            run_command(arguments)
         elif command == "demo-data":
             write_demo_data(arguments[1:])
         elif command in ("-h", "--help"):
@@ -170,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except (ValueError, RuntimeError, MemoryError, MisconfigurationException) as error:
+    except Exception as error:
         if (message := find_user_error(error) or out_of_memory(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -190,82 +178,3 @@ def write_demo_data(arguments: list[str]) -> None:
     if name not in DEMO_DATA:
         raise UserError(f"demo-data: name a data set: {', '.join(DEMO_DATA)}.")
     import_module(f"lightning_switchkd.demo.{name}").main(arguments[1:])
-
-
-def pipeline(
-    pipeline: str = "conf/pipeline/emoji.yaml",
-    variables: dict[str, str] | None = None,
-    stages: list[str] | None = None,
-    jobs: int | None = None,
-    train_prepared: bool = False,
-    command: str = "fit",
-    launcher: str = "",
-    dry: bool = False,
-) -> None:
-    """Run the stages of a pipeline in order: data, models, trainings, evaluation.
-
-    Finished stages are kept, and interrupted trainings resume: run the same command again. A stage runs again if its
-    settings, its data or its models changed.
-
-    Args:
-        pipeline: file of conf/pipeline/.
-        variables: values of its variables, ``--variables.method=dbild``.
-        stages: run these stages and what they need. Default: the targets of the pipeline.
-        jobs: stages at a time. Default: one per processor core if all train on one CPU each, else one.
-        train_prepared: train the models that ship with the package.
-        command: run this command with the settings of the stages, instead of training: dry-run, validate-data, ...
-        launcher: program that starts the processes of a training, such as srun.
-        dry: print the commands, and run nothing.
-    """
-    launch = partial(launch_by, launcher.split()) if launcher else main
-    run_pipeline(launch, pipeline, variables, stages, jobs, train_prepared, command, dry)
-
-
-def launch_by(launcher: list[str], arguments: list[str]) -> None:
-    """Run a training by another program, such as srun, and pass it a Ctrl-C. Other commands run in this process."""
-    if arguments[0] != "fit":
-        return main(arguments)
-    process = subprocess.Popen([*launcher, sys.executable, "-m", "lightning_switchkd", *arguments])
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-    sys.exit(process.returncode)
-
-
-def sweep(
-    sweep: str = "conf/sweep/methods.yaml",
-    variables: dict[str, str] | None = None,
-    methods: list[str] | None = None,
-    seeds: list[int] | None = None,
-    flags: str = "",
-    output: str | None = None,
-    jobs: int | None = None,
-    dry: bool = False,
-) -> None:
-    """Train all methods of a sweep from one student, ask all the same questions, and write the comparison.
-
-    The models of the sweep are made first, by the stages of its pipeline. Finished runs are kept, as in `pipeline`.
-
-    Args:
-        sweep: what is compared, a file of conf/sweep/.
-        variables: values of its fields, ``--variables.data=digits``.
-        methods: run only these methods.
-        seeds: use these seeds instead of the sweep's.
-        flags: more flags for every run, as one text.
-        output: folder of the report. Default: reports/ and the names of the sweep and the data.
-        jobs: runs at a time. Default: one per processor core.
-        dry: print the commands, and run nothing.
-    """
-    values = {**(variables or {}), **({"seeds": seeds} if seeds else {})}
-    run_sweep(main, sweep, values, methods, flags, output, jobs, dry)
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    **commands.COMMANDS,
-    "distill": distill,
-    "pipeline": pipeline,
-    "sweep": sweep,
-}
-"""All commands that are plain functions. `pipeline` and `sweep` launch other commands, so they are defined here."""

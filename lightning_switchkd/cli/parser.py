@@ -10,7 +10,6 @@ from inspect import signature
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_switchkd.core.errors import UserError
 
@@ -27,7 +26,9 @@ HINTS = {
 }
 
 
-class _OneParagraph(ArgumentParser):
+class Parser(ArgumentParser):
+    """Parser whose errors are one paragraph."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
@@ -39,14 +40,6 @@ class _OneParagraph(ArgumentParser):
         raise UserError(
             explain(message, [flag for action in parser._actions for flag in action.option_strings])
         ) from ex
-
-
-class Parser(_OneParagraph):
-    """Parser of the commands that are plain functions."""
-
-
-class LightningParser(_OneParagraph, LightningArgumentParser):
-    """Parser of ``fit`` and the commands that take its settings."""
 
 
 def explain(message: str, flags: Iterable[str]) -> str:

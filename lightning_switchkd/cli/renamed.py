@@ -10,7 +10,7 @@ import yaml
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.renamed import CLASS_PATHS, COMMANDS, CONFIG_FOLDERS, FLAGS, upgrade_setting
 
-CONFIGURED = ("fit", "validate", "test", "validate-data", "fill-cache", "dry-run")
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "validate-data", "fill-cache", "dry-run")
 """Commands whose flags and files are settings of a run."""
 
 
@@ -29,7 +29,7 @@ def check_names(arguments: list[str]) -> None:
     if command in COMMANDS:
         raise UserError(f"Command '{command}' was renamed in 0.2: use {COMMANDS[command]}.")
     renamed = {f"--{key}": new for key, _ in flags if (new := FLAGS.get(command, {}).get(f"--{key}"))}
-    if command in CONFIGURED:
+    if command in LIGHTNING_COMMANDS:
         for key, value in flags:
             if key in ("config", "c"):
                 _check_file(Path(value))

@@ -1,4 +1,4 @@
-"""Errors that the command line prints as one paragraph, without a traceback."""
+"""Ends of a command that are printed as one paragraph, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from types import TracebackType
-
-import torch
 
 PHASES = {
     "student_pathway": "the student pathway",
@@ -41,6 +39,19 @@ class UserError(ValueError):
     """A mistake in the user's input. The message states the problem, the value and the fix."""
 
 
+class Interrupted(SystemExit):
+    """End a run after a signal and its checkpoint.
+
+    Args:
+        signum: The signal. The exit status is the shell's for this signal.
+        message: Printed before the exit.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(128 + signum)
+        self.message = message
+
+
 def check_limits(values: Mapping[str, float | None], limits: Mapping[str, tuple[float, float]]) -> None:
     """Check numbers of the user.
 
@@ -71,7 +82,7 @@ def out_of_memory(error: BaseException) -> str | None:
         The message. None if memory is not the problem.
     """
     is_host_error = "can't allocate memory" in str(error)
-    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_host_error):
+    if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or is_host_error):
         return None
     functions = [name for name in _functions(error.__traceback__) if name in PHASES]
     if len(functions) > 1 and "optimizer_step" in functions:  # Lightning runs the whole step inside optimizer_step

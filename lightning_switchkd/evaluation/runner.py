@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.extras import pyplot
+from lightning_switchkd.core.runs import read_config
 from lightning_switchkd.data.processor import load_processor
 from lightning_switchkd.evaluation.answer_store import STORE, answers_folder
 from lightning_switchkd.evaluation.benchmarks.definition import DATA_ROOT
@@ -20,7 +21,6 @@ from lightning_switchkd.evaluation.score import check_protocol
 from lightning_switchkd.evaluation.tasks import TEST, TaskReader
 from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.models.spec import DType
-from lightning_switchkd.training.callbacks.run_files import read_config
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.runs import read_config
 from lightning_switchkd.evaluation.answer_store import AnswerLog
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
@@ -20,7 +21,6 @@ from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.labels import NO_IMAGE
 from lightning_switchkd.evaluation.score import rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
-from lightning_switchkd.training.callbacks.run_files import read_config
 
 TEST = "test"
 """The benchmark that stands for the test samples of a run."""

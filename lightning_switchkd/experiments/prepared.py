@@ -14,8 +14,8 @@ import orjson
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import atomic_path
 from lightning_switchkd.core.paths import PACKAGE
+from lightning_switchkd.core.runs import changed_settings, hyperparameters
 from lightning_switchkd.experiments.stage import Stage, as_json, sha256
-from lightning_switchkd.training.callbacks.run_files import changed_settings, hyperparameters
 
 PREPARED = PACKAGE / "demo" / "models"
 """Folder of the prepared models in the package."""

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.runs import command_line
 from lightning_switchkd.core.text import duration
 from lightning_switchkd.experiments.prepared import copy_prepared
 from lightning_switchkd.experiments.stage import Stage
-from lightning_switchkd.training.callbacks.run_files import command_line
+
+PRELOADED = ["lightning_switchkd.cli.lightning", "lightning_switchkd.evaluation.runner"]
+"""Modules that stages need. They are imported once, before the first stage."""
 
 Launch = Callable[[list[str]], None]
 """Function that runs one command, given its arguments. Other processes import it by name."""
@@ -85,7 +88,7 @@ def run_stages(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the trainings have written their checkpoints.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_switchkd.__main__"])
+    context.set_forkserver_preload(PRELOADED)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting, running, done, checked = list(stages), dict[Any, Running](), set[str](), set[str]()
     names = {stage.name for stage in stages}

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.files import write_atomic
 from lightning_switchkd.core.paths import existing
-from lightning_switchkd.training.callbacks.run_files import changed_settings
+from lightning_switchkd.core.runs import changed_settings
 
 CONTENT = ("model.safetensors", "model.safetensors.index.json", "manifest.json", "student/model.safetensors")
 """Files that stand for a whole folder in a digest: of a model, a data set, a run."""

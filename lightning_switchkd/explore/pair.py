@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
+from lightning_switchkd.core.runs import read_config
 from lightning_switchkd.core.types import PATHWAYS, Batch, Pathway
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
 from lightning_switchkd.distillation.distiller import Distiller
@@ -28,7 +29,6 @@ from lightning_switchkd.models.auto import build
 from lightning_switchkd.models.spec import VLMSpec
 from lightning_switchkd.objectives import Objective, SwitchKDObjective
 from lightning_switchkd.objectives.terms import Need
-from lightning_switchkd.training.callbacks.run_files import read_config
 
 
 @dataclass

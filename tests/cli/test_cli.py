@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 from command import ROOT, configs, fit_arguments
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from lightning_switchkd.cli.lightning import LIGHTNING_COMMANDS, SwitchKDCLI, run_lightning
-from lightning_switchkd.cli.main import COMMANDS, main
+from lightning_switchkd.cli.commands import COMMANDS
+from lightning_switchkd.cli.lightning import SwitchKDCLI, run_lightning
+from lightning_switchkd.cli.main import main
+from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.experiments.pipeline import load_definition, stages_of
 
@@ -289,6 +293,27 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     usage = capsys.readouterr().out
     for command in (*LIGHTNING_COMMANDS, *COMMANDS):
         assert f"\n  {command} " in usage
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        ("pipeline", {"torch", "lightning"}),
+        ("sweep", {"torch", "lightning"}),
+        ("repack", {"lightning"}),
+        ("score", {"lightning"}),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(command: str, unused: set[str]) -> None:
+    """Importing Lightning takes seconds, also in front of a help text or an error."""
+    code = (
+        "import sys, lightning_switchkd.cli.main\n"
+        "from lightning_switchkd.cli.commands import command_function\n"
+        f"command_function('{command}')\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not unused & set(loaded.split())
 
 
 def test_the_private_hook_of_lightning_exists() -> None:

@@ -20,10 +20,10 @@ from command import ROOT, configs, fit_arguments
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.runs import hyperparameters
 from lightning_switchkd.experiments.definition import Search, SweepDefinition, merge
 from lightning_switchkd.experiments.pipeline import load_definition
 from lightning_switchkd.experiments.sweep_report import Column, Questions, summary, table_of
-from lightning_switchkd.training.callbacks.run_files import hyperparameters
 
 
 def make_questions(abilities: list[str], groups: list[int]) -> Questions:

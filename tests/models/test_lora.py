@@ -9,7 +9,7 @@ import tiny
 import torch
 from command import fit_arguments
 
-from lightning_switchkd.cli.commands import export
+from lightning_switchkd.cli.export import export
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.models.auto import build

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.training.callbacks.interruption import Interrupted
+from lightning_switchkd.core.errors import Interrupted
 from lightning_switchkd.training.loggers import FINAL_METRICS, TensorBoardLogger
 
 

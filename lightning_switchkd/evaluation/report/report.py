@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.runs import UNNAMED, command_line, git, read_config
 from lightning_switchkd.core.text import markdown_table
 from lightning_switchkd.evaluation.labels import (
     NO_IMAGE,
@@ -32,7 +33,6 @@ from lightning_switchkd.evaluation.report.tables import (
     published_section,
 )
 from lightning_switchkd.evaluation.score import read_results
-from lightning_switchkd.training.callbacks.run_files import UNNAMED, command_line, git, read_config
 
 
 def report(

@@ -14,22 +14,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_switchkd.core.errors import Interrupted
 from lightning_switchkd.core.types import Batch
 
 HOW_TO_RESUME = "To resume, repeat the command with --ckpt_path=last. `make` resumes by itself."
-
-
-class Interrupted(SystemExit):
-    """End a run after a signal and its checkpoint.
-
-    Args:
-        signum: The signal. The exit status is the shell's for this signal.
-        message: Printed before the exit.
-    """
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(128 + signum)
-        self.message = message
 
 
 class Interruption(Checkpoint):
