@@ -120,13 +120,15 @@ class DemoDataset:
         version: Version of the files. Increased whenever equal settings give other files.
         doc: Description. The command line shows the first line.
         settings: The dataclass of its settings. Each field is a flag, its annotation the help text.
-        fill: Writes everything but the manifest into an empty folder.
+        sources: Meaning of each ``source`` of the questions.
+        fill: Writes everything else into an empty folder.
     """
 
     name: str
     version: int
     doc: str
     settings: type
+    sources: Mapping[str, str]
     fill: Callable[[Any, Path], None]
 
     def write(self, settings: Any, output: Path) -> bool:
@@ -152,6 +154,7 @@ class DemoDataset:
         with atomic_path(output, unique=True) as partial:
             partial.mkdir()
             self.fill(settings, partial)
+            dump(self.sources, partial / "sources.json")
             dump(manifest, partial / "manifest.json")
         return True
 

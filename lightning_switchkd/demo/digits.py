@@ -10,6 +10,7 @@ uses the scans of its split only, so training never sees a held-out scan.
     train.json        several questions and answers per training board, in random order
     train_small.json  the same, from boards of a few training scans only: the student's training data
     val.json, test.json   one question per sample, its kind as "source"; scans without jitter
+    sources.json      what each kind of question asks
     processor/        tokenizer (trained on the training text), image processor, LlavaProcessor
     manifest.json     the settings; equal settings are not written again
 
@@ -43,6 +44,14 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "count": ("How many {digit}s are there?", "Count the {digit}s.", "How often do you see a {digit}?"),
     "sum": ("What is the sum?", "Add all digits.", "What do the digits add up to?"),
     "largest": ("What is the largest digit?", "Which digit is the largest?", "Name the largest digit."),
+}
+SOURCES = {
+    "position": "the digit at a place.",
+    "board": "all digits, row by row.",
+    "exists": "whether a digit is there.",
+    "count": "how often a digit is there.",
+    "sum": "the sum of all digits.",
+    "largest": "the largest digit.",
 }
 PLACES = {
     2: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
@@ -235,5 +244,5 @@ def _fill(settings: Settings, folder: Path) -> None:
     write_processor(text, folder / "processor", CELL * settings.grid, CELL // 2)  # two by two patches per digit
 
 
-DATASET = DemoDataset("digits", version=1, doc=__doc__, settings=Settings, fill=_fill)
+DATASET = DemoDataset("digits", version=1, doc=__doc__, settings=Settings, sources=SOURCES, fill=_fill)
 write, main = DATASET.write, DATASET.main

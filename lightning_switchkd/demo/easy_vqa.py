@@ -13,6 +13,7 @@ Its test split is kept as it is. The validation split is taken from its training
                       questions, which a model then answers from the text.
     train_small.json  some of these samples: the student's training data
     val.json, test.json   one question per sample, its kind as "source"; the images of val.json are in images/train
+    sources.json      what each kind of question asks
     processor/        tokenizer (trained on the training text), image processor (24 × 24), LlavaProcessor
     manifest.json     the settings; equal settings are not written again
 """
@@ -35,6 +36,14 @@ TRAIN_IMAGES = 4000
 IMAGE_SIZE, PATCH_SIZE = 24, 4
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+SOURCES = {
+    "color": "the color of the shape.",
+    "shape": "the shape.",
+    "color_present": "whether a color is there.",
+    "color_absent": "whether a color is not there.",
+    "shape_present": "whether a shape is there.",
+    "shape_absent": "whether a shape is not there.",
+}
 
 
 @dataclass(frozen=True)
@@ -160,5 +169,5 @@ def _fill(settings: Settings, folder: Path) -> None:
     write_processor(text, folder / "processor", IMAGE_SIZE, PATCH_SIZE)
 
 
-DATASET = DemoDataset("easy_vqa", version=1, doc=__doc__, settings=Settings, fill=_fill)
+DATASET = DemoDataset("easy_vqa", version=1, doc=__doc__, settings=Settings, sources=SOURCES, fill=_fill)
 write, main = DATASET.write, DATASET.main

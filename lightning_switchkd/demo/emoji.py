@@ -3,13 +3,7 @@
     python -m lightning_switchkd demo-data emoji --output datasets/emoji --scenes 12000 --seed 0
 
 A scene has three by three cells: two to five emojis, often three letters in a row, often one handwritten digit. The
-questions follow the axes of the paper's benchmarks:
-
-    perception      what a cell shows, its color, its group
-    reasoning       how many, where, which is more, which is higher
-    ocr             the word, letter by letter; the handwritten digit
-    hallucination   is it there? yes and no are 1:1; absent things are random, frequent, or of a present kind (POPE)
-    domain          facts of the emoji metadata: the kind of a thing, whether a kind is present
+questions follow the axes of the paper's benchmarks (``emoji_questions.ABILITIES``).
 
 Nothing leaks between splits:
 
@@ -23,6 +17,7 @@ Nothing leaks between splits:
     train.json        several questions per training scene, as turns of one sample
     train_small.json  the first of these samples: the student's training data
     val.json, test.json, test_glyphs.json, test_style.json   one question per sample, its ability as "source"
+    sources.json      what each ability asks
     processor/, manifest.json, ATTRIBUTION.txt
 """
 
@@ -79,7 +74,7 @@ def _write_training(settings: Settings, style: Style, folder: Path) -> list[str]
     samples, captions, text = list[Sample](), list[Sample](), list[str]()
     for keys, scene, asker in _scenes(settings, "train", style, folder):
         turns: dict[str, str] = {}
-        for ability in asker.rng.permutation(ABILITIES * 2).tolist()[:TURNS]:
+        for ability in asker.rng.permutation([*ABILITIES] * 2).tolist()[:TURNS]:
             if (question := asker.ask(ability, scene)) is not None:
                 turns.setdefault(*question[1:])
         caption = asker.describe(scene)
@@ -116,5 +111,5 @@ def _fill(settings: Settings, folder: Path) -> None:
     write_processor(text, folder / "processor", CELL * GRID, CELL, vocab_size=768, vision="siglip")
 
 
-DATASET = DemoDataset("emoji", version=3, doc=__doc__, settings=Settings, fill=_fill)
+DATASET = DemoDataset("emoji", version=3, doc=__doc__, settings=Settings, sources=ABILITIES, fill=_fill)
 write, main = DATASET.write, DATASET.main

@@ -11,7 +11,14 @@ from lightning_switchkd.demo.digits import PLACES, all_scans
 from lightning_switchkd.demo.emoji_scenes import GRID, Scene
 from lightning_switchkd.demo.emoji_things import things
 
-ABILITIES = ("perception", "reasoning", "ocr", "hallucination", "domain")
+ABILITIES = {
+    "perception": "what is in a place, its color, or its group.",
+    "reasoning": "how many, where, which is more, or which is higher.",
+    "ocr": "the word, letter by letter, or the handwritten digit.",
+    "hallucination": "whether a thing is there. Half of the things are not.",
+    "domain": "the kind of a thing, such as fruit, or whether a kind is there.",
+}
+"""What each ability asks. Absent things are random, frequent, or of a present kind, as in POPE."""
 
 
 @dataclass

@@ -15,6 +15,9 @@ NO_IMAGE = "no_image"
 STUDENT_INIT, STUDENT, FINE_TUNED = "student_init", "student", "fine_tuned"
 """Students: before training, after it, and after training without a teacher."""
 
+DISTILLED = "student (distilled)"
+"""Label of the student after training, next to one that was trained without a teacher."""
+
 LABELS = {
     TEXT_ONLY_BASELINE: "text-only baseline",
     NO_IMAGE: "no image",
@@ -22,12 +25,15 @@ LABELS = {
     FINE_TUNED: "student (fine-tuned)",
 }
 
+INTERVAL = "95 % interval"
+
 TERMS = {
     LABELS[STUDENT_INIT]: "the student before training.",
     LABELS[FINE_TUNED]: "the student after training without a teacher.",
+    DISTILLED: "the student after training with the teacher.",
     LABELS[TEXT_ONLY_BASELINE]: "the most common training answer to that question, ignoring the image.",
     LABELS[NO_IMAGE]: "the same model with blank images. It measures how much the question alone gives away.",
-    "95 % interval": "the score would mostly stay in it with other questions of the same kind.",
+    INTERVAL: "the score would mostly stay in it with other questions of the same kind.",
     "p": "the probability of at least such a difference by chance, if both systems were equally good. McNemar's test "
     "counts the questions that only one of them answers correctly.",
 }
@@ -47,7 +53,7 @@ def label(name: str, systems: Container[str] = ()) -> str:
     'student (distilled)'
     """
     if name == STUDENT and FINE_TUNED in systems:
-        return "student (distilled)"
+        return DISTILLED
     if name == STUDENT and STUDENT_INIT in systems:
         return "student (after)"
     return LABELS.get(name, name)

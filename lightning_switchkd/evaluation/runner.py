@@ -18,7 +18,7 @@ from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, l
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
 from lightning_switchkd.evaluation.report.report import check_baseline, report
 from lightning_switchkd.evaluation.score import check_protocol
-from lightning_switchkd.evaluation.tasks import TEST, TaskReader
+from lightning_switchkd.evaluation.tasks import TEST, Task, TaskReader
 from lightning_switchkd.models.generation import load_model
 from lightning_switchkd.models.spec import DType
 
@@ -75,37 +75,21 @@ def evaluate(
         published: YAML file with published results.
     """
     pyplot("evaluate")  # report a missing package before the first model runs for hours
-    models = models_of(run, models)
-    if not models:
-        raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
+    models = _checked(models_of(run, models), baseline)
     if output is None and run is None:
         raise UserError("--output: give a folder for the report.")
     folder = Path(output or Path(str(run), "report"))
     rules = check_protocol(protocol)
-    if reserved := {TEXT_ONLY_BASELINE, NO_IMAGE} & models.keys():
-        raise UserError(f"--models: the name '{min(reserved)}' is reserved for the report. Choose another name.")
-    check_baseline(baseline, models)
     reader = TaskReader(run, folder, image_root, turns, data_root, annotations or {}, rules, limit)
     papers = read_published(published)[0].benchmarks
     requested = [benchmarks] if isinstance(benchmarks, str) else benchmarks or ([TEST] if run else papers)
     tasks = reader.read(requested, papers)
     for model_folder in models.values():
         load_processor(model_folder)  # report a wrong folder before the first model runs for hours
-    try:
-        for writable in (folder, Path(answer_store)):
-            writable.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {writable} ({error}). Set --output and --answer_store.") from None
+    _make_folders(folder, Path(answer_store))
     trainer = inference_trainer(accelerator, devices)
-    systems = {name: str(folder / name) for name in models}
     for task in tasks if trainer.is_global_zero else ():
-        if task.num_turns > 1 and turns == "last":
-            print(f"{task.benchmark.name}: last of up to {task.num_turns} turns asked. To ask all, set --turns=all.")
-        if task.benchmark.from_samples:
-            task.benchmark.write()
-        if task.benchmark.training:
-            task.rate_text_only_baseline(folder / TEXT_ONLY_BASELINE)
-            systems = {TEXT_ONLY_BASELINE: str(folder / TEXT_ONLY_BASELINE), **systems}
+        _prepare(task, folder, turns)
     for name, model_folder in models.items():
         model = load_model(model_folder, "cpu", dtype, f"--models.{name}")
         for task, blank in product(tasks, (False, True) if no_image else (False,)):
@@ -117,6 +101,8 @@ def evaluate(
             if trainer.is_global_zero:
                 task.rate(log, folder / name, blank)
     if trainer.is_global_zero:
+        baselines = [TEXT_ONLY_BASELINE] if any(task.benchmark.training for task in tasks) else []
+        systems = {name: str(folder / name) for name in (*baselines, *models)}
         report(systems, str(folder), [task.benchmark.name for task in tasks], run, baseline, published)
 
 
@@ -140,3 +126,40 @@ def models_of(run: str | None, further: Mapping[str, str] | None = None) -> dict
     models = {**earlier, **(further or {})}
     models.setdefault("student", str(Path(run, "student")))
     return {name: folder for name, folder in models.items() if folder}
+
+
+def _checked(models: dict[str, str], baseline: str | None) -> dict[str, str]:
+    """Return the models.
+
+    Raises:
+        UserError: There are none, one has a reserved name, or the baseline is not one of them.
+    """
+    if not models:
+        raise UserError("Nothing to evaluate. Give a model (--models.student=DIR) or a run folder (--run).")
+    if reserved := {TEXT_ONLY_BASELINE, NO_IMAGE} & models.keys():
+        raise UserError(f"--models: the name '{min(reserved)}' is reserved for the report. Choose another name.")
+    check_baseline(baseline, models)
+    return models
+
+
+def _make_folders(output: Path, answer_store: Path) -> None:
+    """Create the folders.
+
+    Raises:
+        UserError: One cannot be written.
+    """
+    try:
+        for folder in (output, answer_store):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder} ({error}). Set --output and --answer_store.") from None
+
+
+def _prepare(task: Task, output: Path, turns: Turns) -> None:
+    """Write the definition of a benchmark of samples, and the scores of the text-only baseline if it has any."""
+    if task.num_turns > 1 and turns == "last":
+        print(f"{task.benchmark.name}: last of up to {task.num_turns} turns asked. To ask all, set --turns=all.")
+    if task.benchmark.from_samples:
+        task.benchmark.write()
+    if task.benchmark.training:
+        task.rate_text_only_baseline(output / TEXT_ONLY_BASELINE)

@@ -46,6 +46,7 @@ class Result:
         scores: Score of each, from 0 to 1.
         texts: Answer to each, or None.
         complete: Number of questions of the complete benchmark. 0 if it does not matter.
+        category_intervals: 95 % intervals of the scores by category.
         resamples: The score over bootstrap resamples, which are the same for every system.
     """
 
@@ -68,6 +69,7 @@ class Result:
     scores: list[float] = field(default_factory=list, repr=False)
     texts: list[str | None] = field(default_factory=list, repr=False)
     complete: int = 0
+    category_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     resamples: list[float] = field(default_factory=list, repr=False)
 
     @property
@@ -80,6 +82,11 @@ class Result:
     def partial(self) -> bool:
         """True if the complete benchmark has more questions."""
         return self.questions < self.complete
+
+    @property
+    def in_points(self) -> bool:
+        """True if the scores by category are points, of 200 each (MME), instead of percent."""
+        return max(self.categories.values(), default=0) > 100
 
     def correct(self) -> dict[str, bool]:
         """Return whether each question was answered correctly, by its key. A score of 0.5 is enough."""
@@ -106,7 +113,7 @@ class Result:
         by_question = file.with_suffix(QUESTIONS)
         values: dict[str, Any] = {**load_json(file), **(load_json(by_question) if by_question.is_file() else {})}
         known = {f.name for f in fields(cls)}
-        if not known - {"complete", "resamples"} <= values.keys() <= known:  # version 0.1.0 has neither
+        if not known - {"category_intervals", "complete", "resamples"} <= values.keys() <= known:  # 0.1.0 has none
             raise UserError(
                 f"{file} and {by_question.name} are not a result. Write them with `score --output` or `evaluate`."
             )
@@ -168,6 +175,7 @@ def rate(
     metric.update(range(len(labeled)), texts)
     judged, tally = metric.judged(), benchmark.rules.tally
     result.score, result.categories, result.figures = benchmark.scores(labeled, judged)
+    result.category_intervals = benchmark.category_intervals(labeled, judged)
     resamples = tally.resamples(labeled, judged)
     result.low, result.high = interval_95(resamples)
     result.resamples = resamples.round(6).tolist()

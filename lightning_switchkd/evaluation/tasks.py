@@ -18,6 +18,7 @@ from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
+from lightning_switchkd.evaluation.benchmarks.tables import load_json
 from lightning_switchkd.evaluation.labels import NO_IMAGE
 from lightning_switchkd.evaluation.score import rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
@@ -27,6 +28,9 @@ TEST = "test"
 
 PRESENT = "present"
 """Stands for the benchmarks whose files exist."""
+
+SOURCES = "sources.json"
+"""File next to LLaVA samples with the meaning of each ``source``."""
 
 SAMPLE_SUFFIXES = (".json", ".jsonl", ".parquet", ".tar")
 
@@ -175,6 +179,7 @@ class TaskReader:
             layouts=[{"reader": "samples", "annotations": annotations, "image_root": image_root, "turns": self.turns}],
             annotations=".",
             training=training if all(map(glob, training)) else [],  # not behind URLs, or on another machine
+            categories=_sources_beside(annotations),
             file=self.output / f"{name}.yaml",
         )
 
@@ -186,6 +191,19 @@ class TaskReader:
             )  # a token has a byte or more
             benchmark = replace(benchmark, max_new_tokens=longest + EXTRA_TOKENS)
         return Task(benchmark, folder, items[: self.limit], self.protocol)
+
+
+def _sources_beside(annotations: str) -> dict[str, str]:
+    """Return the meaning of each source of samples, from the file next to them, if any.
+
+    Raises:
+        UserError: The file has other content.
+    """
+    file = Path(annotations).parent / SOURCES
+    sources = load_json(file) if file.is_file() else {}
+    if not isinstance(sources, dict) or not all(isinstance(meaning, str) for meaning in sources.values()):
+        raise UserError(f'{file} must map the sources of samples to texts, {{"ocr": "words in the image"}}. Fix it.')
+    return sources
 
 
 def _images_beside(file: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.files import write_atomic
-from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.report.curves import read_metrics
 from lightning_switchkd.experiments.definition import Search, SweepDefinition
 from lightning_switchkd.experiments.pipeline import Pipeline, load_definition, run, stages_of
 from lightning_switchkd.experiments.scheduler import Launch

@@ -20,7 +20,8 @@ from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.core.text import exact_match, markdown_table, percent
 from lightning_switchkd.evaluation.benchmarks.readers import llava
 from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
-from lightning_switchkd.evaluation.report.charts import radar, read_metrics
+from lightning_switchkd.evaluation.report.charts import radar
+from lightning_switchkd.evaluation.report.curves import read_metrics
 from lightning_switchkd.evaluation.significance import interval_95, resample_groups
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 from lightning_switchkd.experiments.definition import SweepDefinition

@@ -9,7 +9,7 @@ from pandas import Categorical, DataFrame, concat
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.labels import NO_IMAGE, label, upgrade_result
-from lightning_switchkd.evaluation.report.charts import read_metrics
+from lightning_switchkd.evaluation.report.curves import read_metrics
 from lightning_switchkd.evaluation.runner import models_of
 from lightning_switchkd.evaluation.score import Result, read_results
 

@@ -117,6 +117,7 @@ def test_held_out_boards_have_one_question_of_each_kind(folder: Path) -> None:
         counts = Counter(sample["source"] for sample in samples(folder, name))
         assert counts == dict.fromkeys(TEMPLATES, boards)
         assert len({sample["id"] for sample in samples(folder, name)}) == boards * len(TEMPLATES)
+    assert json.loads((folder / "sources.json").read_text(encoding="utf-8")).keys() == TEMPLATES.keys()
 
 
 def test_training_boards_have_their_turns_and_captions(folder: Path) -> None:

@@ -133,6 +133,7 @@ def test_answers_are_true(folder: Path, name: str) -> None:
 def test_abilities_are_asked_equally_and_yes_as_often_as_no(folder: Path) -> None:
     test = samples(folder, "test.json")
     assert Counter(sample["source"] for sample in test) == dict.fromkeys(ABILITIES, SETTINGS.test_scenes)
+    assert json.loads((folder / "sources.json").read_text(encoding="utf-8")) == ABILITIES
     answers = Counter(turns(sample)[0][1] for sample in test if sample["source"] == "hallucination")
     assert answers["yes"] == answers["no"] == SETTINGS.test_scenes / 2
 

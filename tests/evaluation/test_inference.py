@@ -16,12 +16,13 @@ import tiny
 from command import ROOT
 
 from lightning_switchkd.cli.main import main
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation import inference
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.runner import models_of
 from lightning_switchkd.evaluation.score import Result
-from lightning_switchkd.evaluation.tasks import ANSWERS, EXTRA_TOKENS
+from lightning_switchkd.evaluation.tasks import ANSWERS, EXTRA_TOKENS, TaskReader
 from lightning_switchkd.models.generation import load_model
 
 NUM_SAMPLES = 48
@@ -111,6 +112,20 @@ def run(pair: Path, tmp_path: Path) -> Path:
     return run
 
 
+def test_meanings_of_sources(pair: Path, tmp_path: Path) -> None:
+    shutil.copy(pair / "records.json", tmp_path / "test.json")
+    reader = TaskReader(None, tmp_path, str(pair / "images"), "last", "", {}, "llava", 4)
+    assert reader.read([str(tmp_path / "test.json")], [])[0].benchmark.categories == {}
+    meanings = tmp_path / "sources.json"
+    meanings.write_text('{"kind0": "the first kind"}', encoding="utf-8")
+    benchmark = reader.read([str(tmp_path / "test.json")], [])[0].benchmark
+    benchmark.write()
+    assert Benchmark.read(str(benchmark.file)).categories == {"kind0": "the first kind"}
+    meanings.write_text('["kind0"]', encoding="utf-8")
+    with pytest.raises(UserError, match="must map the sources of samples to texts"):
+        reader.read([str(tmp_path / "test.json")], [])
+
+
 def test_a_run_names_its_models(run: Path, pair: Path) -> None:
     models = models_of(str(run), {"fine_tuned": "x"})
     assert list(models) == ["teacher", "student_init", "fine_tuned", "student"], "the run's student is the last"
@@ -128,13 +143,13 @@ def test_a_run_asks_its_own_test_samples(run: Path, pair: Path, capsys: pytest.C
     assert "teacher, test: 9 questions, 0:" in printed.err
     assert "student (fine-tuned), test: 9 questions, all answered before" in printed.err, "the weights of the teacher"
     assert "Student (distilled) is not clearly different from student (fine-tuned): " in printed.out
-    assert "p = 1 (paired, n = 9)." in printed.out
+    assert "p = 1, paired, n = 9)." in printed.out
     report = json.loads((run / "report" / "results.json").read_text(encoding="utf-8"))
     assert report["about"]["run"] == str(run)
     assert report["systems"]["text_only_baseline"]["test"]["score"] == 100
     assert Benchmark.read(str(run / "report" / "test.yaml")).training == [str(pair / "records.json")]
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert "losses" not in page, "the run has no metrics"
+    assert "Training curves" not in page, "the run has no metrics"
     assert page.count('class="shot"') > 3, "examples have their images"
 
 

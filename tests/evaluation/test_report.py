@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.text import program
-from lightning_switchkd.evaluation.report.charts import draw_losses, read_metrics
+from lightning_switchkd.evaluation.report import charts
 from lightning_switchkd.evaluation.report.comparison import compare, sentence
+from lightning_switchkd.evaluation.report.curves import METRICS, read_metrics, training_section
 from lightning_switchkd.evaluation.report.examples import examples_of
 from lightning_switchkd.evaluation.report.report import describe
 from lightning_switchkd.evaluation.score import Result
 from lightning_switchkd.evaluation.significance import mcnemar, resample_sums
+from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, SwitchKDObjective
 
 
 def result(*texts: str, name: str = "digits") -> Result:
@@ -81,6 +83,9 @@ def test_terminal_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ["average", "25.0", "100.0", "25.0"],
     ]
     assert ["sft", "teacher", "digits", "-66.7", "0", "2", "0.5"] in rows
+    assert "\nPrompts and scoring follow the rules of LLaVA (--protocol=llava).\n" in text
+    assert "![Scores by kind of question](scores.png)" in text
+    assert "single run" not in text, "these systems come from no run of ours"
     assert "- **no image**: the same model with blank images." in text
     assert "student (before)" not in text, "only the terms that the report uses are explained"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -142,10 +147,56 @@ def test_several_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [len(row) for row in rows] == [6] * 5 + [3] * 5, "at most six columns"
     assert rows[0] == ["score, % [95 % interval]", "t", "u", "v", "w", "x"]
     assert rows[2] == ["Digits, 3 questions", *["66.7 [0.0, 100.0]"] * 5]
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    headings = [row for row in rows_of(text) if row[:2] == ["A", "B"]]
+    assert headings == [["A", "B", "benchmark", "A − B [95 % interval]", "only A correct", "only B correct", "p"]]
     clear = "(0 clearly, p < 0.05, paired)"
     assert f"Z is above t on 1 of 3 benchmarks {clear}, and below on 1 of 3 benchmarks {clear}." in printed
     assert (tmp_path / "out" / "scores.png").stat().st_size > 1000
-    assert "## Scores" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Scores" in text
+    assert "![Scores by benchmark](scores.png)" in text
+
+
+def test_columns_with_one_value_become_a_sentence(tmp_path: Path) -> None:
+    systems = {name: {"digits": many(correct)} for name, correct in (("a", 0), ("b", 80), ("c", 160))}
+    main(["report", *write_results(tmp_path, **systems), f"--output={tmp_path / 'out'}"])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "\nAll rows: benchmark digits, only B correct 0, p < 0.001.\n" in text
+    rows = [row for row in rows_of(text) if len(row) == 4 and row[0] in "Abc"]
+    assert rows[0] == ["A", "B", "A − B [95 % interval]", "only A correct"]
+    assert [(row[0], row[1], row[3]) for row in rows[1:]] == [("b", "a", "80"), ("c", "a", "160"), ("c", "b", "80")]
+
+
+def test_kinds_of_question_are_explained(tmp_path: Path) -> None:
+    definition = tmp_path / "digits.yaml"
+    categories = {"exists": "whether a digit is there.", "sum": "not asked."}
+    values = {"title": "Digits", "scoring": "exact", "layouts": [{"reader": "llava"}], "categories": categories}
+    definition.write_text(json.dumps(values), encoding="utf-8")
+    explained = result("7", "3", "yes")
+    explained.definition = str(definition)
+    main(["report", *write_results(tmp_path, a={"digits": explained}), f"--output={tmp_path / 'out'}"])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "\n- **exists**: whether a digit is there.\n\nAn answer is correct if it equals the expected one." in text
+    assert "not asked" not in text
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<p><b>exists</b>: whether a digit is there.</p>" in page
+
+
+def test_chart_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first group is all questions. Whiskers are the intervals, as far as they are known."""
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, file: drawn.append(figure))
+    first = result("7", "3", "no")
+    first.low, first.high, first.category_intervals = 30, 90, {"position": (60, 100)}
+    charts.draw_scores(tmp_path / "scores.png", {"a": {"digits": first}}, ["digits"])
+    axis = drawn[0].axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["all", "exists", "position"]
+    whiskers, bars = axis.containers
+    assert [bar.get_height() for bar in bars] == pytest.approx([200 / 3, 0, 100])
+    ends = [segment[:, 1].tolist() for segment in whiskers.lines[2][0].get_segments()]
+    assert np.array(ends) == pytest.approx(np.array([[30, 90], [0, 0], [60, 100]]))
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"a", "95 % interval"}
+    charts.pyplot("report").close(drawn[0])
 
 
 def test_labels_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +222,8 @@ def test_results_of_version_0_1_0(tmp_path: Path) -> None:
         flags = write_results(folder, **systems)
         for file in folder.glob("*/*.json"):  # 0.1.0 knew neither of these
             values = json.loads(file.read_text(encoding="utf-8"))
-            kept = {name: value for name, value in values.items() if name not in ("complete", "resamples")}
+            new_fields = ("category_intervals", "complete", "resamples")
+            kept = {name: value for name, value in values.items() if name not in new_fields}
             file.write_text(json.dumps(kept), encoding="utf-8")
         main(["report", *flags, f"--output={folder / 'out'}"])
         results = json.loads((folder / "out" / "results.json").read_text("utf-8"))
@@ -181,7 +233,7 @@ def test_results_of_version_0_1_0(tmp_path: Path) -> None:
     assert len(list((tmp_path / "old" / "teacher").glob("digits.blind.*"))) == 2
 
 
-def test_head_and_losses_of_a_run(tmp_path: Path) -> None:
+def test_head_and_curves_of_a_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     objective = {"class_path": "lightning_switchkd.objectives.KD"}
@@ -196,18 +248,36 @@ def test_head_and_losses_of_a_run(tmp_path: Path) -> None:
         "git": {"commit": "0123456789abcdef"},
     }
     (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
-    metrics = "step,train/loss/ce,train/loss/total,val/loss/ce\n9,1.5,2,\n19,1.25,2,1.3\n"
-    (run / "metrics.csv").write_text(metrics, encoding="utf-8")
-    main(["report", *write_results(tmp_path, a={"digits": many(3)}), f"--output={tmp_path / 'out'}", f"--run={run}"])
+    metrics = "step,train/loss/mine,train/loss/ce,train/loss/total,val/loss/ce,val/accuracy\n"
+    (run / "metrics.csv").write_text(metrics + "9,2,1.5,2,,0.5\n19,1,1.25,2,1.3,0.6\n", encoding="utf-8")
+    systems = write_results(tmp_path, a={"digits": many(3)}, b={"digits": many(4)})
+    main(["report", *systems, f"--output={tmp_path / 'out'}", f"--run={run}", "--baseline=a"])
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"<h1>Evaluation of {run}</h1>" in page
     assert "<td>method</td><td>kd_rkl</td>" in page
     assert "<td>trained</td><td>2026-01-02 03:04 UTC, lightning_switchkd 0.2.0, commit 0123456789</td>" in page
-    assert "<h2>Loss terms during training</h2>" in page
-    losses = tmp_path / "out" / "losses.png"
-    assert losses.stat().st_size > 1000
-    assert draw_losses(losses, {"val/loss/ce": [(1, 2.0)], "val/accuracy": [(1, 2.0), (2, 3.0)]}) is None
-    assert not losses.exists(), "one point is not a curve"
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"# Evaluation of {run}\n" in text
+    result, note, chart = text.split("\n\n")[2:5]
+    assert result.startswith("B is not clearly different from a: ")
+    assert note.startswith("Each trained student is from a single run,")
+    assert "make sweep SWEEP=demo" in note
+    assert chart == "![Scores by kind of question](scores.png)"
+    curves = text.partition("## Training curves\n\n")[2].splitlines()
+    assert curves[0] == "![Losses and validation metrics by optimizer step](curves.png)"
+    terms = ["cross-entropy (ce)", "next-token accuracy on validation data"]
+    assert [line.split("**")[1] for line in curves[2:]] == terms, "a loss of one's own has its name only"
+    file = tmp_path / "out" / "curves.png"
+    assert file.stat().st_size > 1000
+    (run / "metrics.csv").write_text("step,val/loss/ce\n9,1.5\n", encoding="utf-8")
+    assert training_section(tmp_path / "out", str(run)) == []
+    assert not file.exists(), "one point is not a curve"
+
+
+def test_every_loss_term_is_explained() -> None:
+    objectives = [SwitchKDObjective(image_tokens=True), LLaVAKD(), AlignKD(), *map(KD, ("fkl", "rkl", "jsd"))]
+    names = {f"loss/{name}" for objective in objectives for name in objective.terms}
+    assert names | {"exact_match", "accuracy"} == METRICS.keys()
 
 
 def test_examples_show_where_two_systems_differ() -> None:

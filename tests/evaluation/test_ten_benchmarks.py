@@ -40,6 +40,8 @@ def test_llava_layout(name: str, tmp_path: Path) -> None:
     result = rate(benchmark, tmp_path, items, matched, "llava", "")
     assert result.score == pytest.approx(expected)
     assert result.low <= expected <= result.high
+    assert result.category_intervals.keys() == result.categories.keys()
+    assert all(low <= result.categories[name] <= high for name, (low, high) in result.category_intervals.items())
     for item in items:
         question = as_question(item, benchmark.prompt_of(item))
         assert question.turns[-1].text.startswith("<image>\n") == bool(item.pictures)

@@ -18,7 +18,7 @@ METRICS = {
     "train/loss/align": 0.574,
     "train/loss/vsd": 0.0601,
 }
-SHOWN = "val exact match 0.461 val accuracy 0.829 ce 0.456 align 0.574 vsd 0.0601"
+SHOWN = "val exact match 0.461 val token accuracy 0.829 ce 0.456 align 0.574 vsd 0.0601"
 
 
 def bar_in(console: Console, step: int) -> tuple[StepProgressBar, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from string import Formatter
@@ -45,6 +45,7 @@ class Benchmark:
         export_ids: Table in its folder that lists every ``question_id`` the server requires, asked or not.
         training: Files of training samples for the text-only baseline: one or several.
         questions: Number of scored questions of the complete benchmark. 0 if it does not matter.
+        categories: Meaning of each category, for reports.
         file: The YAML file. In ``conf/``, it may be the package's copy (``core.paths.shipped``).
     """
 
@@ -61,6 +62,7 @@ class Benchmark:
     export_ids: str = ""
     training: str | list[str] = ""
     questions: int = 0
+    categories: dict[str, str] = field(default_factory=dict)
     file: Path = Path()
 
     @property
@@ -200,19 +202,27 @@ class Benchmark:
             judged: ``[N, 2]``: score, and 1 for a yes.
         """
         tally = self.rules.tally
-        rows: dict[str, list[int]] = {}
-        for row, item in enumerate(items):
-            rows.setdefault(item.category, []).append(row)
-        by_category = {
-            name: tally.category([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)
-        }
+        by_category = {name: tally.category(*part) for name, part in _by_category(items, judged).items()}
         figures = tally.figures(items, judged, by_category)
         return tally.score(items, judged), by_category if len(by_category) > 1 else {}, figures
+
+    def category_intervals(self, items: list[Item], judged: Floats) -> dict[str, tuple[float, float]]:
+        """Return the 95 % intervals of the scores by category."""
+        parts = _by_category(items, judged)
+        return {name: self.rules.tally.category_interval(*part) for name, part in parts.items() if len(parts) > 1}
 
 
 def reader_of(layout: Mapping[str, Any]) -> str:
     """Return the name of a layout's reader."""
     return str(layout.get("reader", "table"))
+
+
+def _by_category(items: Sequence[Item], judged: Floats) -> dict[str, tuple[list[Item], Floats]]:
+    """Return the questions and scores of each category, in alphabetical order."""
+    rows: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(item.category, []).append(row)
+    return {name: ([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)}
 
 
 def _of_protocol(value: ByProtocol, protocol: str) -> str:

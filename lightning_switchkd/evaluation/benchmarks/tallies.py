@@ -14,11 +14,17 @@ import numpy as np
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION
-from lightning_switchkd.evaluation.significance import Floats, resample_sums
+from lightning_switchkd.evaluation.significance import Floats, interval_95, resample_sums
 
 
 class Mean:
-    """Tally whose headline is the mean score of all questions, in percent."""
+    """Tally whose headline is the mean score of all questions, in percent.
+
+    Attributes:
+        category_scale: Factor of the scores of single categories, which may be in points.
+    """
+
+    category_scale = 1
 
     def counts(self, item: Item) -> bool:
         """Return whether a question counts in the headline."""
@@ -76,7 +82,11 @@ class Mean:
 
     def category(self, items: Sequence[Item], judged: Floats) -> float:
         """Return the score of the questions of one category, whether they count in the headline or not."""
-        return float(self.headline(self.sums_of_all(items, judged).sum(0)))
+        return self.category_scale * float(self.headline(self.sums_of_all(items, judged).sum(0)))
+
+    def category_interval(self, items: Sequence[Item], judged: Floats) -> tuple[float, float]:
+        """Return the 95 % interval of the score of one category, by bootstrap over its units."""
+        return interval_95(self.category_scale * self.headline(resample_sums(self.sums_of_all(items, judged))))
 
     def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Return the further figures that the benchmark reports.
@@ -141,8 +151,10 @@ class Circular(Mean):
 class MME(Mean):
     """MME's perception score as a percentage of 2,000 points.
 
-    The points of a category are its accuracy plus the percentage of images with both answers correct.
+    The points of a category, at most 200, are its accuracy plus the percentage of images with both answers correct.
     """
+
+    category_scale = 2
 
     def counts(self, item: Item) -> bool:
         """Return whether the category belongs to perception."""
@@ -169,10 +181,6 @@ class MME(Mean):
         points = 100 * (_ratio(correct, asked) + _ratio(both, images))
         percentages: Floats = _ratio(points.sum(-1), 2 * (asked > 0).sum(-1))
         return percentages
-
-    def category(self, items: Sequence[Item], judged: Floats) -> float:
-        """Return the points of a category, at most 200."""
-        return 2 * super().category(items, judged)
 
     def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Return the points of perception (at most 2,000) and cognition (at most 800), if all categories were asked."""

@@ -1,8 +1,7 @@
-"""Charts of reports and sweeps, and the metrics of a run that they show."""
+"""Charts of scores, in reports and sweeps."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from lightning_switchkd.core.extras import pyplot
-from lightning_switchkd.core.renamed import upgrade_metric
-from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
+from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.comparison import Systems, of_benchmark
+from lightning_switchkd.evaluation.report.page import Chart
+from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.significance import Floats
 
-Curves = dict[str, list[tuple[int, float]]]
+ALL = "all"
+"""Label of the score of all questions, next to those of their kinds."""
 
 
 def radar(axis: Any, names: Sequence[str], series: Mapping[str, Sequence[float]], colors: Mapping[str, Any]) -> None:
@@ -37,98 +39,69 @@ def radar(axis: Any, names: Sequence[str], series: Mapping[str, Sequence[float]]
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.12, 0.5))
 
 
-def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> bytes:
-    """Draw the scores as groups of bars: one benchmark by category, several by benchmark. Return the file.
+def draw_scores(file: Path, systems: Systems, names: Sequence[str]) -> Chart:
+    """Draw the scores with their intervals as groups of bars: one benchmark by category, several by benchmark.
 
     Hatched bars are scores with blank images. Dashed lines are the text-only baseline.
     """
-    plt = pyplot("report")
     groups, values = _values(systems, names, "")
     no_image = _values(systems, names, f".{NO_IMAGE}")[1]
     baseline = values.pop(TEXT_ONLY_BASELINE, None)
-    figure, axis = plt.subplots(figsize=(max(7.0, 2.0 + 0.33 * len(values) * len(groups)), 4.2))
+    figure, axis = pyplot("report").subplots(figsize=(max(7.0, 2.0 + 0.33 * len(values) * len(groups)), 4.2))
     width = 0.8 / max(1, len(values))
+    whiskers: dict[str, Any] = {"elinewidth": 0.8, "ecolor": "0.2", "label": INTERVAL}
     hatch: dict[str, Any] = {"fill": False, "hatch": "///", "edgecolor": "black", "linewidth": 0.5}
-    for position, (system, scores) in enumerate(values.items()):
+    for position, (system, (scores, low, high)) in enumerate(values.items()):
         x = np.arange(len(groups)) + (position - (len(values) - 1) / 2) * width
-        bars = axis.bar(x, scores, 0.9 * width, label=label(system, systems), color=f"C{position}")
+        style: dict[str, Any] = {"label": label(system, systems), "color": f"C{position}", "error_kw": whiskers}
+        bars = axis.bar(x, scores, 0.9 * width, yerr=np.maximum(0, [scores - low, high - scores]), **style)
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0}
         axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=2, bbox=white)
         if system in no_image:
-            axis.bar(x, no_image[system], 0.9 * width, label=label(NO_IMAGE), **hatch)
-    if baseline:
+            axis.bar(x, no_image[system][0], 0.9 * width, label=label(NO_IMAGE), **hatch)
+    if baseline is not None:
         centers = np.arange(len(groups))
-        style: dict[str, Any] = {"colors": "black", "linestyles": "dashed", "linewidth": 1}
-        axis.hlines(baseline, centers - 0.45, centers + 0.45, label=label(TEXT_ONLY_BASELINE), **style)
+        dashed: dict[str, Any] = {"colors": "black", "linestyles": "dashed", "linewidth": 1}
+        axis.hlines(baseline[0], centers - 0.45, centers + 0.45, label=label(TEXT_ONLY_BASELINE), **dashed)
+    axis.margins(x=0.02)
     axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
-    is_points = any(score > 100 for scores in values.values() for score in scores)
+    is_points = len(names) == 1 and any(result.in_points for result in of_benchmark(systems, names[0]).values())
     axis.set_ylim(0, 200 if is_points else 106)  # room for the label of 100 %
     axis.set_ylabel("points" if is_points else "score, %")
     axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axis.get_legend_handles_labels()
-    entries = dict(zip(labels, handles, strict=True))  # one entry for all hatched bars
-    axis.legend(entries.values(), entries.keys(), fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.03))
-    return _save(figure, file)
+    entries = dict(zip(labels, handles, strict=True))  # one entry for all hatched bars, and for all intervals
+    axis.legend(entries.values(), entries.keys(), fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.03))
+    save(figure, file)
+    return Chart(file, f"Scores by {'kind of question' if len(names) == 1 else 'benchmark'}")
 
 
-def _values(systems: Systems, names: Sequence[str], ending: str) -> tuple[list[str], dict[str, list[float]]]:
-    """Return the labels of the groups, and the values by system."""
-    if len(names) == 1:
-        results = of_benchmark(systems, names[0] + ending)
-        groups = list(next(iter(results.values())).categories) if results else []
-        if groups or not results:
-            return groups, {s: [r.categories.get(name, 0.0) for name in groups] for s, r in results.items()}
-    shown = [name for name in names if of_benchmark(systems, name + ending)]
-    return shown, {
-        s: [(of[n + ending].score if n + ending in of else None) or 0.0 for n in shown]
-        for s, of in systems.items()
-        if any(n + ending in of for n in shown)
-    }
+def _values(systems: Systems, names: Sequence[str], ending: str) -> tuple[list[str], dict[str, Floats]]:
+    """Return the labels of the groups; and by system, scores and both ends of their intervals ``[3, groups]``."""
+    shown = {name: of_benchmark(systems, name + ending) for name in names}
+    asked = [system for system in systems if any(system in results for results in shown.values())]
+    if len(names) > 1:
+        scores = {s: [_headline(results.get(s)) for results in shown.values()] for s in asked}
+        return list(names), {system: np.stack(rows, axis=1) for system, rows in scores.items()}
+    results = shown[names[0]]
+    categories = list(results[asked[0]].categories) if asked else []
+    scores = {s: [_headline(results[s]), *(_category(results[s], name) for name in categories)] for s in asked}
+    return [ALL, *categories], {system: np.stack(rows, axis=1) for system, rows in scores.items()}
 
 
-def draw_losses(file: Path, metrics: Curves) -> bytes | None:
-    """Draw each loss term on its own axis, in training and in validation. Return the file.
-
-    A curve of fewer than two points is not drawn. Without any curve, no file is written.
-    """
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name, points in metrics.items():
-        split, _, term = name.partition("/loss/")
-        if term and term != "total" and len(points) > 1:
-            curves.setdefault(term, {})[split] = points
-    if not curves:
-        file.unlink(missing_ok=True)
-        return None
-    figure, axes = pyplot("report").subplots(1, len(curves), figsize=(3.6 * len(curves), 2.9), squeeze=False)
-    styles: dict[str, dict[str, Any]] = {
-        "train": {"color": "0.65", "linewidth": 1, "label": "training"},
-        "val": {"color": "C0", "marker": "o", "markersize": 3, "label": "validation"},
-    }
-    for axis, (term, splits) in zip(axes[0], curves.items(), strict=True):
-        for split, points in splits.items():
-            axis.plot(*zip(*points, strict=True), **styles[split])
-        axis.set_title(term, fontsize=10)
-        axis.set_xlabel("optimizer step")
-        axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("nats per token")
-    axes[0][0].legend(fontsize=8)
-    return _save(figure, file)
+def _headline(result: Result | None) -> Floats:
+    """Return a score and both ends of its interval, in the unit of the categories. A missing score is 0."""
+    if result is None or result.score is None:
+        return np.zeros(3)
+    return np.array([result.score, result.low, result.high]) * (2 if result.in_points else 1)
 
 
-def _save(figure: Any, file: Path) -> bytes:
+def _category(result: Result, name: str) -> Floats:
+    score = result.categories.get(name, 0.0)
+    return np.array([score, *result.category_intervals.get(name, (score, score))])
+
+
+def save(figure: Any, file: Path) -> None:
+    """Save and close a figure."""
     figure.savefig(file, dpi=130, bbox_inches="tight")
     pyplot("report").close(figure)
-    return file.read_bytes()
-
-
-def read_metrics(run: Path) -> Curves:
-    """Read a run's ``metrics.csv``: steps and values by metric. The dict is empty if the file is missing."""
-    curves: Curves = {}
-    if (run / "metrics.csv").is_file():
-        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name != "step" and value:
-                        curves.setdefault(upgrade_metric(name), []).append((int(row["step"]), float(value)))
-    return curves

@@ -83,6 +83,15 @@ def examples_of(results: Mapping[str, Result], count: int, system: str, baseline
     ]
 
 
+def group_titles(ours: str, theirs: str) -> tuple[str, str, str]:
+    """Return the headings of the groups, given the labels of the system and the baseline."""
+    return (
+        f"{ours} is correct, {theirs} is not",
+        f"{theirs} is correct, {ours} is not",
+        "both are correct, or neither is",
+    )
+
+
 def _kind(item: Item | None, score: float) -> str:
     return f"{item.category if item else ''} {score >= 0.5}"
 

@@ -1,19 +1,54 @@
-"""The report as an HTML page in one file: tables, charts, and examples with their images."""
+"""The document of a report: sections of text, tables and charts, as an HTML page in one file and as Markdown."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from lightning_switchkd.core.text import markdown_table
 from lightning_switchkd.evaluation.report.examples import Example
-from lightning_switchkd.evaluation.report.tables import Section
+
+Rows = list[list[str]]
+"""A table whose first row is the heading."""
+
+Terms = Mapping[str, str]
+"""Explanations by term."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A PNG file in the folder of the report.
+
+    Attributes:
+        file: The file. The page contains it, and the Markdown refers to it.
+        text: Its content in words, for readers who do not see it.
+    """
+
+    file: Path
+    text: str
+
+
+Part = str | Rows | Terms | Chart
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: Its heading. Empty for the first sections.
+        parts: Paragraphs, tables, explanations and charts.
+    """
+
+    title: str
+    parts: Sequence[Part]
+
 
 TEMPLATE = """\
-{% macro chart(name) %}
-<img class="chart" alt="{{ name }}" src="data:image/png;base64,{{ images[name] | base64 }}">
-{% endmacro %}
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
@@ -33,31 +68,31 @@ img.shot{height:96px;image-rendering:pixelated}img.chart{max-width:100%}.correct
 {% if result %}
 <p class="result">{{ result }}</p>
 {% endif %}
-{{ chart("scores") }}
-<div class="terms">
-{% for term, meaning in terms.items() %}
-<p><b>{{ term }}</b>: {{ meaning }}</p>
-{% endfor %}
-</div>
 {% for section in sections %}
+{% if section.title %}
 <h2>{{ section.title }}</h2>
+{% endif %}
 {% for part in section.parts %}
 {% if part is string %}
 <p>{{ part }}</p>
-{% else %}
+{% elif part is mapping %}
+<div class="terms">
+{% for term, meaning in part.items() %}
+<p><b>{{ term }}</b>: {{ meaning }}</p>
+{% endfor %}
+</div>
+{% elif part is sequence %}
 <table>
 <tr>{% for cell in part[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in part[1:] %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
+{% else %}
+<img class="chart" alt="{{ part.text }}" src="data:image/png;base64,{{ part.file.read_bytes() | base64 }}">
 {% endif %}
 {% endfor %}
 {% endfor %}
-{% if "losses" in images %}
-<h2>Loss terms during training</h2>
-{{ chart("losses") }}
-{% endif %}
 {% for name, of_benchmark in examples.items() if of_benchmark %}
 <h2>{{ name }}: examples</h2>
 <table class="examples">
@@ -80,12 +115,10 @@ img.shot{height:96px;image-rendering:pixelated}img.chart{max-width:100%}.correct
 """
 
 
-def page(
+def as_html(
     about: Mapping[str, str],
     result: str,
-    terms: Mapping[str, str],
     sections: Sequence[Section],
-    images: Mapping[str, bytes],
     examples: Mapping[str, Sequence[Example]],
     labels: Mapping[str, str],
     groups: Sequence[str],
@@ -95,22 +128,33 @@ def page(
     Args:
         about: Run, method, times, versions and command.
         result: The result in one sentence.
-        terms: Explanations by term.
-        sections: Paragraphs and tables.
-        images: PNG files: ``scores``, and ``losses`` if known.
+        sections: The sections.
         examples: Examples by benchmark.
         labels: Labels of the systems.
         groups: Headings of the groups of examples. Empty if no two systems are compared.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    title = f"Evaluation of {about['run']}" if "run" in about else "Evaluation"
-    values: dict[str, object] = {
-        "about": about,
-        "result": result,
-        "terms": terms,
-        "sections": sections,
-        "images": images,
-    }
-    values |= {"title": title, "examples": examples, "labels": labels, "groups": groups}
-    return environment.from_string(TEMPLATE).render(values).lstrip()
+    values = {"title": _title(about), "about": about, "result": result, "sections": sections}
+    return environment.from_string(TEMPLATE).render(values, examples=examples, labels=labels, groups=groups)
+
+
+def as_markdown(about: Mapping[str, str], result: str, sections: Sequence[Section]) -> str:
+    """Return the same without examples, as Markdown that refers to the charts next to it."""
+    blocks = [f"# {_title(about)}", "\n".join(f"- {name}: {value}" for name, value in about.items()), result]
+    for section in sections:
+        blocks += [f"## {section.title}"] if section.title else []
+        for part in section.parts:
+            if isinstance(part, str):
+                blocks.append(part)
+            elif isinstance(part, Mapping):
+                blocks.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in part.items()))
+            elif isinstance(part, Chart):
+                blocks.append(f"![{part.text}]({part.file.name})")
+            else:
+                blocks.append(markdown_table(part))
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _title(about: Mapping[str, str]) -> str:
+    return f"Evaluation of {about['run']}" if "run" in about else "Evaluation"

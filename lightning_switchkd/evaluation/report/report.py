@@ -11,20 +11,14 @@ from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.runs import UNNAMED, command_line, git, read_config
 from lightning_switchkd.core.text import markdown_table
-from lightning_switchkd.evaluation.labels import (
-    NO_IMAGE,
-    STUDENT_INIT,
-    TERMS,
-    label,
-    upgrade_result,
-)
-from lightning_switchkd.evaluation.report.charts import draw_losses, draw_scores, read_metrics
+from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, STUDENT_INIT, TERMS, label, upgrade_result
+from lightning_switchkd.evaluation.report.charts import draw_scores
 from lightning_switchkd.evaluation.report.comparison import Comparison, Systems, compare, of_benchmark, sentence
-from lightning_switchkd.evaluation.report.examples import examples_of
-from lightning_switchkd.evaluation.report.page import page
-from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
+from lightning_switchkd.evaluation.report.curves import training_section
+from lightning_switchkd.evaluation.report.examples import examples_of, group_titles
+from lightning_switchkd.evaluation.report.page import Section, as_html, as_markdown
+from lightning_switchkd.evaluation.report.published import PUBLISHED, PublishedTable, read_published
 from lightning_switchkd.evaluation.report.tables import (
-    Section,
     all_comparisons,
     benchmark_section,
     comparison_section,
@@ -33,6 +27,12 @@ from lightning_switchkd.evaluation.report.tables import (
     published_section,
 )
 from lightning_switchkd.evaluation.score import read_results
+
+ONE_RUN = (
+    "Each trained student is from a single run, so the comparison does not include the variation between seeds. "
+    "To measure it: make sweep SWEEP=demo, or your own sweep (docs/how-to/compare-methods.md)."
+)
+"""Limit of a comparison between single runs."""
 
 
 def report(
@@ -59,9 +59,7 @@ def report(
     tables = read_published(published)
     results = {upgrade_result(name): read_results(Path(folder)) for name, folder in systems.items()}
     check_baseline(baseline, results)
-    names = _benchmarks(
-        results, benchmarks or [column for table in tables for column in table.benchmarks], not benchmarks
-    )
+    names = _benchmarks(results, benchmarks, [column for table in tables for column in table.benchmarks])
     if not names:
         raise UserError(
             f"--systems: {', '.join(systems.values())} have no results. Write some with `score --output` or `evaluate`."
@@ -69,48 +67,62 @@ def report(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     about = describe(run)
-    last = list(results)[-1]
-    against = baseline or STUDENT_INIT
-    found = [c for name in names if against in results and (c := compare(results, name, last, against))]
-    result = sentence(found, results) if found and against != last else ""
+    ours, theirs = list(results)[-1], baseline or STUDENT_INIT
+    result = _result(results, names, ours, theirs)
     comparisons = all_comparisons(results, names)
     sections = [
-        *([Section("Scores", list(overview(results, names)))] if len(names) > 1 else []),
-        *(benchmark_section(results, name) for name in names),
-        *published_section(results, tables),
-        *comparison_section(results, comparisons),
+        Section("", [ONE_RUN] if run and result else []),
+        *_sections(folder, results, names, comparisons, tables),
+        *training_section(folder, run),
     ]
-    terms = _terms(results, bool(comparisons))
-    images = {"scores": draw_scores(folder / "scores.png", results, names)}
-    if run and (losses := draw_losses(folder / "losses.png", read_metrics(Path(run)))):
-        images["losses"] = losses
-    (folder / "report.md").write_text(_markdown(about, result, terms, sections), encoding="utf-8")
+    chosen = {name: examples_of(of_benchmark(results, name), examples, ours, theirs) for name in names}
+    labels = {system: label(system, results) for system in results}
+    groups = group_titles(labels[ours], labels[theirs]) if result else ()
+    html = as_html(about, result, sections, chosen, labels, groups)
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    (folder / "report.md").write_text(as_markdown(about, result, sections), encoding="utf-8")
     content = {"about": about, "result": result, **_as_json(results, names, comparisons)}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    chosen = {n: examples_of(of_benchmark(results, n), examples, last, against) for n in names}
-    labels = {system: label(system, results) for system in results}
-    ours, theirs = label(last, results), label(against, results)
-    groups = [
-        f"{ours} is correct, {theirs} is not",
-        f"{theirs} is correct, {ours} is not",
-        "both are correct, or neither is",
-    ]
-    html = page(about, result, terms, sections, images, chosen, labels, groups if result else [])
-    (folder / "report.html").write_text(html, encoding="utf-8")
     lines = ["", *map(markdown_table, overview(results, names)), "", result]
     lines += [line for name in names for line in defects(results, name)]
     print("\n".join(lines) + f"\nReport: {folder}/report.html, report.md, results.json")
 
 
-def _benchmarks(systems: Systems, first: Sequence[str], others: bool) -> list[str]:
-    """Return the benchmarks that have results: the first ones in their order, and the others if wanted."""
+def _benchmarks(systems: Systems, requested: Sequence[str] | None, first: Sequence[str]) -> list[str]:
+    """Return the requested benchmarks that have results; without a request all, beginning with the first ones."""
     available = [name for results in systems.values() for name in results if not name.endswith(f".{NO_IMAGE}")]
-    return [name for name in dict.fromkeys([*first, *(available if others else [])]) if name in available]
+    return [name for name in dict.fromkeys(requested or [*first, *available]) if name in available]
+
+
+def _result(systems: Systems, names: Sequence[str], ours: str, theirs: str) -> str:
+    """Compare two systems in one sentence. It is empty if they are one, or were not asked the same questions."""
+    if theirs not in systems or theirs == ours:
+        return ""
+    comparisons = [c for name in names if (c := compare(systems, name, ours, theirs))]
+    return sentence(comparisons, systems) if comparisons else ""
+
+
+def _sections(
+    folder: Path,
+    systems: Systems,
+    names: Sequence[str],
+    comparisons: Sequence[Comparison],
+    published: Sequence[PublishedTable],
+) -> list[Section]:
+    """Return the sections on scores. Their chart is drawn to the folder."""
+    chart = draw_scores(folder / "scores.png", systems, names)
+    return [
+        Section("", [chart, _terms(systems, bool(comparisons))]),
+        *([Section("Scores", overview(systems, names))] if len(names) > 1 else []),
+        *(benchmark_section(systems, name) for name in names),
+        *published_section(systems, published),
+        *comparison_section(systems, comparisons),
+    ]
 
 
 def _terms(systems: Systems, compared: bool) -> dict[str, str]:
     """Return the explanations of the terms that a report uses."""
-    used = {*map(label, systems), "95 % interval", *(["p"] if compared else [])}
+    used = {*(label(system, systems) for system in systems), INTERVAL, *(["p"] if compared else [])}
     if any(name.endswith(f".{NO_IMAGE}") for results in systems.values() for name in results):
         used.add(label(NO_IMAGE))
     return {term: meaning for term, meaning in TERMS.items() if term in used}
@@ -149,14 +161,6 @@ def describe(run: str | None) -> dict[str, str]:
 def _version(time: str, version: str, commit: str | None) -> str:
     text = f"{time[:10]} {time[11:16]} UTC, lightning_switchkd {version}"
     return f"{text}, commit {commit[:10]}" if commit else text
-
-
-def _markdown(about: Mapping[str, str], result: str, terms: Mapping[str, str], sections: Sequence[Section]) -> str:
-    blocks = ["# Evaluation", "\n".join(f"- {name}: {value}" for name, value in about.items()), result]
-    for section in sections:
-        blocks += [f"## {section.title}", *(p if isinstance(p, str) else markdown_table(p) for p in section.parts)]
-    blocks += ["## Terms", "\n".join(f"- **{term}**: {meaning}" for term, meaning in terms.items())]
-    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def _as_json(systems: Systems, names: Sequence[str], comparisons: Sequence[Comparison]) -> dict[str, object]:

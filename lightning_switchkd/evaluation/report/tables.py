@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
-from lightning_switchkd.evaluation.labels import NO_IMAGE, TEXT_ONLY_BASELINE, label
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
+from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.comparison import Comparison, Systems, compare, of_benchmark
+from lightning_switchkd.evaluation.report.page import Part, Rows, Section
 from lightning_switchkd.evaluation.report.published import PublishedTable
 from lightning_switchkd.evaluation.score import Result
-
-Rows = list[list[str]]
-"""A table whose first row is the heading."""
 
 MAX_COLUMNS = 6
 """Columns of a table in the terminal."""
 
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report.
-
-    Attributes:
-        title: Its heading.
-        parts: Paragraphs and tables.
-    """
-
-    title: str
-    parts: list[str | Rows]
+RULES: dict[ScoringProtocol, str] = {"llava": "LLaVA", "lmms": "lmms-eval", "vlmevalkit": "VLMEvalKit"}
+"""The harness whose rules each protocol follows."""
 
 
 def overview(systems: Systems, names: Sequence[str]) -> list[Rows]:
     """Return the scores of all systems: one row per system, or per benchmark if there are several."""
     if len(names) == 1:
         results = of_benchmark(systems, names[0])
-        heading = [_title(next(iter(results.values()))), "score, %", "95 % interval"]
+        heading = [_title(next(iter(results.values()))), "score, %", INTERVAL]
         return [[heading, *([label(s, systems), _cell(r.score), _interval(r)] for s, r in results.items())]]
     tables = []
     for start in range(0, len(systems), MAX_COLUMNS - 1):
         shown = list(systems)[start : start + MAX_COLUMNS - 1]
-        rows = [["score, % [95 % interval]", *(label(system, systems) for system in shown)]]
+        rows = [[f"score, % [{INTERVAL}]", *(label(system, systems) for system in shown)]]
         for name in names:
             results = of_benchmark(systems, name)
             cells = [
@@ -53,10 +43,29 @@ def overview(systems: Systems, names: Sequence[str]) -> list[Rows]:
 
 
 def benchmark_section(systems: Systems, name: str) -> Section:
-    """Return the results on a benchmark: scores of all systems, and scores by category."""
+    """Return the results on a benchmark: scores of all systems, scores by category with their meanings, and rules."""
+    first = next(iter(of_benchmark(systems, name).values()))
+    try:
+        definition = Benchmark.read(first.definition)
+    except UserError:  # the result comes from another machine
+        definition = None
+    known = definition.categories if definition else {}
+    meanings = {category: known[category] for category in first.categories if category in known}
+    rules = f"follow the rules of {RULES[first.protocol]} (--protocol={first.protocol})."
+    is_exact = definition is not None and definition.scoring == "exact"
+    rules = (
+        f"An answer is correct if it equals the expected one. Prompts {rules}"
+        if is_exact
+        else f"Prompts and scoring {rules}"
+    )
+    parts: list[Part] = [_scores(systems, name), _details(systems, name), meanings, rules, *defects(systems, name)]
+    return Section(_title(first), [part for part in parts if part])
+
+
+def _scores(systems: Systems, name: str) -> Rows:
+    """Return the scores of all systems, with and without images."""
     results, no_image = of_benchmark(systems, name), of_benchmark(systems, f"{name}.{NO_IMAGE}")
-    first = next(iter(results.values()))
-    rows = [["", "score, %", "95 % interval"]]
+    rows = [["", "score, %", INTERVAL]]
     rows[0] += [label(NO_IMAGE)] * bool(no_image)
     baseline = results.get(TEXT_ONLY_BASELINE)
     rows[0] += ["points above text-only baseline"] * (baseline is not None)
@@ -68,17 +77,14 @@ def benchmark_section(systems: Systems, name: str) -> Section:
             above = (result.score or 0) - (baseline.score or 0)
             row.append("" if system == TEXT_ONLY_BASELINE else f"{above:+.1f}")
         rows.append(row)
-    parts: list[str | Rows] = [rows, f"Protocol {first.protocol}."]
-    if details := _details(systems, name):
-        parts.insert(1, details)
-    return Section(_title(first), parts + list(defects(systems, name)))
+    return rows
 
 
 def _details(systems: Systems, name: str) -> Rows:
     """Return the scores by category, and further figures. The list is empty if there are none."""
     results = of_benchmark(systems, name)
     first = next(iter(results.values()))
-    unit = "points of 200" if max(first.categories.values(), default=0) > 100 else "%"
+    unit = "points of 200" if first.in_points else "%"
     rows = [[f"kind of question, {unit}", *(label(system, systems) for system in results)]]
     for category in first.categories:
         rows.append([category, *(_cell(result.categories.get(category)) for result in results.values())])
@@ -107,7 +113,7 @@ def published_section(systems: Systems, tables: Sequence[PublishedTable]) -> lis
         label(system, systems): {name: r.score for name, r in of.items() if r.score is not None}
         for system, of in results.items()
     }
-    parts: list[str | Rows] = []
+    parts: list[Part] = []
     for table in tables:
         if any(column in scores for column in table.benchmarks for scores in ours.values()):
             parts += [f"{table.title} (papers: as published; MME: perception / 20)", table.rows(ours, partial)]
@@ -124,13 +130,18 @@ def all_comparisons(systems: Systems, names: Sequence[str]) -> list[Comparison]:
 
 
 def comparison_section(systems: Systems, comparisons: Sequence[Comparison]) -> list[Section]:
-    """Return McNemar's tests of all pairs of systems."""
-    rows = [["A", "B", "benchmark", "A − B [95 % interval]", "only A correct", "only B correct", "p"]]
+    """Return McNemar's tests of all pairs of systems. A column with one value only becomes a sentence."""
+    rows = [["A", "B", "benchmark", f"A − B [{INTERVAL}]", "only A correct", "only B correct", "p"]]
     for c in comparisons:
         counts = [f"{c.test.second:,}", f"{c.test.first:,}", c.p_text.removeprefix("= ")]
         points = f"{c.points:+.1f}{c.interval_text}"
         rows.append([label(c.system, systems), label(c.baseline, systems), c.benchmark, points, *counts])
-    return [Section("Paired comparisons", [rows])] if comparisons else []
+    columns = list(zip(*rows, strict=True))
+    constant = [column for column in columns if len(rows) > 2 and len(set(column[1:])) == 1]
+    common = ", ".join(f"{heading} {value}" for heading, value, *_ in constant)
+    table = [list(row) for row in zip(*(column for column in columns if column not in constant), strict=True)]
+    parts: list[Part] = [*([f"All rows: {common}."] if common else []), table]
+    return [Section("Paired comparisons", parts)] if comparisons else []
 
 
 def _title(result: Result) -> str:

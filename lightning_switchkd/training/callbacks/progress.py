@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-SHOWN_METRICS = {"train/loss/": "", "val/accuracy": "val accuracy", "val/exact_match": "val exact match"}
+SHOWN_METRICS = {"train/loss/": "", "val/accuracy": "val token accuracy", "val/exact_match": "val exact match"}
 """Metrics that the bar shows: prefix and short name. ``total`` is not shown, because the terms say more."""
 
 
@@ -166,7 +166,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     """Format the metrics that the bar shows.
 
     >>> format_metrics({"train/loss/ce": 0.3123, "train/loss/total": 0.9, "val/accuracy": 0.5, "lr": 1.0})
-    'ce 0.312  val accuracy 0.5'
+    'ce 0.312  val token accuracy 0.5'
     """
     parts = []
     for name, value in metrics.items():
