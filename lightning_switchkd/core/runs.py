@@ -1,4 +1,4 @@
-"""What describes a run: its configuration, its command and its git commit."""
+"""The description of a run: its configuration, its command and its git commit."""
 
 from __future__ import annotations
 
