@@ -12,18 +12,17 @@ PY := $(VENV)/bin/python
 CMD := $(PY) -m lightning_switchkd
 unexport PYTHONDONTWRITEBYTECODE  # packages are compiled when they are first imported: most modules never are
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
-# A misspelled variable would train something else.
 KNOWN := PYTHON VENV DATA METHOD MODEL TRAINER OVERLAYS RUN ARGS TEACHER STUDENT IMAGES PIPELINE STAGES LAUNCH SWEEP METHODS SEEDS RUNS BENCHMARKS OUTPUT OMP_NUM_THREADS
 $(if $(EXP)$(WITH)$(STUDY)$(RECIPE)$(RESUME),$(error Renamed in 0.2: EXP -> METHOD, WITH -> OVERLAYS, STUDY -> SWEEP, RECIPE -> RUN. RESUME is gone: runs resume by themselves))
-$(if $(filter-out $(KNOWN:%=%=%) -%,$(subst \ ,_,$(MAKEOVERRIDES))),$(error Unknown variable in: $(MAKEOVERRIDES). Known: $(KNOWN)))
+$(if $(filter-out $(KNOWN:%=%=%) -%,$(subst \ ,_,$(MAKEOVERRIDES))),$(error Unknown variable in: $(MAKEOVERRIDES). Known: $(KNOWN)))  # a misspelled variable would train something else
 comma := ,
 list = "[$(subst $() ,$(comma),$(strip $(1)))]"
 given = $(if $(filter command environment,$(firstword $(origin $(1)))),$(2)=$($(1)))
 RUN_PIPELINE = $(CMD) pipeline --pipeline conf/pipeline/$(PIPELINE).yaml $(call given,DATA,--variables.data) $(call given,TRAINER,--variables.trainer) \
   --variables.method=$(METHOD) $(call given,MODEL,--variables.model) $(call given,RUN,--variables.run) --variables.overlays="$(OVERLAYS)" \
   $(call given,LAUNCH,--launcher)
-DISTILL = $(CMD) distill --teacher=$(TEACHER) --student=$(STUDENT) --data=$(DATA) $(call given,IMAGES,--images) --method=$(METHOD) \
-  $(call given,TRAINER,--trainer) $(call given,RUN,--output) --flags='$(ARGS)'
+TRAINING = $(if $(TEACHER)$(STUDENT),$(CMD) distill --teacher=$(TEACHER) --student=$(STUDENT) --data='$(DATA)' $(call given,IMAGES,--images) --method=$(METHOD) \
+  $(call given,TRAINER,--trainer) $(call given,RUN,--output) --overlays="$(OVERLAYS)" --flags,$(RUN_PIPELINE) $(if $(STAGES),--stages $(call list,$(STAGES))) --variables.flags)
 
 help: ## list the targets, and the names of configurations
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
@@ -36,19 +35,20 @@ $(VENV)/%.ready: %.txt
 	$(INSTALL) -r $<
 	@touch $@
 train: setup ## distill a student and compare it with fine-tuning: DATA= METHOD= MODEL= TRAINER= OVERLAYS= RUN= ARGS="--key=value …", or your own TEACHER= STUDENT= DATA=FILE IMAGES=FOLDER
-	$(if $(TEACHER)$(STUDENT),$(DISTILL),$(RUN_PIPELINE) --variables.flags='$(ARGS)' $(if $(STAGES),--stages $(call list,$(STAGES))))
+	$(TRAINING)='$(ARGS)'
 teacher: setup ## train the teacher and the initial student of the demo, instead of using the prepared ones
 	$(RUN_PIPELINE) --stages "[teacher,student_init]" --train_prepared=true
 pipeline: train ## run other stages: PIPELINE=full_size MODEL=qwen2.5-0.5b-siglip TRAINER=ddp STAGES="pretrain distil"
+dry-run fill-cache validate-data: STAGES ?= distilled
 dry-run fill-cache: setup ## run this command with the settings of a training
-	$(RUN_PIPELINE) --variables.flags='$(ARGS)' --stages $(call list,$(or $(STAGES),distilled)) --command $@
+	$(TRAINING)='$(ARGS)' --command $@
 validate-data: setup ## check every sample: reports/data/DATA/report.md and a list of samples to exclude
-	$(RUN_PIPELINE) --variables.flags='--output=reports/data/$(DATA) $(ARGS)' --stages "[distilled]" --command $@
+	$(TRAINING)='--output=reports/data/$(basename $(notdir $(subst *,,$(DATA)))) $(ARGS)' --command $@
 
 evaluate: setup ## evaluate the models of a run: RUN=folder BENCHMARKS="gqa pope"
 	$(CMD) evaluate --run $(RUN) $(if $(BENCHMARKS),--benchmarks $(call list,$(BENCHMARKS))) --no_image --output $(or $(OUTPUT),$(RUN)/report) $(ARGS)
-compare: setup ## compare evaluated runs: RUNS="runs/emoji/switch_kd runs/emoji/dbild"
-	$(CMD) report $(join $(patsubst %,--systems.%=,$(notdir $(RUNS:%/=%))),$(patsubst %,%/report/student,$(RUNS:%/=%))) --output $(or $(OUTPUT),reports/compare)
+compare: setup ## compare evaluated runs, the last one with the first: RUNS="runs/emoji/dbild runs/emoji/switch_kd"
+	$(CMD) report $(join $(patsubst %,--systems.%=,$(notdir $(RUNS:%/=%))),$(patsubst %,%/report/student,$(RUNS:%/=%))) --baseline=$(notdir $(firstword $(RUNS:%/=%))) --output $(or $(OUTPUT),reports/compare)
 sweep: setup ## compare methods over seeds: SWEEP=name of conf/sweep, METHODS="sft switch_kd" SEEDS="0 1" DATA=emoji
 	$(CMD) sweep --sweep conf/sweep/$(SWEEP).yaml $(call given,DATA,--variables.data) $(if $(METHODS),--methods $(call list,$(METHODS))) \
 	  $(if $(SEEDS),--seeds $(call list,$(SEEDS))) --flags='$(ARGS)'

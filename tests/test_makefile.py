@@ -34,9 +34,23 @@ def test_values_with_spaces_and_equal_signs() -> None:
 def test_lists() -> None:
     assert '--methods "[sft,switch_kd]"' in make("sweep", "METHODS=sft switch_kd").stdout
     printed = make("compare", "RUNS=runs/a/one runs/b/two/").stdout
-    assert "--systems.one=runs/a/one/report/student --systems.two=runs/b/two/report/student" in printed
+    assert "--systems.one=runs/a/one/report/student --systems.two=runs/b/two/report/student --baseline=one" in printed
 
 
 def test_models_of_your_own() -> None:
-    printed = make("train", "TEACHER=t", "STUDENT=s", "DATA=d.json", "IMAGES=photos").stdout
-    assert "distill --teacher=t --student=s --data=d.json --images=photos --method=switch_kd" in printed
+    own = "TEACHER=t", "STUDENT=s", "DATA=my/d.json", "IMAGES=photos", "OVERLAYS=speed best", "ARGS=--a=1"
+    command = "distill --teacher=t --student=s --data='my/d.json' --images=photos --method=switch_kd"
+    printed = make("train", *own).stdout
+    assert command in printed
+    assert printed.endswith("""--overlays="speed best" --flags='--a=1'\n""")
+    printed = make("validate-data", *own).stdout
+    assert command in printed
+    assert printed.endswith("--flags='--output=reports/data/d --a=1' --command validate-data\n")
+
+
+def test_other_commands_with_the_settings_of_a_training() -> None:
+    printed = make("validate-data").stdout
+    assert '--stages "[distilled]"' in printed
+    assert printed.endswith("--variables.flags='--output=reports/data/emoji ' --command validate-data\n")
+    assert '--stages "[finetune]"' in make("dry-run", "STAGES=finetune").stdout
+    assert "--stages" not in make("train").stdout

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lightning_switchkd.cli.lightning import run_lightning
+from lightning_switchkd.cli.lightning import OWN_COMMANDS, run_lightning
+from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.experiments.pipeline import as_flags
 
 
@@ -19,7 +21,9 @@ def distill(
     output: str | None = None,
     method: str = "switch_kd",
     trainer: str | None = None,
+    overlays: str = "",
     flags: str = "",
+    command: str = "fit",
 ) -> None:
     """Distill a teacher into a student on your own data, at a learning rate of 2e-5. An interrupted run resumes.
 
@@ -34,15 +38,22 @@ def distill(
         output: run folder. The student is in OUTPUT/student. Default: runs/distill/METHOD.
         method: name of a file in conf/method.
         trainer: name of a file in conf/trainer. Default: gpu if there is one, else cpu.
+        overlays: names of files in conf/overlay, as one text.
         flags: more flags of `fit`, as one text. They win. --flags="--model.lr=1e-4 --trainer.max_steps=100".
+        command: run this command with the same settings, instead of training: validate-data, dry-run, fill-cache, ...
+
+    Raises:
+        UserError: The command is unknown, or a value is wrong.
     """
+    if command not in LIGHTNING_COMMANDS:
+        raise UserError(f"--command: unknown command '{command}'. Available: {', '.join(LIGHTNING_COMMANDS)}.")
     trainer = trainer or ("gpu" if torch.cuda.is_available() else "cpu")
-    configs = (f"conf/{name}.yaml" for name in ("base", "data/llava", f"trainer/{trainer}", f"method/{method}"))
+    names = "base", "data/llava", f"trainer/{trainer}", f"method/{method}", *(f"overlay/{x}" for x in overlays.split())
     data_sets = [{"annotations": file, **({"image_root": images} if images else {})} for file in json_files(data)]
     run_lightning(
         [
-            "fit",
-            *(f"--config={config}" for config in configs),
+            command,
+            *(f"--config=conf/{name}.yaml" for name in names),
             f"--model.teacher.checkpoint={teacher}",
             f"--model.student.checkpoint={student}",
             *([] if trainer == "cpu" else gpu_flags(1 if trainer == "gpu" else torch.cuda.device_count())),
@@ -50,7 +61,7 @@ def distill(
             "--model.warmup=0.03",
             f"--data.train={json.dumps(data_sets)}",
             f"--trainer.default_root_dir={output or f'runs/distill/{method}'}",
-            "--ckpt_path=last",
+            *([] if command in OWN_COMMANDS else ["--ckpt_path=last"]),
             *as_flags(flags),
         ]
     )

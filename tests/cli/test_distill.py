@@ -30,23 +30,37 @@ def distill(pair: Path, output: Path, **changed: str) -> list[str]:
     return ["distill", *(f"--{key}={value}" for key, value in (values | changed).items())]
 
 
-def test_a_run_and_its_configuration(pair: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_configuration(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It distills with the method's objective, and config.yaml has everything to repeat it."""
-    main(distill(pair, tmp_path / "run"))
+    main(distill(pair, tmp_path / "run", overlays="debug gradient_split"))
+    assert f"evaluate --run {tmp_path / 'run'} --benchmarks '[FILE]'\n" in capsys.readouterr().out
     assert (tmp_path / "run" / "student" / "config.json").is_file()
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["objective"]["class_path"].endswith("SwitchKDObjective")
     assert config["model"]["teacher"]["checkpoint"] == str(pair / "teacher")
     assert config["data"]["train"][0]["image_root"] == str(pair / "images")
     assert config["trainer"]["max_steps"] == 2
+    assert config["answer_panel"]["num_samples"] == 4
+    assert config["vision_gradients"]["split_every_n_steps"] == 10
+
+
+def test_another_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It gets the settings of the training, and nothing is trained."""
+    flags = f"--output={tmp_path / 'report'} --workers=0 --data.processor={pair / 'processor'}"
+    main(distill(pair, tmp_path / "run", command="validate-data", flags=flags))
+    assert "train: 48 of 48 samples are valid" in capsys.readouterr().out
+    assert (tmp_path / "report" / "exclude.jsonl").is_file()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"command": "train"}, "--command: unknown command 'train'. Available: fit, validate, test, validate-data"),
         ({"data": "none.json"}, "data.train.annotations: The file none.json does not exist."),
         ({"images": "none"}, "data.train.image_root: the folder none does not exist."),
         ({"method": "my_kd"}, "conf/method/my_kd.yaml does not exist. Available in conf/method: align_kd"),
+        ({"overlays": "my_logger"}, "conf/overlay/my_logger.yaml does not exist. Available in conf/overlay: best"),
         ({"trainer": "my_gpu"}, "conf/trainer/my_gpu.yaml does not exist."),
         ({"flags": "max_steps=2"}, "'max_steps=2' is not a flag."),
         ({"teacher": "runs/none"}, "runs/none"),
