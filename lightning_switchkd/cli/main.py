@@ -16,7 +16,7 @@ from lightning_switchkd.cli.commands import COMMANDS, run_command
 from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS, check_names
 from lightning_switchkd.core.errors import Interrupted, UserError, out_of_memory
 from lightning_switchkd.core.paths import names_in
-from lightning_switchkd.core.text import program
+from lightning_switchkd.core.text import program, python
 
 USAGE = """\
 usage: {program} COMMAND [--help] [options]
@@ -112,7 +112,7 @@ def find_user_error(error: BaseException | None) -> str | None:
     while error is not None:
         message = str(error)
         if missing := MISSING_PACKAGE.search(message):
-            return f"A setting needs a package that is not installed: pip install '{missing['package']}'"
+            return f"A setting needs a missing package: {python()} -m pip install '{missing['package']}'"
         if MISSING_GPU.search(message):
             return "This machine has no supported GPU. Set TRAINER=cpu, or --trainer.accelerator=cpu."
         is_configuration_error = type(error).__name__ == CONFIGURATION_ERROR

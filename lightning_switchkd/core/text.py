@@ -10,14 +10,17 @@ from pathlib import Path
 
 
 def program() -> str:
-    """Return the command that runs this package, as the user started it.
+    """Return the command that runs this package, as the user started it."""
+    return "switchkd" if Path(sys.argv[0]).stem == "switchkd" else f"{python()} -m lightning_switchkd"
 
-    Python in the working directory, such as ``.venv/bin/python``, has its path: the shell's Python may be another one.
+
+def python() -> str:
+    """Return the command of this Python: its path if it is in the working directory, such as ``.venv/bin/python``.
+
+    The shell's Python may be another one.
     """
-    if Path(sys.argv[0]).stem == "switchkd":
-        return "switchkd"
-    python, here = Path(sys.executable), Path.cwd()
-    return f"{python.relative_to(here) if python.is_relative_to(here) else 'python'} -m lightning_switchkd"
+    executable, here = Path(sys.executable), Path.cwd()
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
 
 
 def exact_match(prediction: str, answer: str) -> bool:

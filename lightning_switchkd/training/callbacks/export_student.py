@@ -31,11 +31,12 @@ class ExportStudent(L.Callback):
         if trainer.is_global_zero:
             metadata = pl_module.metadata()
             folder = Path(trainer.default_root_dir) / self.folder
-            processor = trainer.datamodule.processor  # type: ignore[attr-defined]
-            write_student(student_weights(state, metadata["lora_scale"]), processor, folder, metadata)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            write_student(student_weights(state, metadata["lora_scale"]), data.processor, folder, metadata)
+            questions = "" if data.paths("test") else " --benchmarks '[FILE]'"
             print(
                 f"Student written to {folder}. Ask it, or evaluate it:\n"
                 f"  {program()} generate --model {folder} --image FILE --question TEXT\n"
-                f"  {program()} evaluate --run {trainer.default_root_dir}"
+                f"  {program()} evaluate --run {trainer.default_root_dir}{questions}"
             )
         trainer.strategy.barrier()  # after the run, any rank may read the folder
