@@ -19,7 +19,7 @@ from lightning_switchkd.cli.main import DEMO_DATA, main
 from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OTHER_PROGRAMS = ("pip", "sbatch", "srun", "vllm", "apt", "python run.py")
+OTHER_PROGRAMS = ("pip", ".venv/bin/pip", "sbatch", "srun", "vllm", "apt", "python run.py")
 """Commands of other programs."""
 
 
@@ -123,3 +123,17 @@ def test_the_page_on_python_runs(folder: Path, tmp_path: Path, monkeypatch: pyte
     exec(losses, values)
     assert values["student_logits"].grad[:, 2:-1].abs().sum() > 0
     assert values["student_logits"].grad[:, :2].abs().sum() == 0
+
+
+def test_the_answer_file_of_the_page_on_evaluation_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of the example, its command and its output."""
+    text = (ROOT / "docs" / "how-to" / "evaluate.md").read_text(encoding="utf-8")
+    section = text[text.index("### The answer file") :]
+    answers, questions, benchmark, command, output = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:5]
+    for name, content in {"theirs.jsonl": answers, "questions.json": questions, "cats.yaml": benchmark}.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    main(shlex.split(command)[3:])
+    assert output in capsys.readouterr().out
