@@ -6,6 +6,8 @@ import subprocess
 
 from command import ROOT
 
+from lightning_switchkd.core.paths import names_in
+
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "--dry-run", *arguments]
@@ -40,3 +42,12 @@ def test_lists() -> None:
 def test_models_of_your_own() -> None:
     printed = make("train", "TEACHER=t", "STUDENT=s", "DATA=d.json", "IMAGES=photos").stdout
     assert "distill --teacher=t --student=s --data=d.json --images=photos --method=switch_kd" in printed
+
+
+def test_help_lists_the_names_of_configurations() -> None:
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = {
+        kind: of_kind.split() for kind, _, of_kind in (line.strip().partition(": ") for line in printed.splitlines())
+    }
+    assert sorted(names["benchmarks"]) == names_in("conf/benchmarks.yaml")
+    assert sorted(names["method"]) == names_in("conf/method")
