@@ -26,7 +26,7 @@ TRAINING = $(if $(TEACHER)$(STUDENT),$(CMD) distill --teacher=$(TEACHER) --stude
 
 help: ## list the targets, and the names of configurations
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
-	@for kind in method data model trainer overlay pipeline sweep benchmark; do echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done
+	@for kind in method data model trainer overlay pipeline sweep; do echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done; echo "  benchmarks: $$(sed -n 's/^\([^ #]*\):$$/\1/p' conf/benchmarks.yaml | tr '\n' ' ')"
 setup: $(VENV)/requirements.ready ## create .venv and install the locked packages
 $(VENV)/requirements-dev.ready: requirements.txt
 $(VENV)/%.ready: %.txt
@@ -58,7 +58,7 @@ test: $(VENV)/requirements-dev.ready ## run the tests that CI runs
 test-all: $(VENV)/requirements-dev.ready harness train ## run all tests, including slow ones and the notebooks on the run of `make train`
 	$(PY) -m pytest -n auto --dist worksteal -m ""
 harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an exported student with another harness
-.venv-lmms/ready: conf/lmms_eval/requirements.txt
+.venv-lmms/ready: docs/how-to/lmms_eval/requirements.txt
 	$(PYTHON) -m venv --clear .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	.venv-lmms/bin/python -m pip uninstall --quiet -y torchvision  # unused, and often built for another torch

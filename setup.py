@@ -7,5 +7,4 @@ setup(
     package_dir={"lightning_switchkd.conf": "conf"},
     include_package_data=False,  # exactly these files:
     package_data={"lightning_switchkd": ["py.typed", "demo/models/**/*"], "lightning_switchkd.conf": ["**/*.yaml"]},
-    exclude_package_data={"lightning_switchkd.conf": ["lmms_eval/*"]},
 )

@@ -6,6 +6,8 @@ import subprocess
 
 from command import ROOT
 
+from lightning_switchkd.core.paths import names_in
+
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "--dry-run", *arguments]
@@ -54,3 +56,12 @@ def test_other_commands_with_the_settings_of_a_training() -> None:
     assert printed.endswith("--variables.flags='--output=reports/data/emoji ' --command validate-data\n")
     assert '--stages "[finetune]"' in make("dry-run", "STAGES=finetune").stdout
     assert "--stages" not in make("train").stdout
+
+
+def test_help_lists_the_names_of_configurations() -> None:
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = {
+        kind: of_kind.split() for kind, _, of_kind in (line.strip().partition(": ") for line in printed.splitlines())
+    }
+    assert sorted(names["benchmarks"]) == names_in("conf/benchmarks.yaml")
+    assert sorted(names["method"]) == names_in("conf/method")

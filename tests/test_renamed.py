@@ -13,7 +13,9 @@ from command import ROOT, configs
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.cli.renamed import renamed_names
+from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.renamed import MAKE_TARGETS, MAKE_VARIABLES, MODULES
+from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 
 PACKAGE = "lightning_switchkd"
 
@@ -80,8 +82,21 @@ def test_present_names_pass() -> None:
     import yaml
 
     for file in (ROOT / "conf").rglob("*.yaml"):
-        if file.parent.name not in ("benchmark", "lmms_eval", "sweep"):
+        if file.parent.name != "sweep":
             assert not renamed_names(yaml.safe_load(file.read_text(encoding="utf-8"))), file
+
+
+def test_files_of_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their paths stand for the entries of their names. Own files of that folder keep their names."""
+    assert Benchmark.read("conf/benchmark/gqa.yaml") == Benchmark.read("gqa")
+    with pytest.raises(UserError, match="Unknown benchmark 'gaq'"):
+        Benchmark.read("conf/benchmark/gaq.yaml")
+    own = tmp_path / "conf" / "benchmark" / "pope.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("title: own\nscoring: exact\nlayouts: []\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert Benchmark.read("pope") == Benchmark.read("conf/benchmark/pope.yaml")
+    assert (Benchmark.read("pope").title, Benchmark.read("pope").name) == ("own", "pope")
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -50,8 +50,8 @@ Configurations: pass conf/base.yaml, then files of these folders of conf/, in th
 A file of conf/ in the working directory replaces the package's. Flags override all files.
 """
 
-CONFIGURATIONS = ("data", "model", "trainer", "method", "overlay", "pipeline", "sweep", "benchmark")
-"""Folders of ``conf/``."""
+CONFIGURATIONS = ("data", "model", "trainer", "method", "overlay", "pipeline", "sweep", "benchmarks.yaml")
+"""Folders of ``conf/``, and the file of all benchmarks."""
 
 COLUMN = TextWrapper(100, initial_indent="  ", subsequent_indent=" " * 17, break_on_hyphens=False)
 """Layout of a list of names below :data:`USAGE`."""
@@ -140,7 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
         elif command == "demo-data":
             write_demo_data(arguments[1:])
         elif command in ("-h", "--help"):
-            lines = [f"{kind:<13}  {', '.join(names_in(f'conf/{kind}'))}" for kind in CONFIGURATIONS]
+            names = {kind.removesuffix(".yaml"): names_in(f"conf/{kind}") for kind in CONFIGURATIONS}
+            lines = [f"{kind:<13}  {', '.join(of_kind)}" for kind, of_kind in names.items()]
             print(USAGE.format(program=program(), configurations="\n".join(map(COLUMN.fill, lines))), end="")
         else:
             available = ", ".join((*LIGHTNING_COMMANDS, *COMMANDS, "demo-data"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lightning_switchkd.core.errors import UserError
 
@@ -47,10 +50,36 @@ def existing(file: str | Path, source: str = "") -> Path:
     return path
 
 
-def names_in(folder: str | Path) -> list[str]:
-    """List the names of the YAML files in a folder of ``conf/``, the working directory's and the package's.
+def read_mapping(file: str | Path, source: str = "") -> dict[str, Any]:
+    """Read a YAML file: :func:`existing`, with a mapping as its content.
 
-    >>> "switch_kd" in names_in("conf/method")
-    True
+    Args:
+        file: The file.
+        source: The flag or file that names it, for the message.
+
+    Raises:
+        UserError: The file does not exist, or its content is not a mapping.
     """
-    return sorted({file.stem for root in (Path(), CLONE or PACKAGE) for file in (root / folder).glob("*.yaml")})
+    path = existing(file, source)
+    place = f"{source}: {path}" if source else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{place} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{place} is not a mapping of fields.")
+    return content
+
+
+def names_in(place: str | Path) -> list[str]:
+    """List the names in ``conf/``: the entries of a file, or the YAML files in a folder.
+
+    Args:
+        place: The file, or the folder. A folder of the working directory adds to the package's.
+
+    >>> "switch_kd" in names_in("conf/method"), "gqa" in names_in("conf/benchmarks.yaml")
+    (True, True)
+    """
+    if (file := shipped(place)).is_file():
+        return sorted(read_mapping(file))
+    return sorted({file.stem for root in (Path(), CLONE or PACKAGE) for file in (root / place).glob("*.yaml")})

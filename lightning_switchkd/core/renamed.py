@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 SECTIONS: dict[str, str] = {
@@ -138,6 +139,9 @@ CONFIG_FOLDERS: dict[str, str] = {
 }
 """Folders of ``conf/``. The settings of some files are now parts of another file."""
 
+BENCHMARK_FOLDER = "conf/benchmark"
+"""Folder of a file per benchmark. These are now entries of ``conf/benchmarks.yaml``."""
+
 SWEEP_FIELDS: dict[str, str] = {
     "about": "description",
     "against": "baselines",
@@ -176,6 +180,18 @@ def upgrade_setting(key: str) -> str:
         return SETTINGS[key]
     section, dot, rest = key.partition(".")
     return SECTIONS.get(section, section) + dot + rest
+
+
+def upgrade_benchmark(name: str) -> str:
+    """Return the present name of a benchmark. Your own files in ``conf/benchmark/`` keep their names and paths.
+
+    >>> upgrade_benchmark(f"{BENCHMARK_FOLDER}/gqa.yaml"), upgrade_benchmark("gqa"), upgrade_benchmark("own/shop.yaml")
+    ('gqa', 'gqa', 'own/shop.yaml')
+    """
+    file = Path(name if name.endswith((".yaml", ".yml")) else f"{BENCHMARK_FOLDER}/{name}.yaml")
+    if file.parts[-3:-1] != Path(BENCHMARK_FOLDER).parts:
+        return name
+    return str(file) if file.is_file() else file.stem
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:

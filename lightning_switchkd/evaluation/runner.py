@@ -53,15 +53,15 @@ def evaluate(
     Args:
         run: run folder: its teacher, the student it started from and its student are evaluated.
         models: name and folder (or hub id) of further models, ``--models.fine_tuned=DIR``.
-        benchmarks: names in conf/benchmark/, YAML files or LLaVA files; ``test`` is the run's test samples, ``present``
-            the benchmarks of the paper whose files exist. Default: ``test`` with a run, else the benchmarks of the
-            paper.
+        benchmarks: names in conf/benchmarks.yaml, YAML files or LLaVA files; ``test`` is the run's test samples,
+            ``present`` the benchmarks of the paper whose files exist. Default: ``test`` with a run, else the benchmarks
+            of the paper.
         baseline: model that the last student is compared with. Default: the student before.
         output: folder for answers, results and report. Default: RUN/report.
         image_root: folder that image paths in LLaVA files are relative to. Default: the run's, or next to the file.
         turns: last or all: questions to ask of a conversation in a LLaVA file.
-        annotations: folders of benchmark files, if not the ones in the YAML files, ``--annotations.gqa=DIR``.
-        data_root: value of {root} in the YAML files.
+        annotations: folders of benchmark files, if not the ones of their definitions, ``--annotations.gqa=DIR``.
+        data_root: value of {root} in definitions.
         protocol: llava, lmms or vlmevalkit: prompts and rules to apply where the harnesses disagree.
         no_image: also evaluate with blank images, to measure how much the questions alone give away.
         batch_size: questions in a batch, on each device.

@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
         benchmark: Name of the benchmark.
-        definition: YAML file of the benchmark.
+        definition: Name in ``conf/benchmarks.yaml``, or YAML file of the benchmark.
         title: Title of the benchmark.
         protocol: Rules that were applied.
         annotations: Folder of the benchmark's files.
@@ -158,7 +158,7 @@ def rate(
     texts = [matched.texts[index] for index in known]
     result = Result(
         benchmark.name,
-        str(benchmark.file),
+        benchmark.source,
         benchmark.title,
         protocol,
         str(folder),
@@ -213,14 +213,14 @@ def score(
     Missing answers score 0. Missing, doubled, unknown and damaged answers are counted and listed.
 
     Args:
-        benchmark: name in conf/benchmark/, or a YAML file.
+        benchmark: name in conf/benchmarks.yaml, or a YAML file.
         answers: JSONL with question_id and text (and prompt, if ids repeat), or JSON {id: text}.
-        annotations: folder of the benchmark's files, or its only file; by default the folder in its YAML file.
+        annotations: folder of the benchmark's files, or its only file; by default the folder in its definition.
         output: JSON file of the result; every answer and its score are written to a file next to it.
         protocol: llava, lmms or vlmevalkit: rules to apply where the harnesses disagree.
         strict: stop if an answer is missing, doubled, unknown or damaged.
         server_file: also write the file that the benchmark's server requires (its test labels are hidden).
-        data_root: value of {root} in the benchmark's YAML file.
+        data_root: value of {root} in the benchmark's definition.
     """
     rules, definition = check_protocol(protocol), Benchmark.read(benchmark)
     if output is not None and Path(output).suffix != ".json":

@@ -96,7 +96,7 @@ class TaskReader:
         output: Folder for the definitions of benchmarks that have no YAML file.
         image_root: Folder that image paths in LLaVA files are relative to.
         turns: Questions of a conversation to ask.
-        data_root: Value of {root} in YAML files.
+        data_root: Value of {root} in definitions.
         annotations: Folders of benchmark files by name.
         protocol: Prompts and rules.
         limit: Number of questions of each benchmark.
@@ -153,7 +153,7 @@ class TaskReader:
         data_sets = self._data(TEST)
         if not data_sets:
             place = f"{self.run} has no test samples (data.test)" if self.run else "'test' needs a run folder (--run)"
-            raise UserError(f"--benchmarks: {place}. Give names of conf/benchmark/ or a LLaVA file.")
+            raise UserError(f"--benchmarks: {place}. Give names of conf/benchmarks.yaml or a LLaVA file.")
         names = [TEST] if len(data_sets) == 1 else [f"{TEST}_{number}" for number in range(1, len(data_sets) + 1)]
         return [
             self._of_samples(name, data["annotations"], self.image_root or data["image_root"])
@@ -180,7 +180,7 @@ class TaskReader:
             annotations=".",
             training=training if all(map(glob, training)) else [],  # not behind URLs, or on another machine
             categories=_sources_beside(annotations),
-            file=self.output / f"{name}.yaml",
+            source=str(self.output / f"{name}.yaml"),
         )
 
     def _task(self, benchmark: Benchmark, folder: Path) -> Task:

@@ -10,12 +10,11 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.paths import existing
+from lightning_switchkd.core.paths import existing, read_mapping, shipped
 from lightning_switchkd.experiments.prepared import PREPARED, usable
 from lightning_switchkd.experiments.scheduler import Launch, run_stages
 from lightning_switchkd.experiments.stage import DATA, Stage
@@ -103,15 +102,9 @@ def load_definition(file: str | Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: The file does not exist or is not a mapping.
     """
-    path = existing(file, f"--{kind}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"--{kind}: {path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"--{kind}: {path} is not a mapping of fields.")
+    raw = read_mapping(file, f"--{kind}")
     if "extends" in raw:
-        other = load_definition(path.parent / raw.pop("extends"), kind)
+        other = load_definition(shipped(file).parent / raw.pop("extends"), kind)
         stages = {"stages": other.get("stages", {}) | raw.get("stages", {})}
         raw = {**other, **raw, **(stages if stages["stages"] else {})}
     return raw

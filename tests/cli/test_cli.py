@@ -99,9 +99,9 @@ def test_a_run_is_named_by_method_and_folder(overlay: str, setting: str, capsys:
 
 
 def test_every_file_of_conf_is_tested() -> None:
-    tested = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "published"}
+    tested = {f"{kind}/{name}" for kind, names in NAMES.items() for name in names} | {"base", "benchmarks", "published"}
     files = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
-    assert {name for name in files if not name.startswith(("benchmark/", "lmms_eval/"))} == tested
+    assert files == tested
 
 
 @pytest.mark.parametrize("name", ["digits", "easy_vqa", "emoji", "full_size"])

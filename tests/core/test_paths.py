@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from command import ROOT
 
-from lightning_switchkd.core.paths import CLONE, names_in, shipped
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.paths import CLONE, names_in, read_mapping, shipped
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +42,16 @@ def test_names_are_those_of_both_folders(elsewhere: Path) -> None:
     assert {"mine", "switch_kd"} < set(names)
     assert names.count("sft") == 1
     assert names_in("conf/nope") == []
+
+
+def test_entries_of_a_file(elsewhere: Path) -> None:
+    file = Path("conf", "benchmarks.yaml")
+    assert {"gqa", "pope"} < set(names_in(file))
+    (elsewhere / "conf").mkdir()
+    for text, message in (("shop: {}", ""), ("- shop", "is not a mapping of fields"), ("[shop", "is not valid YAML")):
+        (elsewhere / file).write_text(text, encoding="utf-8")
+        if message:
+            with pytest.raises(UserError, match=f"--flag: {file} {message}"):
+                read_mapping(file, "--flag")
+        else:
+            assert names_in(file) == ["shop"], "the working directory's file replaces the package's"

@@ -194,7 +194,7 @@ def test_stages_of_a_pipeline(folder: Path, tmp_path: Path) -> None:
 def test_slurm_starts_every_stage_by_itself() -> None:
     """SLURM signals only the processes of a job step, so `srun` launches each stage, not `make`."""
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
-    command = ["bash", str(ROOT / "conf" / "cluster" / "slurm.sh"), "-n", "PIPELINE=full_size"]
+    command = ["bash", str(ROOT / "docs" / "how-to" / "cluster" / "slurm.sh"), "-n", "PIPELINE=full_size"]
     commands = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert "pipeline --pipeline conf/pipeline/full_size.yaml" in commands
     assert "--launcher=srun" in commands

@@ -31,7 +31,7 @@ def test_lmms_eval_gives_the_same_answers(way: list[str], tmp_path: Path) -> Non
     single = [s for s in samples if s.get("image") and len(s["conversations"]) == 2]
     (folder / "single.json").write_text(json.dumps(single), encoding="utf-8")
     task = tmp_path / "task"
-    shutil.copytree(ROOT / "conf" / "lmms_eval", task)
+    shutil.copytree(ROOT / "docs" / "how-to" / "lmms_eval", task)
     text = (task / "emoji.yaml").read_text(encoding="utf-8")
     (task / "emoji.yaml").write_text(
         text.replace("datasets/emoji/test.json", f"{folder}/single.json"), encoding="utf-8"

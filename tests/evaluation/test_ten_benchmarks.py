@@ -14,7 +14,7 @@ from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import names_in
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.benchmarks.definition import FOLDER, Benchmark
+from lightning_switchkd.evaluation.benchmarks.definition import BENCHMARKS, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
@@ -24,9 +24,9 @@ TEN = read_published(PUBLISHED)[0].benchmarks
 
 
 def test_every_benchmark_of_the_repository_is_valid() -> None:
-    assert set(TEN) < set(names_in(FOLDER))
-    for name in names_in(FOLDER):
-        assert Benchmark.read(name).title
+    assert set(TEN) < set(names_in(BENCHMARKS))
+    for name in names_in(BENCHMARKS):
+        assert Benchmark.read(name).name == name
 
 
 @pytest.mark.parametrize("name", TEN)
@@ -235,6 +235,22 @@ def test_server_file_of_mmbench(tmp_path: Path) -> None:
 def test_invalid_definitions(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         Benchmark.read(str(write_definition(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shop: {title: x}\n", r"conf/benchmarks.yaml: shop is not a valid benchmark. Required fields"),
+        ("other: {title: x}\n", "Unknown benchmark 'shop'. Available benchmarks: other. Or give a YAML file."),
+        ("- shop\n", r"conf/benchmarks.yaml is not a mapping of fields"),
+    ],
+)
+def test_invalid_entries(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "benchmarks.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        Benchmark.read("shop")
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

@@ -123,13 +123,14 @@ def test_repeated_kills_do_not_change_the_result(folder: Path, tmp_path: Path, r
 
 @pytest.mark.slow
 def test_torchrun_restarts_after_a_rank_dies(folder: Path, tmp_path: Path) -> None:
-    """Run conf/cluster/torchrun.sh on two CPU processes."""
+    """Run docs/how-to/cluster/torchrun.sh on two CPU processes."""
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     strategy = ("--trainer.strategy=ddp",)
     both = (*strategy, "--trainer.devices=2")
     assert live(arguments(folder, uninterrupted, 0, 0, both, steps=20), 2, tmp_path / "uninterrupted.log") == [0, 0]
     environment = {**os.environ, "GPUS": "2", "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-    command = [str(ROOT / "conf" / "cluster" / "torchrun.sh"), *arguments(folder, killed, 70, 1, strategy, steps=20)]
+    script = ROOT / "docs" / "how-to" / "cluster" / "torchrun.sh"
+    command = [str(script), *arguments(folder, killed, 70, 1, strategy, steps=20)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Resuming from" in result.stdout + result.stderr

@@ -210,9 +210,8 @@ def of_cache(folder: Path) -> str:
 
 def scores(benchmark: str, root: Path, answers: Path, protocol: str, result: Path) -> dict[str, Any]:
     """Score an answer file, and return all figures of the result and the hash of its scores by question."""
-    definition = CONF / f"{new_name('configs', f'benchmark/{benchmark}')}.yaml"
     call(
-        "score", f"--benchmark={definition}", f"--answers={answers}", f"--annotations={root}",
+        "score", f"--benchmark={benchmark}", f"--answers={answers}", f"--annotations={root}",
         f"--protocol={protocol}", f"--output={result}",
     )  # fmt: skip
     whole = json.loads(result.read_text(encoding="utf-8"))

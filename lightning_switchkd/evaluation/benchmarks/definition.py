@@ -1,4 +1,4 @@
-"""Benchmark definitions: YAML files in ``conf/benchmark/`` that name the files, the prompt and the scoring."""
+"""Benchmark definitions: entries of ``conf/benchmarks.yaml`` that name the files, the prompt and the scoring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.paths import names_in, shipped
+from lightning_switchkd.core.paths import read_mapping
+from lightning_switchkd.core.renamed import upgrade_benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import READERS, layout_files
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
@@ -19,7 +20,7 @@ from lightning_switchkd.evaluation.benchmarks.scoring import SCORINGS, Judged, S
 from lightning_switchkd.evaluation.benchmarks.tables import find
 from lightning_switchkd.evaluation.significance import Floats
 
-FOLDER = "conf/benchmark"
+BENCHMARKS = "conf/benchmarks.yaml"
 DATA_ROOT = "data/eval"
 
 ByProtocol = str | dict[str, str]
@@ -27,7 +28,7 @@ ByProtocol = str | dict[str, str]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark, as its YAML file defines it.
+    """A benchmark, as an entry of ``conf/benchmarks.yaml`` or a YAML file of its own defines it.
 
     Attributes:
         title: Title for tables.
@@ -46,7 +47,7 @@ class Benchmark:
         training: Files of training samples for the text-only baseline: one or several.
         questions: Number of scored questions of the complete benchmark. 0 if it does not matter.
         categories: Meaning of each category, for reports.
-        file: The YAML file. In ``conf/``, it may be the package's copy (``core.paths.shipped``).
+        source: Name in ``conf/benchmarks.yaml``, or the path of a YAML file.
     """
 
     title: str
@@ -63,48 +64,48 @@ class Benchmark:
     training: str | list[str] = ""
     questions: int = 0
     categories: dict[str, str] = field(default_factory=dict)
-    file: Path = Path()
+    source: str = ""
 
     @property
     def name(self) -> str:
-        """Return the name of the file, without its suffix."""
-        return self.file.stem
+        """Return the name in ``conf/benchmarks.yaml``, or the name of the file without its suffix."""
+        return Path(self.source).stem if _is_file(self.source) else self.source
 
     @classmethod
     def read(cls, name: str) -> Benchmark:
         """Read a definition.
 
         Args:
-            name: Name in ``conf/benchmark/``, or the path of a YAML file.
+            name: Name in ``conf/benchmarks.yaml``, or the path of a YAML file.
 
         Raises:
-            UserError: The file is missing or invalid.
+            UserError: The definition is missing or invalid.
         """
-        file = Path(name if name.endswith((".yaml", ".yml")) else f"{FOLDER}/{name}.yaml")
-        if not shipped(file).is_file():
-            available = ", ".join(names_in(FOLDER))
-            raise UserError(f"Unknown benchmark '{name}'. Available benchmarks: {available}. Or give a YAML file.")
-        try:
-            raw = yaml.safe_load(shipped(file).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{file} is not valid YAML: {error}") from None
-        known = {f.name for f in fields(cls)} - {"file"}
+        source = upgrade_benchmark(name)
+        if _is_file(source) and Path(source).is_file():
+            place, raw = source, read_mapping(source)
+        elif source in (entries := read_mapping(BENCHMARKS)):
+            place, raw = f"{BENCHMARKS}: {source}", entries[source]
+        else:
+            available = ", ".join(sorted(entries))
+            raise UserError(f"Unknown benchmark '{source}'. Available benchmarks: {available}. Or give a YAML file.")
+        known = {f.name for f in fields(cls)} - {"source"}
         required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if not isinstance(raw, dict) or not required <= raw.keys() <= known:
             unknown = sorted(raw.keys() - known) if isinstance(raw, dict) else []
             raise UserError(
-                f"{file} is not a valid benchmark{f': unknown fields {unknown}' if unknown else ''}. "
+                f"{place} is not a valid benchmark{f': unknown fields {unknown}' if unknown else ''}. "
                 f"Required fields: {', '.join(sorted(required))}. "
                 f"Optional fields: {', '.join(sorted(known - required))}."
             )
         if raw["scoring"] not in SCORINGS:
-            raise UserError(f"{file}: unknown scoring '{raw['scoring']}'. Use one of {', '.join(SCORINGS)}.")
+            raise UserError(f"{place}: unknown scoring '{raw['scoring']}'. Use one of {', '.join(SCORINGS)}.")
         if "normaliser" in raw.get("settings", {}):
-            raise UserError(f"{file}: 'settings.normaliser' was renamed in 0.2: use settings.normalizer.")
+            raise UserError(f"{place}: 'settings.normaliser' was renamed in 0.2: use settings.normalizer.")
         for layout in raw["layouts"]:
             if reader_of(layout) not in READERS:
-                raise UserError(f"{file}: unknown reader '{layout['reader']}'. Use one of {', '.join(READERS)}.")
-        return cls(**raw, file=file)
+                raise UserError(f"{place}: unknown reader '{layout['reader']}'. Use one of {', '.join(READERS)}.")
+        return cls(**raw, source=source)
 
     @property
     def from_samples(self) -> bool:
@@ -113,11 +114,12 @@ class Benchmark:
 
     def write(self) -> None:
         """Write the YAML file."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "source"}
         defaults = {f.name: f.default for f in fields(self)}
         changed = {name: value for name, value in values.items() if value and value != defaults[name]}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+        file = Path(self.source)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
     @property
     def rules(self) -> Scoring:
@@ -223,6 +225,10 @@ def _by_category(items: Sequence[Item], judged: Floats) -> dict[str, tuple[list[
     for row, item in enumerate(items):
         rows.setdefault(item.category, []).append(row)
     return {name: ([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)}
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith((".yaml", ".yml"))
 
 
 def _of_protocol(value: ByProtocol, protocol: str) -> str:

@@ -1,4 +1,4 @@
-"""Scorings of ``conf/benchmark/``: functions that score one answer, each with the tally that adds scores up."""
+"""Scorings of ``conf/benchmarks.yaml``: functions that score one answer, each with the tally that adds scores up."""
 
 from __future__ import annotations
 
@@ -128,4 +128,4 @@ SCORINGS: dict[str, Scoring] = {
     "choice": Scoring(by_choice, Mean()),
     "short_answer": Scoring(by_short_answer, Mean()),
 }
-"""Scorings by the name in ``conf/benchmark/``. The last four are for your own benchmarks."""
+"""Scorings by the name in ``conf/benchmarks.yaml``. The last four are for your own benchmarks."""

@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch conf/cluster/slurm.sh PIPELINE=full_size MODEL=qwen2.5-0.5b-siglip TRAINER=ddp
+# sbatch docs/how-to/cluster/slurm.sh PIPELINE=full_size MODEL=qwen2.5-0.5b-siglip TRAINER=ddp
 # `make pipeline` on one or several nodes. `--nodes` and `--gpus-per-node` below are passed on to the trainer.
 # SLURM sends SIGUSR1 two minutes before it ends or preempts the job. Lightning then saves a checkpoint and requeues the
 # job, which resumes bit for bit.
