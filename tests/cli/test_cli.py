@@ -203,6 +203,19 @@ def test_a_finished_run_refuses_other_settings(folder: Path, run: Path, capsys: 
     assert (run / "config.yaml").read_bytes() == before
 
 
+def test_a_refused_resume_changes_no_file_of_its_run(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The refusal comes from the models, which are loaded after everything else is built."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for steps in ("4", "6"):
+        mistake = ["--model.teacher.checkpoint=./nowhere", f"--trainer.max_steps={steps}"]
+        with pytest.raises(SystemExit, match="2"):
+            main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", *mistake])
+        assert "./nowhere" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 TEMPERATURE = "objective.init_args.temperature"
 SELECT = "objective.init_args.select.init_args"
 FOREIGN = "is not a checkpoint of lightning_switchkd"

@@ -53,24 +53,12 @@ class RunFiles(SaveConfigCallback):
     """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the files. Lightning calls this first, on rank 0."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Collect the configuration. Lightning calls this first, on rank 0."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         self._config = relative_to_root(config, str(trainer.default_root_dir))
         self._text = yaml.safe_dump(self._config, sort_keys=False, width=100, allow_unicode=True)
-        if stage != TrainerFn.FITTING:
-            return
-        if self.config.ckpt_path is not None:
+        if stage == TrainerFn.FITTING and self.config.ckpt_path is not None:
             self._print_changes(Path(self.config.ckpt_path).parent.parent)
-        diff = git("diff", "HEAD")
-        patch = ". Uncommitted changes: uncommitted.patch" if diff else ""
-        header = HEADER.format(program=program(), folder=folder, patch=patch)
-        (folder / "config.yaml").write_text(header + self._text, encoding="utf-8")
-        environment = json.dumps(describe_environment(trainer), indent=2)
-        (folder / "environment.json").write_text(f"{environment}\n", encoding="utf-8")
-        if diff:
-            (folder / "uncommitted.patch").write_text(f"{diff}\n", encoding="utf-8")
 
     def _print_changes(self, run: Path) -> None:
         if (run / "config.yaml").is_file():
@@ -79,14 +67,25 @@ class RunFiles(SaveConfigCallback):
                 print(f"Changed since the checkpoint: {', '.join(changes)}.")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass the configuration to the loggers."""
+        """Write the files, and pass the configuration to the loggers. A start that failed has changed nothing."""
         resume_logs(trainer)
         if not trainer.is_global_zero:
             return
+        self._write(Path(trainer.default_root_dir), describe_environment(trainer))
         log_text(trainer, "config", f"```yaml\n{self._text}\n```")
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(hyperparameters(self._config))
+
+    def _write(self, folder: Path, environment: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        diff = git("diff", "HEAD")
+        patch = ". Uncommitted changes: uncommitted.patch" if diff else ""
+        header = HEADER.format(program=program(), folder=folder, patch=patch)
+        (folder / "config.yaml").write_text(header + self._text, encoding="utf-8")
+        (folder / "environment.json").write_text(f"{json.dumps(environment, indent=2)}\n", encoding="utf-8")
+        if diff:
+            (folder / "uncommitted.patch").write_text(f"{diff}\n", encoding="utf-8")
 
 
 def check_not_finished(trainer: L.Trainer, ckpt_path: Path, config: dict[str, Any]) -> None:
