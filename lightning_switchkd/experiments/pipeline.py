@@ -237,6 +237,8 @@ def run(launch: Launch, pipeline: Pipeline, targets: Sequence[str], jobs: int | 
             copied = stage.name in pipeline.copied
             print(f"{stage.name}: {f'copy {stage.prepared}' if copied else shlex.join(stage.arguments())}")
         return
+    for stage in needed:
+        stage.check_writable()
     jobs = jobs or default_jobs(needed)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     try:

@@ -45,7 +45,10 @@ class Running:
     started: float
 
     def show(self) -> None:
-        """Print the new lines of the log, each with the name of the stage. Of a bar, only its last state is shown."""
+        """Print the new lines of the log, each with the name of the stage.
+
+        Of a bar, only the last state is shown. An error is left to :meth:`failure`.
+        """
         if not self.stage.log.is_file():
             return
         with self.stage.log.open("rb") as file:
@@ -54,7 +57,8 @@ class Running:
         end = len(new) if not self.process.is_alive() else new.rfind(b"\n") + 1
         self.shown += end
         for line in new[:end].decode(errors="replace").split("\n"):
-            if text := line.rstrip().rpartition("\r")[2]:
+            text = line.rstrip().rpartition("\r")[2]
+            if text and not text.startswith("error: "):
                 print(f"{self.stage.name} | {text}", flush=True)
 
     def failure(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import orjson
@@ -116,6 +117,22 @@ class Stage:
         """Return everything that the result depends on, except the code: settings, and hashes of the inputs."""
         settings = self.effective_settings if self.trains else {"command": list(self.command)}
         return as_json({"settings": settings, "inputs": _hashes(self.inputs())})
+
+    def check_writable(self) -> None:
+        """Check that the run folder, and the files next to it, can be written.
+
+        Raises:
+            UserError: They cannot.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder.parent):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"Stage '{self.name}': cannot write to {self.folder} ({error.strerror}). Choose another folder "
+                "(RUN=...)."
+            ) from None
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -273,9 +273,17 @@ def test_a_failing_stage(tmp_path: Path, pair: Path, capfd: pytest.CaptureFixtur
     file = tiny_pipeline(tmp_path, pair, flags="--model.lr=-1")
     with pytest.raises(SystemExit, match="2"):
         main(["pipeline", f"--pipeline={file}"])
-    error = capfd.readouterr().err
+    out, error = capfd.readouterr()
     assert error.startswith("error: Stage 'second': model.lr")
     assert len(error.splitlines()) == 1
+    assert "second | error" not in out, "an error is printed once"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Nothing runs, not even the stages in other folders."""
+    file = write(tmp_path, {"first": command(output=str(tmp_path / "a.json")), "last": {"folder": "/proc/nope"}})
+    with pytest.raises(UserError, match=r"Stage 'last': cannot write to /proc/nope .* another folder \(RUN=...\)"):
+        run_pipeline(never, file, stages=["first", "last"])
 
 
 @pytest.mark.slow
