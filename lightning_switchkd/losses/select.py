@@ -51,7 +51,7 @@ class Selection(Protocol):
 
 
 @dataclass(frozen=True)
-class Kneedle:
+class Kneedle(Selection):
     """Cut at the knee: the point of the sorted curve farthest below its chord.
 
     A steeper curve gives a smaller k. A row with fewer than ``min_k`` finite logits keeps all of them.
@@ -100,7 +100,7 @@ class Kneedle:
 
 
 @dataclass(frozen=True)
-class FixedTopK:
+class FixedTopK(Selection):
     """Cut every row at the same k (BiLD: 8). A row with fewer finite logits keeps all of them.
 
     Equal logits at the cut are selected by ascending id, unless there are hundreds of them.
@@ -135,7 +135,7 @@ class FixedTopK:
 
 
 @dataclass(frozen=True)
-class CumulativeMass:
+class CumulativeMass(Selection):
     """Cut where the cumulative probability first reaches ``mass`` (within 1e-6), as nucleus sampling does.
 
     Probabilities are those of the whole row. If the window holds less than ``mass``, the whole window is kept.

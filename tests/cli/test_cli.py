@@ -246,7 +246,26 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "wrong value": (fit_arguments(folder, new, "--model.student.dtype=int8"), "dtype: unknown value 'int8'"),
         "missing": (["fit", f"--config={ROOT / 'conf' / 'base.yaml'}"], "Missing settings: data.processor. It is"),
         "flag of a command": (["score", "--benchmrk=pope"], "Unknown flag --benchmrk. Did you mean --benchmark?"),
-        "wrong type": (fit_arguments(folder, new, "--trainer.max_steps=many"), "max_steps"),
+        "wrong type": (
+            fit_arguments(folder, new, "--trainer.max_steps=many"),
+            "error: trainer.max_steps: expected int, got 'many'.",
+        ),
+        "wrong optional": (
+            fit_arguments(folder, new, "--data.val_batch_size=x"),
+            "error: data.val_batch_size: expected int, got 'x'.",
+        ),
+        "wrong value of a part": (
+            fit_arguments(folder, new, "--model.teacher.dtype=int8"),
+            "error: model.teacher.dtype: unknown value 'int8'. Choose one of 'float32', ",
+        ),
+        "wrong type of a part": (
+            fit_arguments(folder, new, f"--model.{SELECT}.min_k=x"),
+            "error: model.objective.select.min_k: expected int, got 'x'.",
+        ),
+        "unknown class": (
+            fit_arguments(folder, new, "--model.objective.init_args.select=Kneedl"),
+            "select: unknown class 'Kneedl'. Choose one of Kneedle, FixedTopK, CumulativeMass, or give module.Class.",
+        ),
         "min_k": (fit_arguments(folder, new, f"--model.{SELECT}.min_k=2"), "min_k must be at least 3, got 2"),
         "temperature": (fit_arguments(folder, new, f"--model.{TEMPERATURE}=0"), "temperature must be positive"),
         "rate": (fit_arguments(folder, new, "--model.lr=-1"), "model.lr must be a positive number, got -1.0"),
@@ -299,6 +318,13 @@ def test_user_errors_are_one_paragraph(
         assert "Traceback" not in error, name
         assert "usage:" not in error, name
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
+
+
+def test_classes_are_named_without_their_module(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    select = "--model.objective.init_args.select"
+    config = printed(capsys, fit_arguments(folder, folder, f"{select}=FixedTopK", f"{select}.init_args.k=5"))
+    objective = config["model"]["objective"]["init_args"]
+    assert objective["select"] == {"class_path": "lightning_switchkd.losses.FixedTopK", "init_args": {"k": 5}}
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

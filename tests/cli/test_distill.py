@@ -77,6 +77,22 @@ def test_mistakes(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.max_steps=2"], "Unknown flag --trainer.max_steps. Settings of a training go into --flags='--"),
+        (["--model.lr=2"], "Unknown flag --model.lr. Settings of a training go into --flags='--model.lr=…'."),
+        (["--flags", "--model.lr=2"], "--flags needs a value. If the value starts with --, write --flags='--key="),
+    ],
+)
+def test_settings_of_the_training(
+    pair: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*distill(pair, tmp_path / "run"), *arguments])
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_a_folder_of_json_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.json", "photo.png"):
         (tmp_path / name).touch()
