@@ -20,7 +20,7 @@ from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tables import load_json
 from lightning_switchkd.evaluation.labels import NO_IMAGE
-from lightning_switchkd.evaluation.score import rate
+from lightning_switchkd.evaluation.score import QUESTIONS, rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 
 TEST = "test"
@@ -76,6 +76,11 @@ class Task:
         matched = match(self.items, *read_answers(file))
         result = rate(self.benchmark, self.folder, self.items, matched, self.protocol, str(file))
         result.write(output / f"{self.stem(no_image)}.json")
+
+    def remove_no_image(self, output: Path) -> None:
+        """Remove a model's earlier result with blank images, which may be of other questions or weights."""
+        for ending in (".json", QUESTIONS, ANSWERS):
+            (output / f"{self.stem(no_image=True)}{ending}").unlink(missing_ok=True)
 
     def rate_text_only_baseline(self, output: Path) -> None:
         """Score the most common training answer to each question, and write the result."""
@@ -173,6 +178,8 @@ class TaskReader:
     def _of_samples(self, name: str, annotations: str, image_root: str | None) -> Benchmark:
         """Define a benchmark of samples in LLaVA's format."""
         training = [data["annotations"] for data in self._data("train")]
+        file = self.output / f"{name}.yaml"
+        _check_name(file, annotations)
         return Benchmark(
             title=name,
             scoring="exact",
@@ -180,7 +187,7 @@ class TaskReader:
             annotations=".",
             training=training if all(map(glob, training)) else [],  # not behind URLs, or on another machine
             categories=_sources_beside(annotations),
-            file=self.output / f"{name}.yaml",
+            file=file,
         )
 
     def _task(self, benchmark: Benchmark, folder: Path) -> Task:
@@ -191,6 +198,24 @@ class TaskReader:
             )  # a token has a byte or more
             benchmark = replace(benchmark, max_new_tokens=longest + EXTRA_TOKENS)
         return Task(benchmark, folder, items[: self.limit], self.protocol)
+
+
+def _check_name(definition: Path, annotations: str) -> None:
+    """Check that a benchmark of samples replaces no results of other samples with the same name.
+
+    Args:
+        definition: Its YAML file, if it was evaluated before.
+        annotations: Its samples.
+
+    Raises:
+        UserError: It does.
+    """
+    earlier = Benchmark.read(str(definition)).layouts[0]["annotations"] if definition.is_file() else annotations
+    if Path(earlier).resolve() != Path(annotations).resolve():
+        raise UserError(
+            f"--benchmarks: {definition.parent} already has results of '{definition.stem}' on other questions "
+            f"({earlier}, now {annotations}). Set another folder with --output, or rename the file."
+        )
 
 
 def _sources_beside(annotations: str) -> dict[str, str]:
