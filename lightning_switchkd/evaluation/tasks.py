@@ -49,12 +49,14 @@ class Task:
         folder: Folder of its files.
         items: The questions.
         protocol: Prompts and rules.
+        exclude: List of training samples that the text-only baseline skips.
     """
 
     benchmark: Benchmark
     folder: Path
     items: Sequence[Item]
     protocol: ScoringProtocol
+    exclude: str | None = None
 
     @property
     def num_turns(self) -> int:
@@ -86,7 +88,7 @@ class Task:
         """Score the most common training answer to each question, and write the result."""
         training = self.benchmark.training
         files = [training] if isinstance(training, str) else training
-        conversations = [turns for file in files for turns in read_conversations(file)]
+        conversations = [turns for file in files for turns in read_conversations(file, self.exclude)]
         answers = text_only_answers(conversations, [item.question for item in self.items])
         result = rate(self.benchmark, self.folder, self.items, Matched(list(answers)), self.protocol, ", ".join(files))
         result.write(output / f"{self.benchmark.name}.json")
@@ -197,7 +199,8 @@ class TaskReader:
                 len(answer.encode()) for item in items for answer in item.answers
             )  # a token has a byte or more
             benchmark = replace(benchmark, max_new_tokens=longest + EXTRA_TOKENS)
-        return Task(benchmark, folder, items[: self.limit], self.protocol)
+        exclude = self._run_data.get("exclude") if benchmark.from_samples else None
+        return Task(benchmark, folder, items[: self.limit], self.protocol, exclude)
 
 
 def _check_name(definition: Path, annotations: str) -> None:

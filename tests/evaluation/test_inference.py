@@ -153,6 +153,28 @@ def test_a_run_asks_its_own_test_samples(run: Path, pair: Path, capsys: pytest.C
     assert page.count('class="shot"') > 3, "examples have their images"
 
 
+def test_an_invalid_training_sample(run: Path, pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text-only baseline skips the samples that the run excluded, and other invalid ones with their number."""
+    bad, exclude = run / "bad.jsonl", run / "exclude.jsonl"
+    rows = json.loads((pair / "records.json").read_text(encoding="utf-8"))
+    bad.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "{cut\n", encoding="utf-8")
+    exclude.write_text(json.dumps({"path": str(bad), "index": len(rows)}) + "\n", encoding="utf-8")
+    config = json.loads((run / "config.yaml").read_text(encoding="utf-8"))
+    config["data"]["train"][0]["annotations"] = str(bad)
+    flags = [f"--run={run}", "--accelerator=cpu", "--limit=3", "--max_new_tokens=2", f"--answer_store={run / 'store'}"]
+    for listed, said in (
+        (None, f"Text-only baseline: 1 of {len(rows) + 1} samples of {bad} are invalid"),
+        (exclude, ""),
+    ):
+        config["data"]["exclude"] = listed and str(listed)
+        (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+        main(["evaluate", *flags])
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert ("Text-only" in printed) == bool(said)
+        assert "| text-only baseline | 100.0" in printed
+
+
 def test_other_questions_never_mix_with_earlier_results(
     run: Path, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
