@@ -56,7 +56,7 @@ def evaluate(
         benchmarks: names in conf/benchmarks.yaml, YAML files or LLaVA files; ``test`` is the run's test samples,
             ``present`` the benchmarks of the paper whose files exist. Default: ``test`` with a run, else the benchmarks
             of the paper.
-        baseline: model that the last student is compared with. Default: the student before.
+        baseline: model that the last one is compared with. Default: the student before, else the first model.
         output: folder for answers, results and report. Default: RUN/report.
         image_root: folder that image paths in LLaVA files are relative to. Default: the run's, or next to the file.
         turns: last or all: questions to ask of a conversation in a LLaVA file.
@@ -100,6 +100,8 @@ def evaluate(
             check_asked(log)
             if trainer.is_global_zero:
                 task.rate(log, folder / name, blank)
+                if not no_image:
+                    task.remove_no_image(folder / name)
     if trainer.is_global_zero:
         baselines = [TEXT_ONLY_BASELINE] if any(task.benchmark.training for task in tasks) else []
         systems = {name: str(folder / name) for name in (*baselines, *models)}

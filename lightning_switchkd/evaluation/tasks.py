@@ -20,7 +20,7 @@ from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tables import load_json
 from lightning_switchkd.evaluation.labels import NO_IMAGE
-from lightning_switchkd.evaluation.score import rate
+from lightning_switchkd.evaluation.score import QUESTIONS, rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 
 TEST = "test"
@@ -49,12 +49,14 @@ class Task:
         folder: Folder of its files.
         items: The questions.
         protocol: Prompts and rules.
+        exclude: List of training samples that the text-only baseline skips.
     """
 
     benchmark: Benchmark
     folder: Path
     items: Sequence[Item]
     protocol: ScoringProtocol
+    exclude: str | None = None
 
     @property
     def num_turns(self) -> int:
@@ -77,11 +79,16 @@ class Task:
         result = rate(self.benchmark, self.folder, self.items, matched, self.protocol, str(file))
         result.write(output / f"{self.stem(no_image)}.json")
 
+    def remove_no_image(self, output: Path) -> None:
+        """Remove a model's earlier result with blank images, which may be of other questions or weights."""
+        for ending in (".json", QUESTIONS, ANSWERS):
+            (output / f"{self.stem(no_image=True)}{ending}").unlink(missing_ok=True)
+
     def rate_text_only_baseline(self, output: Path) -> None:
         """Score the most common training answer to each question, and write the result."""
         training = self.benchmark.training
         files = [training] if isinstance(training, str) else training
-        conversations = [turns for file in files for turns in read_conversations(file)]
+        conversations = [turns for file in files for turns in read_conversations(file, self.exclude)]
         answers = text_only_answers(conversations, [item.question for item in self.items])
         result = rate(self.benchmark, self.folder, self.items, Matched(list(answers)), self.protocol, ", ".join(files))
         result.write(output / f"{self.benchmark.name}.json")
@@ -173,6 +180,8 @@ class TaskReader:
     def _of_samples(self, name: str, annotations: str, image_root: str | None) -> Benchmark:
         """Define a benchmark of samples in LLaVA's format."""
         training = [data["annotations"] for data in self._data("train")]
+        file = self.output / f"{name}.yaml"
+        _check_name(file, annotations)
         return Benchmark(
             title=name,
             scoring="exact",
@@ -180,7 +189,7 @@ class TaskReader:
             annotations=".",
             training=training if all(map(glob, training)) else [],  # not behind URLs, or on another machine
             categories=_sources_beside(annotations),
-            source=str(self.output / f"{name}.yaml"),
+            source=str(file),
         )
 
     def _task(self, benchmark: Benchmark, folder: Path) -> Task:
@@ -190,7 +199,26 @@ class TaskReader:
                 len(answer.encode()) for item in items for answer in item.answers
             )  # a token has a byte or more
             benchmark = replace(benchmark, max_new_tokens=longest + EXTRA_TOKENS)
-        return Task(benchmark, folder, items[: self.limit], self.protocol)
+        exclude = self._run_data.get("exclude") if benchmark.from_samples else None
+        return Task(benchmark, folder, items[: self.limit], self.protocol, exclude)
+
+
+def _check_name(definition: Path, annotations: str) -> None:
+    """Check that a benchmark of samples replaces no results of other samples with the same name.
+
+    Args:
+        definition: Its YAML file, if it was evaluated before.
+        annotations: Its samples.
+
+    Raises:
+        UserError: It does.
+    """
+    earlier = Benchmark.read(str(definition)).layouts[0]["annotations"] if definition.is_file() else annotations
+    if Path(earlier).resolve() != Path(annotations).resolve():
+        raise UserError(
+            f"--benchmarks: {definition.parent} already has results of '{definition.stem}' on other questions "
+            f"({earlier}, now {annotations}). Set another folder with --output, or rename the file."
+        )
 
 
 def _sources_beside(annotations: str) -> dict[str, str]:

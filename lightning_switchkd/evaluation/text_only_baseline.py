@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from lightning_switchkd.data.samples import Turn
+from lightning_switchkd.data.quarantine import read_exclusions
+from lightning_switchkd.data.samples import SampleError, Turn
 from lightning_switchkd.data.sources import open_source, read_sample
 
 
@@ -33,7 +34,25 @@ def text_only_answers(conversations: Iterable[Sequence[Turn]], questions: Sequen
     return [counts.get(text, overall).most_common(1)[0][0] for text in questions]
 
 
-def read_conversations(annotations: str) -> list[tuple[Turn, ...]]:
-    """Read the turns of every sample of a LLaVA file."""
+def read_conversations(annotations: str, exclude: str | None = None) -> list[tuple[Turn, ...]]:
+    """Read the turns of the valid samples of a LLaVA file, and print how many are invalid.
+
+    Args:
+        annotations: The file.
+        exclude: List of samples to skip (``data.exclude``).
+    """
     source = open_source(annotations)
-    return [read_sample(source, i).turns for i in range(len(source))]
+    excluded = set(read_exclusions(exclude, source) if exclude else ())
+    conversations, num_invalid = [], 0
+    for index in range(len(source)):
+        if index in excluded:
+            continue
+        try:
+            conversations.append(read_sample(source, index).turns)
+        except SampleError:
+            num_invalid += 1
+    if num_invalid:
+        print(
+            f"Text-only baseline: {num_invalid:,} of {len(source):,} samples of {annotations} are invalid, and skipped."
+        )
+    return conversations

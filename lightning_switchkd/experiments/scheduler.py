@@ -45,10 +45,7 @@ class Running:
     started: float
 
     def show(self) -> None:
-        """Print the new lines of the log, each with the name of the stage.
-
-        Of a bar, only the last state is shown. An error is left to :meth:`failure`.
-        """
+        """Print the new lines of the log. An error is left to :meth:`failure`."""
         if not self.stage.log.is_file():
             return
         with self.stage.log.open("rb") as file:
@@ -56,10 +53,8 @@ class Running:
             new = file.read()
         end = len(new) if not self.process.is_alive() else new.rfind(b"\n") + 1
         self.shown += end
-        for line in new[:end].decode(errors="replace").split("\n"):
-            text = line.rstrip().rpartition("\r")[2]
-            if text and not text.startswith("error: "):
-                print(f"{self.stage.name} | {text}", flush=True)
+        text = new[:end].decode(errors="replace")
+        _show(self.stage, "\n".join(line for line in text.split("\n") if not line.startswith("error: ")))
 
     def failure(self) -> str:
         """Return the message of a stage that failed: its error, or the end of its log."""
@@ -76,6 +71,8 @@ def run_stages(
     stages: Sequence[Stage], needs: Mapping[str, Sequence[str]], jobs: int, launch: Launch, copied: Set[str]
 ) -> None:
     """Run all stages that are not finished, several at a time, each after the stages it needs.
+
+    A finished command that no other stage needs shows its result again.
 
     Processes are forked from one that has imported everything. Each has its own session, so that a Ctrl-C reaches them
     exactly once, through this function.
@@ -96,6 +93,7 @@ def run_stages(
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting, running, done, checked = list(stages), dict[Any, Running](), set[str](), set[str]()
     names = {stage.name for stage in stages}
+    inner = {name for stage in stages for name in needs[stage.name]}
     try:
         while waiting or running:
             ready = [stage for stage in waiting if names & set(needs[stage.name]) <= done]
@@ -103,6 +101,8 @@ def run_stages(
                 if stage.name not in checked and kept(stage, stage.name in copied):
                     waiting.remove(stage)
                     done.add(stage.name)
+                    if not stage.trains and stage.name not in inner:
+                        _show(stage, stage.result())
                     _say(done, stages, stage, "kept")
                     continue
                 checked.add(stage.name)  # hashing its inputs once is enough
@@ -135,6 +135,13 @@ def run_stages(
 def kept(stage: Stage, copy: bool) -> bool:
     """Check whether a stage has nothing to do. ``copy``: its prepared model is used."""
     return stage.finished() and copy == ("prepared" in stage.state())
+
+
+def _show(stage: Stage, text: str) -> None:
+    """Print lines of a log, each with the name of the stage. Of a bar, only its last state is shown."""
+    for line in text.split("\n"):
+        if shown := line.rstrip().rpartition("\r")[2]:
+            print(f"{stage.name} | {shown}", flush=True)
 
 
 def _say(done: set[str], stages: Sequence[Stage], stage: Stage, what: str) -> None:

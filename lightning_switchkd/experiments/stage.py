@@ -66,6 +66,11 @@ class Stage:
         """Return the file with everything that the stage printed."""
         return self.beside(".log")
 
+    def result(self) -> str:
+        """Return what the last run of a command printed after its progress: all that follows the first empty line."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+        return text.rpartition("\n$ ")[2].partition("\n\n")[2]
+
     def arguments(self) -> list[str]:
         """Return the arguments of the command line. Writes the settings of a training to ``FOLDER.yaml``."""
         if not self.trains:

@@ -153,6 +153,52 @@ def test_a_run_asks_its_own_test_samples(run: Path, pair: Path, capsys: pytest.C
     assert page.count('class="shot"') > 3, "examples have their images"
 
 
+def test_an_invalid_training_sample(run: Path, pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text-only baseline skips the samples that the run excluded, and other invalid ones with their number."""
+    bad, exclude = run / "bad.jsonl", run / "exclude.jsonl"
+    rows = json.loads((pair / "records.json").read_text(encoding="utf-8"))
+    bad.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "{cut\n", encoding="utf-8")
+    exclude.write_text(json.dumps({"path": str(bad), "index": len(rows)}) + "\n", encoding="utf-8")
+    config = json.loads((run / "config.yaml").read_text(encoding="utf-8"))
+    config["data"]["train"][0]["annotations"] = str(bad)
+    flags = [f"--run={run}", "--accelerator=cpu", "--limit=3", "--max_new_tokens=2", f"--answer_store={run / 'store'}"]
+    for listed, said in (
+        (None, f"Text-only baseline: 1 of {len(rows) + 1} samples of {bad} are invalid"),
+        (exclude, ""),
+    ):
+        config["data"]["exclude"] = listed and str(listed)
+        (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+        main(["evaluate", *flags])
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert ("Text-only" in printed) == bool(said)
+        assert "| text-only baseline | 100.0" in printed
+
+
+def test_other_questions_never_mix_with_earlier_results(
+    run: Path, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another file of the same name is refused. The same file with other samples replaces all results of it."""
+    shutil.copy(pair / "records.json", tmp_path / "test.json")
+    common = [f"--models.teacher={pair / 'teacher'}", f"--output={tmp_path / 'out'}", f"--answer_store={tmp_path}"]
+    common += ["--accelerator=cpu", "--max_new_tokens=2", f"--image_root={pair / 'images'}"]
+    main(["evaluate", *common, f"--benchmarks={tmp_path / 'test.json'}", "--no_image=true", "--limit=9"])
+    before = sorted(file.name for file in (tmp_path / "out" / "teacher").iterdir())
+    assert "test.no_image.json" in before
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", f"--run={run}", *common, "--limit=4"])
+    error = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'out'} already has results of 'test' on other questions ({tmp_path / 'test.json'}, now " in error
+    )
+    assert sorted(file.name for file in (tmp_path / "out" / "teacher").iterdir()) == before
+    main(["evaluate", *common, f"--benchmarks={tmp_path / 'test.json'}", "--limit=4"])
+    assert sorted(file.name for file in (tmp_path / "out" / "teacher").iterdir()) == [
+        "test.answers.jsonl", "test.json", "test.questions.json",
+    ]  # fmt: skip
+    assert "| test, 4 questions | score, % |" in capsys.readouterr().out
+
+
 def test_a_llava_file_is_a_benchmark(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     common = [f"--models.teacher={pair / 'teacher'}", f"--output={output}", f"--answer_store={tmp_path}"]

@@ -134,7 +134,27 @@ def test_sentence_of_a_clear_difference() -> None:
     reverse = compare(systems, "digits", "student_init", "student")
     assert reverse is not None
     assert "is 20.0 points below student (distilled) (95 % interval -" in sentence([reverse], systems)
-    assert compare({**systems, "student": {"digits": many(9, 10)}}, "digits", "student", "student_init") is None
+
+
+@pytest.mark.parametrize("other", [{"digits": many(9, 10)}, {"digits": many(9), "digits.no_image": many(9, 10)}])
+def test_different_questions_are_not_compared(
+    other: dict[str, Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    systems = write_results(tmp_path, a={"digits": many(9)}, b=other)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", *systems, f"--output={tmp_path / 'out'}"])
+    error = capsys.readouterr().err
+    assert "Results of 'digits' are on different questions: 200 questions in x (a), 10 questions in x (b)." in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_systems_are_compared_without_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in `make compare`: the last system with the first one."""
+    systems = write_results(tmp_path, **{name: {"digits": many(n)} for name, n in (("a", 100), ("b", 150))})
+    main(["report", *systems, f"--output={tmp_path / 'out'}"])
+    assert "\nB is 25.0 points above a (95 % interval " in capsys.readouterr().out
+    main(["report", systems[0], f"--output={tmp_path / 'out'}"])
+    assert "interval +" not in capsys.readouterr().out, "one system is compared with nothing"
 
 
 def test_several_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -269,6 +269,30 @@ def test_kept_changed_and_prepared(tmp_path: Path, pair: Path, capfd: pytest.Cap
     assert not (tmp_path / "runs").exists(), "nothing ran"
 
 
+def test_a_finished_evaluation_shows_its_result_again(
+    tmp_path: Path, pair: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The state is that of one run: another one runs for the first time, and says nothing of changes."""
+    evaluation = ["evaluate", f"--models.a={pair}/teacher", f"--benchmarks={pair}/records.json", "--limit=3",
+                  f"--image_root={pair}/images", "--accelerator=cpu", f"--output={tmp_path}/${{run}}/report",
+                  f"--answer_store={tmp_path}/store"]  # fmt: skip
+    (tmp_path / "store").mkdir()
+    folder = f"{tmp_path}/${{run}}/report"
+    stage = {"command": evaluation, "folder": folder, "output": f"{folder}/results.json"}
+    file = write(tmp_path, {"last": stage}, run="one")
+    printed = []
+    for run in ("one", "one", "other"):
+        main(["pipeline", f"--pipeline={file}", f"--variables.run={run}"])
+        printed.append(capfd.readouterr().out.splitlines())
+    first, again, other = printed
+    table = next(number for number, line in enumerate(first) if line.startswith("last | | records, 3 questions"))
+    assert again[:-1] == first[table:-1]
+    assert again[-2].startswith(f"last | Report: {tmp_path}/one/report/report.html")
+    assert again[-1].startswith("[1/1] last: kept")
+    assert other[-1].startswith("[1/1] last: finished")
+    assert not any("runs again" in line for line in other)
+
+
 def test_a_failing_stage(tmp_path: Path, pair: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tiny_pipeline(tmp_path, pair, flags="--model.lr=-1")
     with pytest.raises(SystemExit, match="2"):

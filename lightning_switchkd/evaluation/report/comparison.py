@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_switchkd.evaluation.labels import label
+from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation.labels import NO_IMAGE, label
 from lightning_switchkd.evaluation.score import Result
 from lightning_switchkd.evaluation.significance import Paired, interval_95, mcnemar
 
@@ -15,6 +16,23 @@ Systems = Mapping[str, Mapping[str, Result]]
 """Results by benchmark (``NAME`` and ``NAME.no_image``), by system."""
 
 SIGNIFICANT = 0.05
+
+
+def check_questions(systems: Systems, name: str) -> None:
+    """Check that all systems were asked the same questions of a benchmark, with and without images.
+
+    Raises:
+        UserError: They were not.
+    """
+    results = [(s, r) for key in (name, f"{name}.{NO_IMAGE}") for s, r in of_benchmark(systems, key).items()]
+    (first, expected), *others = results
+    for system, result in others:
+        if (result.pairs, result.ids) != (expected.pairs, expected.ids):
+            raise UserError(
+                f"Results of '{name}' are on different questions: {expected.num_questions} in {expected.answers} "
+                f"({first}), {result.num_questions} in {result.answers} ({system}). "
+                "Evaluate all systems on the same questions, in a new folder (evaluate --output)."
+            )
 
 
 def of_benchmark(systems: Systems, name: str) -> dict[str, Result]:
@@ -65,12 +83,10 @@ class Comparison:
 
 
 def compare(systems: Systems, name: str, system: str, baseline: str) -> Comparison | None:
-    """Compare two systems on a benchmark. Return None if they were not asked the same questions."""
+    """Compare two systems on a benchmark. Return None if one has no score on it."""
     results = of_benchmark(systems, name)
     ours, theirs = results.get(system), results.get(baseline)
     if ours is None or theirs is None or ours.score is None or theirs.score is None:
-        return None
-    if ours.pairs != theirs.pairs or ours.ids != theirs.ids:
         return None
     interval = None
     if ours.resamples and theirs.resamples:

@@ -57,10 +57,9 @@ def examples_of(results: Mapping[str, Result], count: int, system: str, baseline
         baseline: The system that it is compared with, which may be missing.
     """
     first = next(iter(results.values()))
-    comparable = {name: result for name, result in results.items() if result.ids == first.ids}
     items = _items(first) if count else {}
-    ours = comparable.get(system, first)
-    theirs = comparable.get(baseline, ours)
+    ours = results.get(system, first)
+    theirs = results.get(baseline, ours)
     order = random.Random(0).sample(range(len(first.ids)), len(first.ids))
     groups: tuple[list[int], ...] = ([], [], [])
     for index in order:
@@ -76,7 +75,7 @@ def examples_of(results: Mapping[str, Result], count: int, system: str, baseline
             number,
             items.get(index),
             first.ids[index],
-            {name: (result.texts[index] or "", result.scores[index]) for name, result in comparable.items()},
+            {name: (result.texts[index] or "", result.scores[index]) for name, result in results.items()},
         )
         for number, group in enumerate(chosen)
         for index in group

@@ -11,9 +11,24 @@ from lightning_switchkd import __version__
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.runs import UNNAMED, command_line, git, read_config
 from lightning_switchkd.core.text import markdown_table
-from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, STUDENT_INIT, TERMS, label, upgrade_result
+from lightning_switchkd.evaluation.labels import (
+    INTERVAL,
+    NO_IMAGE,
+    STUDENT_INIT,
+    TERMS,
+    TEXT_ONLY_BASELINE,
+    label,
+    upgrade_result,
+)
 from lightning_switchkd.evaluation.report.charts import draw_scores
-from lightning_switchkd.evaluation.report.comparison import Comparison, Systems, compare, of_benchmark, sentence
+from lightning_switchkd.evaluation.report.comparison import (
+    Comparison,
+    Systems,
+    check_questions,
+    compare,
+    of_benchmark,
+    sentence,
+)
 from lightning_switchkd.evaluation.report.curves import training_section
 from lightning_switchkd.evaluation.report.examples import examples_of, group_titles
 from lightning_switchkd.evaluation.report.page import Section, as_html, as_markdown
@@ -52,7 +67,7 @@ def report(
         output: folder for the report.
         benchmarks: show only these, in this order.
         run: run folder, whose method and training curves are shown.
-        baseline: system that the last one is compared with. Default: the student before.
+        baseline: system that the last one is compared with. Default: the student before, else the first system.
         published: YAML file with published results.
         examples: number of example questions per benchmark, with images if the files still exist.
     """
@@ -64,10 +79,13 @@ def report(
         raise UserError(
             f"--systems: {', '.join(systems.values())} have no results. Write some with `score --output` or `evaluate`."
         )
+    for name in names:
+        check_questions(results, name)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     about = describe(run)
-    ours, theirs = list(results)[-1], baseline or STUDENT_INIT
+    models = [system for system in results if system != TEXT_ONLY_BASELINE] or list(results)
+    ours, theirs = models[-1], baseline or (STUDENT_INIT if STUDENT_INIT in models else models[0])
     result = _result(results, names, ours, theirs)
     comparisons = all_comparisons(results, names)
     sections = [
@@ -95,8 +113,8 @@ def _benchmarks(systems: Systems, requested: Sequence[str] | None, first: Sequen
 
 
 def _result(systems: Systems, names: Sequence[str], ours: str, theirs: str) -> str:
-    """Compare two systems in one sentence. It is empty if they are one, or were not asked the same questions."""
-    if theirs not in systems or theirs == ours:
+    """Compare two systems in one sentence. It is empty if they are one, or have no scores."""
+    if theirs == ours:
         return ""
     comparisons = [c for name in names if (c := compare(systems, name, ours, theirs))]
     return sentence(comparisons, systems) if comparisons else ""
