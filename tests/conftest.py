@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before transformers, as the command line does
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of several workers would wait for each other
 
 import pytest
