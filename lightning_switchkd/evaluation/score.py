@@ -213,7 +213,7 @@ def score(
     Missing answers score 0. Missing, doubled, unknown and damaged answers are counted and listed.
 
     Args:
-        benchmark: name in conf/benchmarks.yaml, or a YAML file.
+        benchmark: name in conf/benchmarks.yaml, a YAML file, or a LLaVA file, whose last turns are asked.
         answers: JSONL with question_id and text (and prompt, if ids repeat), or JSON {id: text}.
         annotations: folder of the benchmark's files, or its only file; by default the folder in its definition.
         output: JSON file of the result; every answer and its score are written to a file next to it.
