@@ -16,7 +16,7 @@ from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json, read_rows
 from lightning_switchkd.evaluation.labels import upgrade_result
-from lightning_switchkd.evaluation.significance import interval_95
+from lightning_switchkd.evaluation.significance import interval_of_score
 
 QUESTIONS = ".questions.json"
 """Suffix of the file next to a result, with every answer and its score."""
@@ -177,7 +177,7 @@ def rate(
     result.score, result.categories, result.figures = benchmark.scores(labeled, judged)
     result.category_intervals = benchmark.category_intervals(labeled, judged)
     resamples = tally.resamples(labeled, judged)
-    result.low, result.high = interval_95(resamples)
+    result.low, result.high = interval_of_score(resamples, len(tally.sums(labeled, judged)))
     result.resamples = resamples.round(6).tolist()
     result.pairs = [tally.pair(index, item) for index, item in enumerate(labeled)]
     result.ids = [item.id for item in labeled]
@@ -213,7 +213,7 @@ def score(
     Missing answers score 0. Missing, doubled, unknown and damaged answers are counted and listed.
 
     Args:
-        benchmark: name in conf/benchmarks.yaml, or a YAML file.
+        benchmark: name in conf/benchmarks.yaml, a YAML file, or a LLaVA file, whose last turns are asked.
         answers: JSONL with question_id and text (and prompt, if ids repeat), or JSON {id: text}.
         annotations: folder of the benchmark's files, or its only file; by default the folder in its definition.
         output: JSON file of the result; every answer and its score are written to a file next to it.

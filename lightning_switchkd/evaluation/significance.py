@@ -43,6 +43,26 @@ def interval_95(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_of_score(scores: Floats, num_units: int) -> tuple[float, float]:
+    """Return the 95 % interval of a score in percent.
+
+    Where all units are correct or none is, all resamples are equal. Wilson's interval then shows how little few units
+    say.
+
+    Args:
+        scores: The score over resamples ``[R]``.
+        num_units: Units that were drawn from.
+
+    >>> [round(end, 1) for end in interval_of_score(np.zeros(3), 10)]
+    [0.0, 27.8]
+    """
+    low, high = interval_95(scores)
+    if num_units and low == high and low in (0, 100):
+        wilson = binomtest(num_units * (low == 100), num_units).proportion_ci(method="wilson")
+        return 100 * float(wilson.low), 100 * float(wilson.high)
+    return low, high
+
+
 @dataclass(frozen=True)
 class Paired:
     """McNemar's exact test.

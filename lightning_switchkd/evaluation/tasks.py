@@ -14,11 +14,10 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.runs import read_config
 from lightning_switchkd.evaluation.answer_store import AnswerLog
 from lightning_switchkd.evaluation.answers import Matched, match, read_answers
-from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.benchmarks.definition import SAMPLE_SUFFIXES, Benchmark, images_beside
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
-from lightning_switchkd.evaluation.benchmarks.tables import load_json
 from lightning_switchkd.evaluation.labels import NO_IMAGE
 from lightning_switchkd.evaluation.score import QUESTIONS, rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
@@ -28,11 +27,6 @@ TEST = "test"
 
 PRESENT = "present"
 """Stands for the benchmarks whose files exist."""
-
-SOURCES = "sources.json"
-"""File next to LLaVA samples with the meaning of each ``source``."""
-
-SAMPLE_SUFFIXES = (".json", ".jsonl", ".parquet", ".tar")
 
 EXTRA_TOKENS = 8
 """Tokens of an answer beyond the length of the longest correct one, for spaces and the end of the turn."""
@@ -152,7 +146,7 @@ class TaskReader:
         if name == TEST:
             return self._test_of_run()
         if Path(name).suffix in SAMPLE_SUFFIXES:
-            root = self.image_root or next((s["image_root"] for s in self._data(TEST)), None) or _images_beside(name)
+            root = self.image_root or next((s["image_root"] for s in self._data(TEST)), None) or images_beside(name)
             return [self._of_samples(re.sub(r"[^\w-]+", "_", Path(name).stem), name, root)]
         return [Benchmark.read(name)]
 
@@ -182,15 +176,8 @@ class TaskReader:
         training = [data["annotations"] for data in self._data("train")]
         file = self.output / f"{name}.yaml"
         _check_name(file, annotations)
-        return Benchmark(
-            title=name,
-            scoring="exact",
-            layouts=[{"reader": "samples", "annotations": annotations, "image_root": image_root, "turns": self.turns}],
-            annotations=".",
-            training=training if all(map(glob, training)) else [],  # not behind URLs, or on another machine
-            categories=_sources_beside(annotations),
-            source=str(file),
-        )
+        training = training if all(map(glob, training)) else []  # not behind URLs, or on another machine
+        return Benchmark.of_samples(annotations, str(file), image_root, self.turns, training)
 
     def _task(self, benchmark: Benchmark, folder: Path) -> Task:
         items = benchmark.items(folder)
@@ -219,22 +206,3 @@ def _check_name(definition: Path, annotations: str) -> None:
             f"--benchmarks: {definition.parent} already has results of '{definition.stem}' on other questions "
             f"({earlier}, now {annotations}). Set another folder with --output, or rename the file."
         )
-
-
-def _sources_beside(annotations: str) -> dict[str, str]:
-    """Return the meaning of each source of samples, from the file next to them, if any.
-
-    Raises:
-        UserError: The file has other content.
-    """
-    file = Path(annotations).parent / SOURCES
-    sources = load_json(file) if file.is_file() else {}
-    if not isinstance(sources, dict) or not all(isinstance(meaning, str) for meaning in sources.values()):
-        raise UserError(f'{file} must map the sources of samples to texts, {{"ocr": "words in the image"}}. Fix it.')
-    return sources
-
-
-def _images_beside(file: str) -> str:
-    """Return the folder ``images`` next to a file, or the file's own folder."""
-    folder = Path(file).parent
-    return str(folder / "images" if (folder / "images").is_dir() else folder)

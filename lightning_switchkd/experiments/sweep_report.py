@@ -203,11 +203,14 @@ def _order(worse: str, better: str, averages: Mapping[str, list[float]]) -> str:
     difference = 100 * float(np.mean(averages[better]) - np.mean(averages[worse]))
     runs = [averages[name] for name in (worse, better)]
     spread = 100 * float(np.sqrt(np.mean([np.var(run, ddof=1) if len(run) > 1 else 0.0 for run in runs])))
-    verdict = "holds" if difference > 0 else "does not hold"
-    beyond = "more" if abs(difference) > spread else "not more"
-    return (
-        f"- {better} > {worse} {verdict}: {difference:+.1f} points, {beyond} than the spread over seeds ({spread:.1f})."
-    )
+    order = "in this order" if difference > 0 else "not in this order"
+    if min(map(len, runs)) == 1:
+        order += ", with an unknown spread over seeds"
+    elif abs(difference) <= spread:
+        order += f", but within the spread over seeds ({spread:.1f})"
+    else:
+        order += f", beyond the spread over seeds ({spread:.1f})"
+    return f"- {better} > {worse}: {order}: {difference:+.1f} points."
 
 
 def _results(

@@ -221,6 +221,23 @@ def test_a_llava_file_is_a_benchmark(pair: Path, tmp_path: Path, capsys: pytest.
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_a_llava_file_is_scored(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = json.loads((pair / "records.json").read_text(encoding="utf-8"))
+    file, given, output = pair / "records.json", tmp_path / "answers.json", tmp_path / "theirs" / "records.json"
+    last = {sample["id"]: sample["conversations"][-1]["value"] for sample in samples}
+    given.write_text(json.dumps({**last, samples[0]["id"]: "wrong"}), encoding="utf-8")
+    main(["score", f"--benchmark={file}", f"--answers={given}", f"--output={output}", "--strict=true"])
+    assert (
+        f"records, protocol llava: {NUM_SAMPLES} questions, {100 - 100 / NUM_SAMPLES:.2f} %" in capsys.readouterr().out
+    )
+    main(["report", f"--systems.theirs={output.parent}", f"--output={tmp_path / 'out'}"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="shot"') > 3, "examples have their images"
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", "--benchmark=none.json", f"--answers={given}"])
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_missing_benchmarks(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All missing benchmarks are named at once, and those that are present can be chosen."""
     layouts.gqa(tmp_path / "eval" / "gqa")

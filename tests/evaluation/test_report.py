@@ -19,7 +19,7 @@ from lightning_switchkd.evaluation.report.curves import METRICS, read_metrics, t
 from lightning_switchkd.evaluation.report.examples import examples_of
 from lightning_switchkd.evaluation.report.report import describe
 from lightning_switchkd.evaluation.score import Result
-from lightning_switchkd.evaluation.significance import mcnemar, resample_sums
+from lightning_switchkd.evaluation.significance import interval_of_score, mcnemar, resample_sums
 from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, SwitchKDObjective
 
 
@@ -155,6 +155,23 @@ def test_two_systems_are_compared_without_a_baseline(tmp_path: Path, capsys: pyt
     assert "\nB is 25.0 points above a (95 % interval " in capsys.readouterr().out
     main(["report", systems[0], f"--output={tmp_path / 'out'}"])
     assert "interval +" not in capsys.readouterr().out, "one system is compared with nothing"
+
+
+def test_no_difference_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal resamples say nothing about other questions."""
+    main(
+        ["report", *write_results(tmp_path, **{name: {"digits": many(0, 10)} for name in "ab"}), f"--output={tmp_path}"]
+    )
+    assert "\nB is not clearly different from a: +0.0 points (p = 1, paired, n = 10).\n" in capsys.readouterr().out
+
+
+def test_interval_of_only_correct_or_only_wrong_answers() -> None:
+    """It equals Wilson's, by its formula."""
+    share = 1.959964**2 / (20 + 1.959964**2)
+    assert interval_of_score(np.zeros(9), 20) == pytest.approx((0, 100 * share), abs=1e-4)
+    assert interval_of_score(np.full(9, 100.0), 20) == pytest.approx((100 - 100 * share, 100), abs=1e-4)
+    assert interval_of_score(np.full(9, 50.0), 20) == (50, 50)
+    assert interval_of_score(np.zeros(9), 0) == (0, 0)
 
 
 def test_several_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

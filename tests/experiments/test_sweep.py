@@ -64,6 +64,22 @@ def test_interval_counts_images_not_questions() -> None:
     assert few == pytest.approx(many, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [
+        ([[1, 1, 0, 0], [1, 0, 0, 0]], "in this order, but within the spread over seeds (12.5): +12.5 points."),
+        ([[0, 0, 0, 0], [1, 0, 0, 0]], "not in this order, but within the spread over seeds (12.5): -12.5 points."),
+        ([[1, 1, 0, 0]], "in this order, with an unknown spread over seeds: +25.0 points."),
+    ],
+)
+def test_order_within_the_spread(better: list[list[int]], said: str) -> None:
+    questions = make_questions(["see", "read"] * 2, list(range(4)))
+    columns = {name: Column({"test": np.array(right, dtype=float)}, None) for name, right in
+               (("sft", [[1, 0, 0, 0]] * len(better)), ("kd", better))}  # fmt: skip
+    words = summary(SWEEP, questions, "test", columns, {})
+    assert f"- kd > sft: {said}" in words
+
+
 def test_words_follow_the_numbers() -> None:
     questions = make_questions(["see", "read"] * 50, list(range(100)))
     worse = np.zeros((2, 100))
@@ -75,14 +91,14 @@ def test_words_follow_the_numbers() -> None:
     words = summary(SWEEP, questions, "test", columns, gains)
     assert "Best of 2 methods: kd with 60.0 ± 0.0 %. Order: kd > sft." in words
     assert re.search(r"- kd: \+20\.0 points, \[\+1\d\.\d, \+2\d\.\d\]: better than sft\.", words)
-    assert "- kd > sft holds: +20.0 points, more than the spread over seeds (0.0)." in words
+    assert "- kd > sft: in this order, beyond the spread over seeds (0.0): +20.0 points." in words
     table = table_of({"test": questions}, columns, gains)
     assert table.splitlines()[0].split("|")[2:5] == [" see        ", " read       ", " average    "]
     reversed_ = summary(
         SWEEP, questions, "test", {"sft": columns["kd"], "kd": columns["sft"]}, {"kd": (-0.2, -0.3, -0.1)}
     )
     assert "worse than sft" in reversed_
-    assert "kd > sft does not hold: -20.0 points" in reversed_
+    assert "- kd > sft: not in this order, beyond the spread over seeds (0.0): -20.0 points." in reversed_
 
 
 def test_invalid_definitions(tmp_path: Path) -> None:

@@ -14,14 +14,20 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import read_mapping
 from lightning_switchkd.core.renamed import upgrade_benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.readers import READERS, layout_files
+from lightning_switchkd.evaluation.benchmarks.readers import READERS, Turns, layout_files
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.scoring import SCORINGS, Judged, Scoring
-from lightning_switchkd.evaluation.benchmarks.tables import find
+from lightning_switchkd.evaluation.benchmarks.tables import find, load_json
 from lightning_switchkd.evaluation.significance import Floats
 
 BENCHMARKS = "conf/benchmarks.yaml"
 DATA_ROOT = "data/eval"
+
+SAMPLE_SUFFIXES = (".json", ".jsonl", ".parquet", ".tar")
+"""Endings of files with LLaVA samples."""
+
+SOURCES = "sources.json"
+"""File next to LLaVA samples with the meaning of each ``source``."""
 
 ByProtocol = str | dict[str, str]
 
@@ -47,7 +53,7 @@ class Benchmark:
         training: Files of training samples for the text-only baseline: one or several.
         questions: Number of scored questions of the complete benchmark. 0 if it does not matter.
         categories: Meaning of each category, for reports.
-        source: Name in ``conf/benchmarks.yaml``, or the path of a YAML file.
+        source: Name in ``conf/benchmarks.yaml``, or the path of a YAML file or of LLaVA samples.
     """
 
     title: str
@@ -76,19 +82,23 @@ class Benchmark:
         """Read a definition.
 
         Args:
-            name: Name in ``conf/benchmarks.yaml``, or the path of a YAML file.
+            name: Name in ``conf/benchmarks.yaml``, or the path of a YAML file or of LLaVA samples.
 
         Raises:
             UserError: The definition is missing or invalid.
         """
         source = upgrade_benchmark(name)
+        if Path(source).suffix in SAMPLE_SUFFIXES:
+            return cls.of_samples(source, source, images_beside(source))
         if _is_file(source) and Path(source).is_file():
             place, raw = source, read_mapping(source)
         elif source in (entries := read_mapping(BENCHMARKS)):
             place, raw = f"{BENCHMARKS}: {source}", entries[source]
         else:
             available = ", ".join(sorted(entries))
-            raise UserError(f"Unknown benchmark '{source}'. Available benchmarks: {available}. Or give a YAML file.")
+            raise UserError(
+                f"Unknown benchmark '{source}'. Available benchmarks: {available}. Or give a YAML file or a LLaVA file."
+            )
         known = {f.name for f in fields(cls)} - {"source"}
         required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if not isinstance(raw, dict) or not required <= raw.keys() <= known:
@@ -106,6 +116,29 @@ class Benchmark:
             if reader_of(layout) not in READERS:
                 raise UserError(f"{place}: unknown reader '{layout['reader']}'. Use one of {', '.join(READERS)}.")
         return cls(**raw, source=source)
+
+    @classmethod
+    def of_samples(
+        cls, annotations: str, source: str, image_root: str | None, turns: Turns = "last", training: Sequence[str] = ()
+    ) -> Benchmark:
+        """Define a benchmark of samples in LLaVA's format, scored by exact match.
+
+        Args:
+            annotations: The samples.
+            source: Its YAML file, or the samples. The name of the file is the benchmark's.
+            image_root: Folder that image paths are relative to.
+            turns: Questions of a conversation to ask.
+            training: Files of training samples.
+        """
+        return cls(
+            title=Path(source).stem,
+            scoring="exact",
+            layouts=[{"reader": "samples", "annotations": annotations, "image_root": image_root, "turns": turns}],
+            annotations=".",
+            training=list(training),
+            categories=_sources_beside(annotations),
+            source=source,
+        )
 
     @property
     def from_samples(self) -> bool:
@@ -228,7 +261,7 @@ def _by_category(items: Sequence[Item], judged: Floats) -> dict[str, tuple[list[
 
 
 def _is_file(source: str) -> bool:
-    return source.endswith((".yaml", ".yml"))
+    return Path(source).suffix in (".yaml", ".yml", *SAMPLE_SUFFIXES)
 
 
 def _of_protocol(value: ByProtocol, protocol: str) -> str:
@@ -241,3 +274,22 @@ def _fields(template: str) -> set[str]:
 
 def _file_option(layout: Mapping[str, Any]) -> str:
     return next(name for name in ("rows", "records", "questions") if name in layout)
+
+
+def _sources_beside(annotations: str) -> dict[str, str]:
+    """Return the meaning of each source of samples, from the file next to them, if any.
+
+    Raises:
+        UserError: The file has other content.
+    """
+    file = Path(annotations).parent / SOURCES
+    sources = load_json(file) if file.is_file() else {}
+    if not isinstance(sources, dict) or not all(isinstance(meaning, str) for meaning in sources.values()):
+        raise UserError(f'{file} must map the sources of samples to texts, {{"ocr": "words in the image"}}. Fix it.')
+    return sources
+
+
+def images_beside(file: str) -> str:
+    """Return the folder ``images`` next to a file, or the file's own folder."""
+    folder = Path(file).parent
+    return str(folder / "images" if (folder / "images").is_dir() else folder)

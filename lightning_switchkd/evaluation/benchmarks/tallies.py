@@ -14,7 +14,7 @@ import numpy as np
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION
-from lightning_switchkd.evaluation.significance import Floats, interval_95, resample_sums
+from lightning_switchkd.evaluation.significance import Floats, interval_of_score, resample_sums
 
 
 class Mean:
@@ -86,7 +86,9 @@ class Mean:
 
     def category_interval(self, items: Sequence[Item], judged: Floats) -> tuple[float, float]:
         """Return the 95 % interval of the score of one category, by bootstrap over its units."""
-        return interval_95(self.category_scale * self.headline(resample_sums(self.sums_of_all(items, judged))))
+        sums = self.sums_of_all(items, judged)
+        low, high = interval_of_score(self.headline(resample_sums(sums)), len(sums))
+        return self.category_scale * low, self.category_scale * high
 
     def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
         """Return the further figures that the benchmark reports.

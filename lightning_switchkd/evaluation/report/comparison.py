@@ -49,7 +49,8 @@ class Comparison:
         system: The system.
         baseline: The system that it is compared with.
         points: Score minus the baseline's score, in percentage points.
-        interval: 95 % interval of the points, from the same resamples of both. None for results of version 0.1.0.
+        interval: 95 % interval of the points, from the same resamples of both. None for results of version 0.1.0,
+            and if all resamples are equal.
         test: McNemar's test of the baseline and the system.
     """
 
@@ -90,7 +91,8 @@ def compare(systems: Systems, name: str, system: str, baseline: str) -> Comparis
         return None
     interval = None
     if ours.resamples and theirs.resamples:
-        interval = interval_95(np.subtract(ours.resamples, theirs.resamples))
+        low, high = interval_95(np.subtract(ours.resamples, theirs.resamples))
+        interval = (low, high) if low < high else None
     test = mcnemar(theirs.correct(), ours.correct())
     return Comparison(name, system, baseline, ours.score - theirs.score, interval, test)
 
