@@ -33,7 +33,7 @@ def distill(pair: Path, output: Path, **changed: str) -> list[str]:
 def test_a_run_and_its_configuration(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It distills with the method's objective, and config.yaml has everything to repeat it."""
     main(distill(pair, tmp_path / "run", overlays="debug gradient_split"))
-    assert f"evaluate --run {tmp_path / 'run'} --benchmarks '[FILE]'\n" in capsys.readouterr().out
+    assert f"evaluate --run {tmp_path / 'run'} --benchmarks '[FILE]' --image_root FOLDER\n" in capsys.readouterr().out
     assert (tmp_path / "run" / "student" / "config.json").is_file()
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["objective"]["class_path"].endswith("SwitchKDObjective")

@@ -120,7 +120,7 @@ def test_meanings_of_sources(pair: Path, tmp_path: Path) -> None:
     meanings.write_text('{"kind0": "the first kind"}', encoding="utf-8")
     benchmark = reader.read([str(tmp_path / "test.json")], [])[0].benchmark
     benchmark.write()
-    assert Benchmark.read(str(benchmark.file)).categories == {"kind0": "the first kind"}
+    assert Benchmark.read(benchmark.source).categories == {"kind0": "the first kind"}
     meanings.write_text('["kind0"]', encoding="utf-8")
     with pytest.raises(UserError, match="must map the sources of samples to texts"):
         reader.read([str(tmp_path / "test.json")], [])

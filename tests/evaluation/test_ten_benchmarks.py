@@ -241,7 +241,10 @@ def test_invalid_definitions(text: str, message: str, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("shop: {title: x}\n", r"conf/benchmarks.yaml: shop is not a valid benchmark. Required fields"),
-        ("other: {title: x}\n", "Unknown benchmark 'shop'. Available benchmarks: other. Or give a YAML file."),
+        (
+            "other: {title: x}\n",
+            "Unknown benchmark 'shop'. Available benchmarks: other. Or give a YAML file or a LLaVA file.",
+        ),
         ("- shop\n", r"conf/benchmarks.yaml is not a mapping of fields"),
     ],
 )

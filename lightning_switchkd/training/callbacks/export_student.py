@@ -30,13 +30,16 @@ class ExportStudent(L.Callback):
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
             metadata = pl_module.metadata()
-            folder = Path(trainer.default_root_dir) / self.folder
+            run = Path(trainer.default_root_dir)
+            folder = run / self.folder
             data = trainer.datamodule  # type: ignore[attr-defined]
             write_student(student_weights(state, metadata["lora_scale"]), data.processor, folder, metadata)
-            questions = "" if data.paths("test") else " --benchmarks '[FILE]'"
+            is_run = (run / "config.yaml").is_file()
+            models = f"--run {run}" if is_run else f"--models.student={folder} --output {run / 'report'}"
+            questions = "" if is_run and data.paths("test") else " --benchmarks '[FILE]' --image_root FOLDER"
             print(
                 f"Student written to {folder}. Ask it, or evaluate it:\n"
                 f"  {program()} generate --model {folder} --image FILE --question TEXT\n"
-                f"  {program()} evaluate --run {trainer.default_root_dir}{questions}"
+                f"  {program()} evaluate {models}{questions}"
             )
         trainer.strategy.barrier()  # after the run, any rank may read the folder
