@@ -25,7 +25,7 @@ TRAINING = $(if $(TEACHER)$(STUDENT),$(CMD) distill --teacher=$(TEACHER) --stude
   $(call given,TRAINER,--trainer) $(call given,RUN,--output) --overlays="$(OVERLAYS)" --flags,$(RUN_PIPELINE) $(if $(STAGES),--stages $(call list,$(STAGES))) --variables.flags)
 
 help: ## list the targets, and the names of configurations
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15 | sed 's/^/  /'
+	@grep -hE '^[a-z -]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20 | sed 's/^/  /'
 	@for kind in method data model trainer overlay pipeline sweep; do echo "  $$kind: $$(ls conf/$$kind | sed 's/\.yaml//' | tr '\n' ' ')"; done; echo "  benchmarks: $$(sed -n 's/^\([^ #]*\):$$/\1/p' conf/benchmarks.yaml | tr '\n' ' ')"
 setup: $(VENV)/requirements.ready ## create .venv and install the locked packages
 $(VENV)/requirements-dev.ready: requirements.txt

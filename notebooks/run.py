@@ -12,8 +12,12 @@ import time
 from base64 import b64decode
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+try:
+    import nbformat
+    from nbclient import NotebookClient
+except ModuleNotFoundError as error:
+    print(f"error: the notebooks need {error.name}: pip install -r requirements-dev.txt", file=sys.stderr)
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 SETUP = '%config InlineBackend.print_figure_kwargs = {"dpi": 90, "bbox_inches": "tight"}'

@@ -33,6 +33,13 @@ def test_values_with_spaces_and_equal_signs() -> None:
     assert "--variables.trainer" not in printed, "the pipeline's own"
 
 
+def test_help_lists_every_target() -> None:
+    """`dry-run` and `fill-cache` share a rule."""
+    process = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {word for line in process.stdout.splitlines() for word in line[:20].split()}
+    assert {"train", "dry-run", "fill-cache", "validate-data", "test-all"} <= listed
+
+
 def test_lists() -> None:
     assert '--methods "[sft,switch_kd]"' in make("sweep", "METHODS=sft switch_kd").stdout
     printed = make("compare", "RUNS=runs/a/one runs/b/two/").stdout

@@ -49,7 +49,7 @@ def distill(
         raise UserError(f"--command: unknown command '{command}'. Available: {', '.join(LIGHTNING_COMMANDS)}.")
     trainer = trainer or ("gpu" if torch.cuda.is_available() else "cpu")
     names = "base", "data/llava", f"trainer/{trainer}", f"method/{method}", *(f"overlay/{x}" for x in overlays.split())
-    data_sets = [{"annotations": file, **({"image_root": images} if images else {})} for file in json_files(data)]
+    data_sets = [{"annotations": file, "image_root": images} for file in json_files(data)]
     run_lightning(
         [
             command,

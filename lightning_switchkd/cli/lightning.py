@@ -23,6 +23,7 @@ from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.data.validate.validate import validate_data
 from lightning_switchkd.estimation.dry_run import Plan, dry_run
 from lightning_switchkd.estimation.memory import Shards
+from lightning_switchkd.models.auto import check_family
 from lightning_switchkd.objectives.terms import Need
 from lightning_switchkd.training.callbacks import (
     AnswerPanel,
@@ -107,8 +108,11 @@ class SwitchKDCLI(LightningCLI):
         """Archive an earlier run. Lightning calls this hook after everything is built and before anything runs.
 
         Raises:
-            UserError: The run has no steps, or has finished them with other settings.
+            UserError: A model has no adapter, the run has no steps, or it has finished them with other settings.
         """
+        for name, spec in (("student", self.model.student_spec), ("teacher", self.model.teacher_spec)):
+            if spec is not None:
+                check_family(spec, name)
         for setting in ("max_steps", "max_epochs"):
             if getattr(self.trainer, setting) == 0:
                 raise UserError(f"trainer.{setting} is 0: nothing would be trained. Set it to at least 1.")

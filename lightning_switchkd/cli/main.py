@@ -9,6 +9,7 @@ import sys
 import warnings
 from importlib import import_module
 from textwrap import TextWrapper
+from traceback import walk_tb
 
 from omegaconf.errors import InterpolationResolutionError
 
@@ -104,6 +105,13 @@ def silence_noise() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def importing_package(error: ModuleNotFoundError) -> str:
+    """Return the package whose module imports a missing one, such as mlflow if only its smallest part is installed."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    packages = [module.partition(".")[0] for module in modules]
+    return next(package for package in reversed(packages) if package != "importlib")
+
+
 def find_user_error(error: BaseException | None) -> str | None:
     """Return the message of the user error behind an exception, even if the parser has wrapped the error.
 
@@ -113,6 +121,8 @@ def find_user_error(error: BaseException | None) -> str | None:
         message = str(error)
         if missing := MISSING_PACKAGE.search(message):
             return f"A setting needs a missing package: {python()} -m pip install '{missing['package']}'"
+        if isinstance(error, ModuleNotFoundError) and (package := importing_package(error)) != "lightning_switchkd":
+            return f"{package} needs {error.name}, which is missing: {python()} -m pip install {package}"
         if MISSING_GPU.search(message):
             return "This machine has no supported GPU. Set TRAINER=cpu, or --trainer.accelerator=cpu."
         is_configuration_error = type(error).__name__ == CONFIGURATION_ERROR

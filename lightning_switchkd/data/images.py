@@ -75,7 +75,9 @@ class ImageFolder:
 
     def _resolve(self, name: str) -> Path:
         if self.root is None:
-            raise SampleError("image_missing", f"The image {name!r} is a path, but image_root is not set. Set it.")
+            raise SampleError(
+                "image_missing", f"The image {name!r} is a path, but image_root is not set. Set it (IMAGES=, --images)."
+            )
         named = self.root / name
         for path in (named, *(named.with_suffix(extension) for extension in EXTENSIONS)):
             resolved = path.resolve()

@@ -43,6 +43,14 @@ UTILIZATION = 0.35
 USABLE_MEMORY = 0.92
 """Fraction of a GPU's memory that PyTorch can use."""
 
+INDEPENDENT_OF_BATCH = ("student weights", "gradients", "optimizer", "teacher weights")
+"""Entries of the memory that a smaller batch does not change."""
+
+CONSTANT_FIXES = (
+    "Weights, gradients and optimizer alone exceed the memory. Use a larger GPU, more GPUs with TRAINER=fsdp2, "
+    "model.freeze, or LoRA (model.student.lora)"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -198,7 +206,10 @@ def run_step(
 def _memory_lines(plan: Plan, memory: dict[str, float], shards: Shards) -> list[str]:
     available, needed = HARDWARE[plan.hardware][0], sum(memory.values())
     fits = needed < USABLE_MEMORY * available * 2**30
-    verdict = "fits" if fits else "does NOT fit. Lower data.batch_size or use TRAINER=fsdp2"
+    constant = sum(memory.get(name, 0) for name in INDEPENDENT_OF_BATCH)
+    batch_helps = constant < USABLE_MEMORY * available * 2**30
+    fix = "Lower data.batch_size or use TRAINER=fsdp2" if batch_helps else CONSTANT_FIXES
+    verdict = "fits" if fits else f"does NOT fit. {fix}"
     sharding = f"sharded over {shards.processes}" if shards.processes > 1 else "not sharded"
     return [
         f"\nMemory of each of {plan.devices} × {plan.hardware}, {sharding}:",

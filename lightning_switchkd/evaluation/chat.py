@@ -29,6 +29,8 @@ def read_image(path: str) -> Image.Image:
         SampleError: The file is missing or damaged.
     """
     file = Path(path).resolve()
+    if not file.is_file():
+        raise SampleError("image_missing", f"file '{path}' does not exist. Give an image file.")
     return ImageFolder(file.parent).read(ImageRef(file.name))
 
 
@@ -145,8 +147,7 @@ def generate(
     """
     if question is None and not chat:
         raise UserError("--question is missing. Give a question, or --chat to type questions.")
-    if image is not None and not Path(image).is_file():
-        raise UserError(f"--image: file '{image}' does not exist. Give an image file.")
+    picture = None if image is None else read_image(image)
     names = {"model": model} if compare is None else {Path(model).name: model, Path(compare).name: compare}
     if compare is not None and len(names) < 2:  # both folders have the same name
         names = {model: model, compare: compare}
@@ -154,7 +155,7 @@ def generate(
         name: load_model(folder, device, where=flag)
         for (name, folder), flag in zip(names.items(), ("--model", "--compare"), strict=False)
     }
-    conversation = Chat(models, max_new_tokens, None if image is None else read_image(image), count=top or 5)
+    conversation = Chat(models, max_new_tokens, picture, count=top or 5)
     if question is not None:
         answers = conversation.ask(question)
         print("\n".join(answers.values() if compare is None else (f"{n}: {a}" for n, a in answers.items())))

@@ -91,8 +91,11 @@ def check_shapes(teacher: Tensor, student: Tensor) -> None:
     """Check that both sides have logits of the same rows and ids.
 
     Raises:
-        UserError: The shapes differ.
+        UserError: The shapes differ, or the values are not floating-point numbers.
     """
+    for name, logits in (("Teacher", teacher), ("Student", student)):
+        if not logits.is_floating_point():
+            raise UserError(f"{name} logits have the dtype {logits.dtype}. Pass floating-point logits, not token ids.")
     if teacher.shape != student.shape:
         raise UserError(
             f"Teacher logits {tuple(teacher.shape)} and student logits {tuple(student.shape)} differ in shape. "

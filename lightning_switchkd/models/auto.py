@@ -14,6 +14,7 @@ from transformers.utils.import_utils import (
 )
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.data.processor import may_be_hub_id
 from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.compile import compile_blocks, recompute_blocks
 from lightning_switchkd.models.compose import compose
@@ -48,6 +49,17 @@ def build(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, name: str) -> VLMAd
     else:
         vlm = compose(spec, tokenizer, f"model.{name}")
     return apply_options(vlm, spec, name)
+
+
+def check_family(spec: VLMSpec, name: str) -> None:
+    """Check the family of a folder, before its processor and data are read.
+
+    Raises:
+        UserError: The folder does not exist, or the family is not supported.
+    """
+    if spec.checkpoint is not None and not may_be_hub_id(spec.checkpoint):
+        where = f"model.{name}.checkpoint"
+        family_of(load_config(spec.checkpoint, spec, where), f"{where} = '{spec.checkpoint}'")
 
 
 def load_checkpoint(source: str, spec: VLMSpec, where: str) -> VLMAdapter:

@@ -28,7 +28,7 @@ def describe_run(
     line = (
         f"Training with {type(distiller.objective).__name__} (loss terms: {', '.join(distiller.objective.terms)}), "
         f"teacher {'none' if teacher is None else teacher.name}, student {student.name} ({trainable:,} trainable "
-        f"parameters). Data: {len(data.dataset('train')):,} samples, {per_step} per step, "
+        f"parameters). Data: {len(data.dataset('train').samples):,} samples, {per_step} per step, "
         f"{'with' if data.paths('val') else 'no'} validation data. "
         f"Schedule: {steps:,} steps, learning rate {' to '.join(f'{rate:g}' for rate in rates)}."
     )

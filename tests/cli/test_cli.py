@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import subprocess
@@ -17,7 +18,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lightning_switchkd.cli.commands import COMMANDS
 from lightning_switchkd.cli.lightning import SwitchKDCLI, run_lightning
-from lightning_switchkd.cli.main import main
+from lightning_switchkd.cli.main import find_user_error, main
 from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
 from lightning_switchkd.data.datamodule import LLaVADataModule
 from lightning_switchkd.experiments.pipeline import load_definition, stages_of
@@ -206,13 +207,12 @@ def test_a_finished_run_refuses_other_settings(folder: Path, run: Path, capsys: 
 def test_a_refused_resume_changes_no_file_of_its_run(
     folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The refusal comes from the models, which are loaded after everything else is built."""
+    """The second mistake is found when the models are loaded, after everything else is built."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    for steps in ("4", "6"):
-        mistake = ["--model.teacher.checkpoint=./nowhere", f"--trainer.max_steps={steps}"]
+    for mistake in ("--model.teacher.checkpoint=./nowhere", "--model.teacher.lora.rank=2"):
         with pytest.raises(SystemExit, match="2"):
-            main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", *mistake])
-        assert "./nowhere" in capsys.readouterr().err
+            main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=6", mistake])
+        assert "error: model.teacher." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -284,6 +284,10 @@ def user_errors(folder: Path, run: Path, tmp_path: Path) -> dict[str, tuple[list
         "no teacher folder": (fit_arguments(folder, new, "--model.teacher.checkpoint=./nowhere"), "does not exist"),
         "no teacher": (fit_arguments(folder, new, "--model.teacher=null"), "model.teacher is null"),
         "family": (fit_arguments(folder, new, f"--model.student.checkpoint={video}"), "'qwen2_5_vl' model"),
+        "family without a processor": (
+            fit_arguments(folder, new, f"--model.student.checkpoint={video}", f"--data.processor={video}"),
+            "'qwen2_5_vl' model",
+        ),
         "frozen vision": (fit_arguments(folder, new, "--model.freeze=[vision]"), "model.freeze contains 'vision'"),
         "no checkpoint": (fit_arguments(folder, new, "--ckpt_path=nowhere.ckpt"), "'nowhere.ckpt' does not exist"),
         "cut checkpoint": (fit_arguments(folder, new, f"--ckpt_path={cut}"), "cannot be read as a checkpoint"),
@@ -325,6 +329,21 @@ def test_classes_are_named_without_their_module(folder: Path, capsys: pytest.Cap
     config = printed(capsys, fit_arguments(folder, folder, f"{select}=FixedTopK", f"{select}.init_args.k=5"))
     objective = config["model"]["objective"]["init_args"]
     assert objective["select"] == {"class_path": "lightning_switchkd.losses.FixedTopK", "init_args": {"k": 5}}
+
+
+def test_a_package_that_lacks_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlflow-skinny is such a package. A missing import of this project stays a traceback."""
+    (tmp_path / "skinny.py").write_text("import not_installed", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError) as error:
+        importlib.import_module("skinny")
+    message = find_user_error(error.value)
+    assert message is not None
+    assert message.startswith("skinny needs not_installed, which is missing: ")
+    assert message.endswith(" -m pip install skinny")
+    with pytest.raises(ModuleNotFoundError) as own:
+        exec("import not_installed", {"__name__": "lightning_switchkd.core.x"})
+    assert find_user_error(own.value) is None
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

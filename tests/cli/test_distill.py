@@ -63,7 +63,7 @@ def test_another_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"overlays": "my_logger"}, "conf/overlay/my_logger.yaml does not exist. Available in conf/overlay: best"),
         ({"trainer": "my_gpu"}, "conf/trainer/my_gpu.yaml does not exist."),
         ({"flags": "max_steps=2"}, "'max_steps=2' is not a flag."),
-        ({"teacher": "runs/none"}, "runs/none"),
+        ({"teacher": "./none"}, "folder './none' does not exist"),
     ],
 )
 def test_mistakes(
@@ -91,6 +91,13 @@ def test_settings_of_the_training(
     with pytest.raises(SystemExit, match="2"):
         main([*distill(pair, tmp_path / "run"), *arguments])
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_image_files_without_their_folder(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [argument for argument in distill(pair, tmp_path / "run") if not argument.startswith("--images")]
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "is a path, but image_root is not set. Set it (IMAGES=, --images)." in capsys.readouterr().err
 
 
 def test_a_folder_of_json_files(tmp_path: Path) -> None:

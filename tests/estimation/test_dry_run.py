@@ -20,7 +20,16 @@ from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.flops import step_cost
 from lightning_switchkd.estimation.architectures import LANGUAGE_MODELS, VISION_ENCODERS, VLMS, random_model
-from lightning_switchkd.estimation.dry_run import HARDWARE, Hardware, PhaseClock, random_batch, random_pair, run_step
+from lightning_switchkd.estimation.dry_run import (
+    HARDWARE,
+    Hardware,
+    PhaseClock,
+    Plan,
+    _memory_lines,
+    random_batch,
+    random_pair,
+    run_step,
+)
 from lightning_switchkd.estimation.memory import Geometry, Shards, step_memory
 from lightning_switchkd.experiments.pipeline import load_definition
 from lightning_switchkd.models.spec import VLMSpec
@@ -115,6 +124,19 @@ def test_invalid_settings(more: list[str], message: str, capsys: pytest.CaptureF
         main(arguments("qwen2.5-0.5b-siglip", *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("memory", "verdict"),
+    [
+        ({"student weights": 10e9, "activations": 9e9}, "fits"),
+        ({"student weights": 10e9, "activations": 90e9}, "does NOT fit. Lower data.batch_size or use TRAINER=fsdp2"),
+        ({"student weights": 10e9, "optimizer": 90e9}, "does NOT fit. Weights, gradients and optimizer alone exceed"),
+    ],
+)
+def test_the_verdict_names_what_helps(memory: dict[str, float], verdict: str) -> None:
+    total = _memory_lines(Plan(hardware="rtx4090"), memory, Shards())[-1]
+    assert f"of 24 GiB: {verdict}" in total
 
 
 def test_hardware_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

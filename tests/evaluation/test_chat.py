@@ -47,7 +47,7 @@ def test_chat_with_two_models(
     assert output.count("teacher: ") == 2
     assert "student:\n    '" in output
     assert "Started a new conversation.\n" in output
-    assert "is missing below the image root" in output
+    assert "file 'none.png' does not exist. Give an image file.\n" in output
     assert output.count("leave (or Ctrl-D)") == 2
 
 

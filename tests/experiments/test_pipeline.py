@@ -305,7 +305,8 @@ def test_a_failing_stage(tmp_path: Path, pair: Path, capfd: pytest.CaptureFixtur
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """Nothing runs, not even the stages in other folders."""
-    file = write(tmp_path, {"first": command(output=str(tmp_path / "a.json")), "last": {"folder": "/proc/nope"}})
+    first = command(output=str(tmp_path / "a.json")) | {"folder": str(tmp_path / "first")}
+    file = write(tmp_path, {"first": first, "last": {"folder": "/proc/nope"}})
     with pytest.raises(UserError, match=r"Stage 'last': cannot write to /proc/nope .* another folder \(RUN=...\)"):
         run_pipeline(never, file, stages=["first", "last"])
 

@@ -66,6 +66,16 @@ def test_notebooks_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "unknown notebooks: nosuchnotebook. Available: 01_three_pathways, 02_dbild" in capsys.readouterr().err
 
 
+def test_missing_packages_are_named(tmp_path: Path) -> None:
+    (tmp_path / "nbformat.py").write_text("import not_installed", encoding="utf-8")
+    command = [sys.executable, ROOT / "notebooks" / "run.py"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: the notebooks need not_installed: ")
+    assert len(process.stderr.splitlines()) == 1
+
+
 def test_commands_in_cells_parse(capsys: pytest.CaptureFixture[str]) -> None:
     """Each command is expanded by make, and its configuration is read with all flags."""
     cells = [cell for notebook in NOTEBOOKS for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]

@@ -270,3 +270,5 @@ def test_settings_that_cannot_work_are_refused() -> None:
         logits_difference_kl(teacher=teacher, student=student[:, :-1], mask=mask)
     with pytest.raises(UserError, match=r"temperature must be positive and finite, got -1.0"):
         dbild(teacher=teacher, student=student, temperature=-1.0)
+    with pytest.raises(UserError, match=r"Teacher logits have the dtype torch.int64. Pass floating-point logits"):
+        dbild(teacher=teacher.long(), student=student)

@@ -121,6 +121,8 @@ def test_settings_that_cannot_work_are_refused(divergence) -> None:
         divergence(teacher=teacher, student=student[:, :-1])
     with pytest.raises(UserError, match=r"temperature must be positive and finite, got 0"):
         divergence(teacher=teacher, student=student, temperature=0)
+    with pytest.raises(UserError, match=r"Student logits have the dtype torch.int64. Pass floating-point logits"):
+        divergence(teacher=teacher, student=student.long())
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, math.nan])

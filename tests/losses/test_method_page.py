@@ -41,6 +41,12 @@ def test_the_code_equals_dbild(example: dict[str, Any]) -> None:
     assert len(sizes) > 3
 
 
+def test_the_documented_call_gives_the_value_of_the_page(example: dict[str, Any]) -> None:
+    assert "`temperature=1, select=Kneedle(min_k=3)`" in " ".join(PAGE.split())
+    sides = {name: torch.tensor(example[name]) for name in ("teacher", "student")}
+    assert f"{float(dbild(**sides, temperature=1, select=Kneedle(min_k=3))):.4f}" == "0.0379"
+
+
 def test_the_tables_are_right(example: dict[str, Any]) -> None:
     teacher, student = torch.tensor(example["teacher"]), torch.tensor(example["student"])
     for name, row in {"teacher": teacher, "student": student}.items():

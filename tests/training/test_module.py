@@ -89,6 +89,13 @@ def test_a_teacher_alone_means_switch_kd(folder: Path, tmp_path: Path, caplog: p
         "trainer.max_epochs=1 ends it before trainer.max_steps=10."
     )
     assert line in caplog.messages
+    excluded = tmp_path / "exclude.jsonl"
+    lines = ({"path": str(folder / "records.json"), "index": index} for index in (0, 1))
+    excluded.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = tiny.data_module(folder, val=None, exclude=str(excluded))
+    with caplog.at_level("INFO"):
+        tiny.trainer(tmp_path, max_steps=1).fit(SwitchKD(student, teacher), datamodule=data)
+    assert "Data: 46 samples, " in " ".join(caplog.messages)
     with pytest.raises(UserError, match=r"student: unknown fields folder\. Known: activation_checkpointing, "):
         SwitchKD({"folder": "x"})
 

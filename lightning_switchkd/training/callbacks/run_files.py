@@ -111,7 +111,8 @@ def check_not_finished(trainer: L.Trainer, ckpt_path: Path, config: dict[str, An
         if changes := changed_settings(stored, current):
             raise UserError(
                 f"{ckpt_path} is the end of its run, so nothing would be trained with the changed settings: "
-                f"{', '.join(changes)}. Use another run folder, or raise trainer.max_steps or trainer.max_epochs."
+                f"{', '.join(changes)}. Use another run folder (RUN=, --output), or raise trainer.max_steps or "
+                "trainer.max_epochs."
             )
 
 
