@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,12 @@ class Pixels:
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.mean, 255)), image).convert("RGB")
         return self._by_table(image) if self._use_table else self._by_processor(image)
+
+    def stack(self, images: Sequence[Image.Image]) -> Tensor:
+        """Preprocess images to ``[M, 3, H, W]``: a repeated one only once. Without any image: one blank image."""
+        different = {id(image): image for image in images}
+        pixels = {key: self(image) for key, image in different.items()}
+        return torch.stack([pixels[id(image)] for image in images] or [self.blank()])
 
     def blank(self) -> Tensor:
         """Return ``[3, H, W]`` zeros, the mean color after normalization."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -59,20 +59,13 @@ class Prompts:
         return Prompts(self.input_ids.to(device), self.attention_mask.to(device), self.pixel_values.to(device))
 
     @classmethod
-    def of(
-        cls,
-        ids: Sequence[list[int]],
-        images: Sequence[Image.Image],
-        pixels: Pixels,
-        pad_id: int,
-        device: torch.device | str,
-    ) -> Prompts:
-        """Pad ids on the left and preprocess all images, in the order of their placeholders."""
+    def of(cls, ids: Sequence[list[int]], pixel_values: Tensor, pad_id: int, device: torch.device | str) -> Prompts:
+        """Pad ids on the left. The images are in the order of their placeholders."""
         longest = max(map(len, ids))
         return cls(
             torch.tensor([[pad_id] * (longest - len(row)) + row for row in ids], device=device),
             torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device),
-            torch.stack([pixels(image) for image in images] or [pixels.blank()]).to(device),
+            pixel_values.to(device),
         )
 
 
@@ -133,11 +126,9 @@ class Preparer:
     ) -> Prompts:
         """Convert questions into one batch. ``no_image`` replaces every image by a blank image."""
         images = [image for question in questions for image in question.images]
+        pixels = self.pixels.blank().expand(len(images) or 1, -1, -1, -1) if no_image else self.pixels.stack(images)
         ids = [self._ids(question) for question in questions]
-        prompts = Prompts.of(ids, images, self.pixels, self.processor.tokenizer.pad_token_id, device)
-        if no_image:
-            prompts = replace(prompts, pixel_values=torch.zeros_like(prompts.pixel_values))
-        return prompts
+        return Prompts.of(ids, pixels, self.processor.tokenizer.pad_token_id, device)
 
     def _ids(self, question: Question) -> list[int]:
         messages = [{"role": turn.role, "content": turn.text} for turn in question.turns]

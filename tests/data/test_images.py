@@ -164,6 +164,17 @@ def test_the_blank_image_has_the_size_of_all() -> None:
     assert torch.equal(Pixels(PLAIN).blank(), torch.zeros(3, 8, 8))
 
 
+def test_a_repeated_image_is_preprocessed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, red, blue = Pixels(PLAIN), Image.new("RGB", (40, 20), RED), Image.new("RGB", (9, 9), "blue")
+    expected = torch.stack([pixels(image) for image in (red, red, blue, red)])
+    calls = list[Image.Image]()
+    plain = Pixels.__call__
+    monkeypatch.setattr(Pixels, "__call__", lambda self, image: calls.append(image) or plain(self, image))
+    assert torch.equal(pixels.stack([red, red, blue, red]), expected)
+    assert calls == [red, blue]
+    assert torch.equal(pixels.stack([]), torch.zeros(1, 3, 8, 8))
+
+
 class Counting(CLIPImageProcessorPil):
     """CLIP's processor; says how often it was asked."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from lightning_switchkd.data.samples import IMAGE_TOKEN, ImageReader, ImageRef, 
 from lightning_switchkd.models.generation import Question
 
 
-class Picture(Protocol):
+class Picture(Hashable, Protocol):
     """An image that is read on demand."""
 
     def __call__(self) -> Image.Image:
@@ -109,7 +110,7 @@ def as_question(item: Item, prompt: str = "") -> Question:
         SampleError: An image is missing or damaged, or the number of placeholders differs from the number of images.
     """
     text = prompt or item.prompt
-    images = tuple(picture() for picture in item.pictures)
+    images = tuple(map(_read, item.pictures))
     num_placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in item.history) + text.count(IMAGE_TOKEN)
     if num_placeholders == 0 and images:
         text = f"{IMAGE_TOKEN * len(images)}\n{text}"
@@ -118,3 +119,9 @@ def as_question(item: Item, prompt: str = "") -> Question:
         raise SampleError("image_count", f"{problem} Use one placeholder per image.")
     answer = item.answers[0] if item.answers else ""
     return Question((*item.history, Turn("user", text)), images, answer, item.category)
+
+
+@lru_cache(maxsize=8)
+def _read(picture: Picture) -> Image.Image:
+    """Read an image once for the questions about it, which follow each other."""
+    return picture()

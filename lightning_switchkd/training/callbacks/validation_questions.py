@@ -56,8 +56,9 @@ class ValidationQuestions:
         """
         prompts = Prompts.of(
             [self.data.prompter.encode_question(sample) for sample in samples],
-            [image for sample in samples for image in sample.load_images()],
-            self.data.pixels[-1 if pathway == "teacher" else 0],
+            self.data.pixels[-1 if pathway == "teacher" else 0].stack(
+                [image for sample in samples for image in sample.load_images()]
+            ),
             self.data.processor.tokenizer.pad_token_id,
             self.device,
         )
