@@ -131,8 +131,8 @@ def test_the_answer_file_of_the_page_on_evaluation_is_scored(
     """The files of the example, its command and its output."""
     text = (ROOT / "docs" / "how-to" / "evaluate.md").read_text(encoding="utf-8")
     section = text[text.index("### The answer file") :]
-    answers, questions, benchmark, command, output = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:5]
-    for name, content in {"theirs.jsonl": answers, "questions.json": questions, "cats.yaml": benchmark}.items():
+    answers, questions, command, output = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:4]
+    for name, content in {"theirs.jsonl": answers, "questions.json": questions}.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     main(shlex.split(command)[3:])
