@@ -18,6 +18,7 @@ $(if $(filter-out $(KNOWN:%=%=%) -%,$(subst \ ,_,$(MAKEOVERRIDES))),$(error Unkn
 comma := ,
 list = "[$(subst $() ,$(comma),$(strip $(1)))]"
 given = $(if $(filter command environment,$(firstword $(origin $(1)))),$(2)=$($(1)))
+$(if $(TEACHER)$(STUDENT),$(if $(MODEL)$(LAUNCH)$(call given,STAGES,s)$(call given,PIPELINE,p),$(error MODEL, STAGES, PIPELINE and LAUNCH are of pipelines, not of TEACHER= STUDENT=. Use ARGS= or OVERLAYS=)))
 RUN_PIPELINE = $(CMD) pipeline --pipeline conf/pipeline/$(PIPELINE).yaml $(call given,DATA,--variables.data) $(call given,TRAINER,--variables.trainer) \
   --variables.method=$(METHOD) $(call given,MODEL,--variables.model) $(call given,RUN,--variables.run) --variables.overlays="$(OVERLAYS)" \
   $(call given,LAUNCH,--launcher)
@@ -65,7 +66,6 @@ harness: .venv-lmms/ready ## create .venv-lmms with lmms-eval, to evaluate an ex
 	@touch $@
 lint: $(VENV)/requirements-dev.ready ## check style, types, layers and spelling
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/lint-imports --no-logo && $(VENV)/bin/codespell
-
 lab: setup ## open the notebooks in Jupyter: RUN=runs/emoji/switch_kd
 	$(INSTALL) jupyterlab==4.6.6 ipywidgets==8.1.9
 	RUN=$(RUN) PYTHONPATH=$(CURDIR) $(VENV)/bin/jupyter lab notebooks

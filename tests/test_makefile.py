@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
 from command import ROOT
 
 from lightning_switchkd.core.paths import names_in
@@ -55,6 +56,13 @@ def test_models_of_your_own() -> None:
     printed = make("validate-data", *own).stdout
     assert command in printed
     assert printed.endswith("--flags='--output=reports/data/d --a=1' --command validate-data\n")
+
+
+@pytest.mark.parametrize("variable", ["MODEL=emoji", "STAGES=distilled", "PIPELINE=emoji", "LAUNCH=srun"])
+def test_variables_of_pipelines_are_refused_with_models_of_your_own(variable: str) -> None:
+    done = make("train", "TEACHER=t", "STUDENT=s", "DATA=d.json", variable)
+    assert done.returncode == 2
+    assert "are of pipelines, not of TEACHER= STUDENT=" in done.stderr
 
 
 def test_other_commands_with_the_settings_of_a_training() -> None:
