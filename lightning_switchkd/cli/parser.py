@@ -28,7 +28,7 @@ REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
 ONE_ARGUMENT = re.compile(r"argument (?P<flag>--\w+): expected one argument")
 HINTS = {
     "data.processor": " It is the student's folder. For a student from parts, take the teacher's.",
-    "systems": " Name results: --systems.NAME=FOLDER (make compare RUNS=\"runs/a runs/b\").",
+    "systems": ' Name results: --systems.NAME=FOLDER (make compare RUNS="runs/a runs/b").',
     "model.student": " Set model.student.checkpoint, or model.student.vision and model.student.lm.",
 }
 
