@@ -71,7 +71,7 @@ class RandomPair(SwitchKD):
     """The module with a random pair in place of loaded models, for one process and no data module."""
 
     def __init__(self, vocabulary: int) -> None:
-        super().__init__(student=None, teacher=None, objective=SwitchKDObjective())  # type: ignore[arg-type]
+        super().__init__(student=spec(256, 6), teacher=spec(384, 8), objective=SwitchKDObjective())
         self.vocabulary = vocabulary
 
     def configure_model(self) -> None:
@@ -81,6 +81,9 @@ class RandomPair(SwitchKD):
         self._distiller = Distiller(student, teacher, self.objective, self.vocabulary).train()
         self.train_means = Means(self.objective.terms)
         self.teacher_fingerprint = None
+
+    def on_fit_start(self) -> None:
+        """Do not describe the data: there is no data module."""
 
 
 def train(vocabulary: int, steps: int, callbacks: list[L.Callback], **settings: Any) -> None:

@@ -20,22 +20,29 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
-SETUP = '%config InlineBackend.print_figure_kwargs = {"dpi": 90, "bbox_inches": "tight"}'
+SETUP = """%matplotlib inline
+%config InlineBackend.print_figure_kwargs = {"dpi": 90, "bbox_inches": "tight"}
+"""  # inline also where MPLBACKEND names another backend, as on clusters
+QUIET = ["--log-level=ERROR"]  # a kernel on this machine warns that its connection is not encrypted
 
 
-def run(notebook: Path, figures: Path | None = None) -> None:
+def run(notebook: Path, figures: Path | None = None) -> list[str]:
     """Execute a notebook. Its warnings go to standard error.
 
     Args:
         notebook: The file. It is not changed.
         figures: Folder for the figures that cells return: ``NAME-1.png``, ``NAME-2.png``, …
 
+    Returns:
+        The figures: PNG files in base64.
+
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
     document = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     document.cells.insert(0, nbformat.v4.new_code_cell(SETUP))  # type: ignore[no-untyped-call]
-    NotebookClient(document, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
+    folder = {"metadata": {"path": str(HERE)}}
+    NotebookClient(document, timeout=None, resources=folder, extra_arguments=QUIET).execute()
     outputs = [output for cell in document.cells if cell.cell_type == "code" for output in cell.outputs]
     print(*(output.text for output in outputs if output.get("name") == "stderr"), sep="", end="", file=sys.stderr)
     results = [output.data for output in outputs if "data" in output]
@@ -44,6 +51,7 @@ def run(notebook: Path, figures: Path | None = None) -> None:
         figures.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images, start=1):
             (figures / f"{notebook.stem}-{number}.png").write_bytes(b64decode(image))
+    return images
 
 
 def main() -> None:
