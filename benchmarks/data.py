@@ -1,6 +1,6 @@
 """Time and memory of the data layer on a synthetic LLaVA data set of a million samples.
 
-    python -m benchmarks.data [--samples 1000000 --workers 4 --folder FOLDER]
+    python -m benchmarks.data [--samples 1000000 --workers 4 --rounds 7 --folder FOLDER]
 
 The table compares each value with a named alternative of the same run: indexing and memory with `json.load` of the same
 file, the loader with plain Pillow, length grouping with random batches, a resumed epoch with a fresh one. Each value is
@@ -210,14 +210,14 @@ def batches_per_second(batches: Iterable[Any]) -> float:
     return sum(1 for _ in iterator) / (time.perf_counter() - start)
 
 
-def loader(folder: Path, workers: int, batches: int) -> list[tuple[float, float]]:
+def loader(folder: Path, workers: int, batches: int, rounds: int) -> list[tuple[float, float]]:
     """Measure batches per second of this package and of plain Pillow, alternating, on the same images."""
     torch.set_num_threads(1)
     source = open_source(folder / "records.json")
     with_image = [source.read(i) for i in range(min(len(source), 2 * BATCH * batches)) if i % 16][: BATCH * batches]
     (folder / "with_image.json").write_bytes(orjson.dumps(with_image))
     stream, pairs = module(folder, "with_image.json", workers).stream("train"), []
-    for _ in range(7):
+    for _ in range(rounds):
         order = stream.order(0).reshape(-1, BATCH)
         plain = DataLoader(PlainPillow(folder / "pictures"), batch_size=None, sampler=list(order), num_workers=workers)
         pairs.append((batches_per_second(stream), batches_per_second(plain)))
@@ -239,14 +239,14 @@ def padding(folder: Path, accumulate: int) -> tuple[float, float]:
     return padding_share(order, tokens, BATCH), padding_share(shuffled, tokens, BATCH)
 
 
-def first_batches(folder: Path, workers: int) -> list[tuple[float, float]]:
+def first_batches(folder: Path, workers: int, rounds: int) -> list[tuple[float, float]]:
     """Time the first batch in the middle of an epoch and fresh epoch, alternating."""
     data = module(folder, workers=workers)
     middle = len(data.stream("train")) // 2
     at = {place: data.stream("train", position=lambda p=place: Position(1, p)) for place in (middle, 0)}  # type: ignore[misc]
     for stream in at.values():
         next(iter(stream))
-    return [(seconds(lambda: next(iter(at[middle]))), seconds(lambda: next(iter(at[0])))) for _ in range(7)]
+    return [(seconds(lambda: next(iter(at[middle]))), seconds(lambda: next(iter(at[0])))) for _ in range(rounds)]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def median(pairs: list[tuple[float, float]]) -> tuple[float, float, str]:
     return ours, theirs, f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def report(folder: Path, workers: int) -> None:
+def report(folder: Path, workers: int, rounds: int) -> None:
     """Measure everything and print the table."""
     array, lines, few = (folder / name for name in ("records.json", "records.jsonl", "few.jsonl"))
     with lines.open("rb") as all_lines:
@@ -296,7 +296,7 @@ def report(folder: Path, workers: int) -> None:
     cell = f"{max(ours):.0f} MB, over an epoch {ours[-1] - ours[0]:+.0f} MB"
     row(f"USS added by a rank and {workers} workers", cell, f"`json.load`: {max(theirs):,.0f} MB", ratio, "≤ 250 MB")
 
-    ours, theirs, ratio = median(isolated(loader, folder, cores, 80))
+    ours, theirs, ratio = median(isolated(loader, folder, cores, 80, rounds))
     row(
         f"images per second, {cores} workers",
         f"{ours * BATCH:.0f}",
@@ -310,7 +310,7 @@ def report(folder: Path, workers: int) -> None:
         cell = f"padding, {BATCH * accumulate} samples per step"
         row(cell, f"{ours:.1%}", f"random batches: {theirs:.1%}", f"{ours / theirs:.2f}", "≤ 3 %")
 
-    ours, theirs, ratio = median(isolated(first_batches, folder, cores))
+    ours, theirs, ratio = median(isolated(first_batches, folder, cores, rounds))
     row("first batch after a resume", f"{ours:.2f} s", f"fresh epoch: {theirs:.2f} s", ratio, "≤ 1.1")
 
 
@@ -318,9 +318,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000, help="size of the data set")
     parser.add_argument("--workers", type=int, default=4, help="loader processes while memory is measured")
+    parser.add_argument("--rounds", type=int, default=7, help="times that the loader and the first batch are measured")
     parser.add_argument("--folder", type=Path, help="folder of the data set (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         write(folder, arguments.samples)
-        report(folder, arguments.workers)
+        report(folder, arguments.workers, arguments.rounds)

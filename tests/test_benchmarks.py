@@ -22,7 +22,7 @@ ROWS = (
 
 @pytest.mark.slow
 def test_data(tmp_path: Path) -> None:
-    arguments = ["--samples", "1200", "--workers", "2", "--folder", str(tmp_path)]
+    arguments = ["--samples", "1200", "--workers", "2", "--rounds", "1", "--folder", str(tmp_path)]
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.data", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )

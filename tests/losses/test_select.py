@@ -95,7 +95,7 @@ def test_kneedle_in_a_window(seed, window, domain, bounds) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000)
+@settings(max_examples=300)
 @given(rows_of(TIED | ROUGH | HIDDEN, longest=200), st.sampled_from(["logits", "probabilities"]), BOUNDS)
 def test_kneedle_on_long_rows(rows, domain, bounds) -> None:
     kneedle = Kneedle(None, domain, 1.0, *bounds)

@@ -14,8 +14,8 @@ import tiny
 import torch
 from command import ROOT, fit_arguments
 
-KILLS = {1: 20, 2: 20}
-"""Minimum number of kills, by number of processes."""
+KILLS = 10
+"""Minimum number of kills."""
 
 
 def _live(arguments: list[str], rank: int, ranks: int, port: int, log: str) -> None:
@@ -111,13 +111,13 @@ def test_repeated_kills_do_not_change_the_result(folder: Path, tmp_path: Path, r
     assert live(arguments(folder, uninterrupted, 0, 0, strategy), ranks, tmp_path / "uninterrupted.log") == [0] * ranks
     chance, kills, codes = random.Random(ranks), 0, list[int | None]([1])
     while any(codes):
-        moments = chance.randrange(5, 60) if kills < KILLS[ranks] else 0
+        moments = chance.randrange(5, 60) if kills < KILLS else 0
         command = arguments(folder, killed, moments, chance.randrange(ranks), strategy)
         codes = live(command, ranks, tmp_path / "killed.log")
         kills += -signal.SIGKILL in codes
         assert kills < 200, "the run makes no progress"
         assert not any(codes) or -signal.SIGKILL in codes, (tmp_path / "killed.log.0").read_text()[-3000:]
-    assert kills >= KILLS[ranks], "the run ended before enough kills"
+    assert kills >= KILLS, "the run ended before enough kills"
     compare(killed, uninterrupted, ranks)
 
 
