@@ -66,7 +66,7 @@ def time_scoring(count: int) -> None:
         (root / names[1]).write_text(json.dumps({"annotations": labels}), encoding="utf-8")
         Path(folder, "answers.jsonl").write_text("\n".join(map(json.dumps, answers)), encoding="utf-8")
         start = time.perf_counter()
-        score("vqav2", str(Path(folder, "answers.jsonl")), data_root=folder)
+        score(str(Path(folder, "answers.jsonl")), "vqav2", data_root=folder)
         row("scored", count, f"{time.perf_counter() - start:.1f} s")
 
 

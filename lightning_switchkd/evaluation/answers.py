@@ -1,216 +1,179 @@
-"""Answer files: read those of any system, match answers to questions, and write files for benchmark servers."""
+"""Answers of any system, read from a file."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.extras import requires
-from lightning_switchkd.core.files import iter_jsonl
-from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import evalai
+from lightning_switchkd.evaluation.answer_files import check_readable, read_answer_rows
+from lightning_switchkd.evaluation.harness import is_lmms_sample, response
 
-IDS = ("question_id", "questionId", "id", "index", "image")
-TEXTS = ("text", "answer", "prediction", "pred_answer")
-NUM_SHOWN = 5
+IDS = ("questionid", "qid", "id", "index", "key", "image", "imageid")
+"""Columns of ids, the first one that a file has. Column names are compared without case and punctuation."""
+
+ANSWERS = (
+    *("text", "response", "output", "outputs", "completion", "generation", "reply", "hypothesis"),
+    *("pred", "predict", "prediction", "predicted", "predanswer", "predictedanswer", "predtext"),
+    *("modelanswer", "modeloutput", "modelresponse", "modelprediction", "generatedtext", "generatedanswer"),
+)
+"""Columns that name a model's answer. ``answer`` names it only in a file without these and without questions."""
+
+REASONING_TAGS = ("think", "analysis")
+"""Tags that lmms-eval removes by default."""
+
+API_FAILURE = "Failed to obtain answer"
+"""Start of the answer that VLMEvalKit writes for a failed request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of an answer file.
+    """One row of an answer file.
 
     Attributes:
         id: Id of the question.
         text: The answer.
         prompt: The prompt, if the file has it. It distinguishes questions that share an id.
         error: Reason why the answer is missing.
+        row: Row of the question in its data set, in the samples of lmms-eval.
     """
 
     id: str
     text: str
     prompt: str = ""
     error: str = ""
+    row: int | None = None
 
 
-@dataclass
-class Matched:
-    """Answers matched to their questions, and the defects of the file.
+def without_reasoning(text: str) -> str:
+    """Remove the reasoning before an answer, as lmms-eval does.
+
+    A closing tag without an opening one ends the reasoning. An opening tag without a closing one stays.
+
+    >>> without_reasoning("<think>A cat? No.</think> dog"), without_reasoning("No.</think>dog")
+    ('dog', 'dog')
+    """
+    for tag in REASONING_TAGS:
+        text = re.sub(f"<{tag}>.*?</{tag}>", "", text, flags=re.DOTALL)
+        if f"<{tag}>" not in text:
+            text = text.rpartition(f"</{tag}>")[2]
+    return text.strip()
+
+
+def _plain_column(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an answer file.
 
     Attributes:
-        texts: One answer per question, or None.
-        errors: Reasons why answers are missing, by id.
-        missing: Ids of questions without an answer.
-        unknown: Ids of answers without a question.
-        doubled: Ids of questions with several answers. The first answer counts.
-        damaged: Lines that cannot be parsed.
+        id: Column of the ids.
+        answer: Column of the answers.
+        prompt: Column of the prompts.
     """
 
-    texts: list[str | None]
-    errors: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    id: str
+    answer: str
+    prompt: str
 
-    def defects(self) -> dict[str, list[str]]:
-        """Return the defects by kind. The dict is empty for a clean file."""
-        kinds = {name: getattr(self, name) for name in ("missing", "unknown", "doubled", "damaged")}
-        kinds["failed"] = list(self.errors)
-        return {kind: ids for kind, ids in kinds.items() if ids}
+    @classmethod
+    def of(cls, names: Sequence[str], file: Path, id_column: str | None, answer_column: str | None) -> Columns:
+        """Recognize the columns of a file by their names.
 
-    def summary(self) -> str:
-        """Return the defects as one line."""
-        return "; ".join(f"{len(ids)} {kind} ({_shorten(ids)})" for kind, ids in self.defects().items())
+        Args:
+            names: All columns.
+            file: The file, for messages.
+            id_column: The user's choice.
+            answer_column: The user's choice.
+
+        Raises:
+            UserError: A column is missing, or several may hold the answers.
+        """
+        plain = {_plain_column(name): name for name in reversed(names)}
+        for flag, name in (("--id_column", id_column), ("--answer_column", answer_column)):
+            if name is not None and name not in names:
+                raise UserError(f"{flag}: {file} has no column '{name}'. It has {', '.join(names)}.")
+        ids = [plain[name] for name in IDS if name in plain]
+        answers = [name for name in names if _plain_column(name) in ANSWERS]
+        answers += [plain["answer"]] if "answer" in plain and (not answers or answers == [plain.get("text")]) else []
+        if answers == [plain.get("answer")] and "question" in plain:
+            problem = f"'{answers[0]}' may be the correct answer, because the file also has '{plain['question']}'"
+        elif len(answers) > 1:
+            problem = f"columns {' and '.join(map(repr, answers))} may hold the model's answers"
+        else:
+            problem = "" if answers else f"no column is known to hold the model's answers among {', '.join(names)}"
+        if problem and answer_column is None:
+            raise UserError(f"{file}: {problem}. Set --answer_column=NAME.")
+        if not ids and id_column is None:
+            raise UserError(f"{file}: no column is known to hold ids among {', '.join(names)}. Set --id_column=NAME.")
+        asked = plain.get("prompt") or (plain.get("question") if "index" in plain else "")  # VLMEvalKit: question
+        return cls(id_column or ids[0], answer_column or answers[0], asked or "")
+
+    def read(self, row: Mapping[str, Any]) -> Answer | str:
+        """Read an answer. Return the problem if there is none, or "" if a column is missing."""
+        name, text = row.get(self.id), row.get(self.answer)
+        if isinstance(name, float) and name.is_integer():
+            name = int(name)
+        if isinstance(text, bool) or not isinstance(text, str | int | float):
+            kinds = {type(None): "null", list: "a list", dict: "an object"}
+            return f"{self.answer} is {kinds.get(type(text), 'true or false')}" if self.answer in row else ""
+        if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+            return ""
+        error = str(row.get("error") or "") or (str(text) if str(text).startswith(API_FAILURE) else "")
+        return Answer(str(name), without_reasoning(str(text)), str(row.get(self.prompt) or ""), error)
 
 
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
-
-
-def read_answers(file: Path) -> tuple[list[Answer], list[str]]:
+def read_answers(
+    file: Path, answer_column: str | None = None, id_column: str | None = None
+) -> tuple[list[Answer], list[str]]:
     """Read an answer file.
 
     Args:
-        file: JSONL with one answer per line in LLaVA's format (``question_id``, ``text``, ``prompt``), or JSON: a list
-            of such answers, or ``{id: text}`` as for MMMU.
+        file: Answers of any system in a format of :func:`answer_files.read_answer_rows`: one per row in LLaVA's columns
+            (``question_id``, ``text``, ``prompt``) or others, ``{id: text}`` as for MMMU, samples of lmms-eval, or
+            predictions of VLMEvalKit.
+        answer_column: Column of the answers. Default: recognized by its name.
+        id_column: Column of the ids. Default: recognized by its name.
 
     Returns:
-        The answers, and the lines that cannot be parsed.
+        The answers, and the rows that cannot be read.
 
     Raises:
-        UserError: The file is missing, or is not valid JSON.
+        UserError: The file or its columns cannot be read, or too many of its rows.
     """
-    if not file.is_file():
-        raise UserError(f"--answers: file {file} does not exist. Give the file with the answers.")
+    rows = read_answer_rows(file)
+    objects = [row for _, row in rows if isinstance(row, Mapping)]
+    if not objects:
+        check_readable(file, len(rows), [place for place, _ in rows])
+    names = list(dict.fromkeys(name for row in objects for name in row))
+    from_lmms = is_lmms_sample(objects[0])
+    read = _lmms_answer if from_lmms else Columns.of(names, file, id_column, answer_column).read
     answers: list[Answer] = []
     damaged: list[str] = []
-    for location, row in _rows(file):
-        answer = _answer(row)
-        if answer is None:
-            damaged.append(location)
-        else:
+    for place, row in rows:
+        answer = read(row) if isinstance(row, Mapping) else ""
+        if isinstance(answer, Answer):
             answers.append(answer)
+        else:
+            damaged.append(f"{place} ({answer})" if answer else place)
+    check_readable(file, len(rows), damaged)
     return answers, damaged
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
-    if file.suffix == ".json":
-        try:
-            content = orjson.loads(file.read_bytes())
-        except orjson.JSONDecodeError as error:
-            raise UserError(
-                f"{file} is not valid JSON: {error}. If it has one answer per line, rename it to .jsonl."
-            ) from None
-        rows = [{"id": k, "text": v} for k, v in content.items()] if isinstance(content, dict) else content
-        yield from ((f"entry {number}", row) for number, row in enumerate(rows))
-        return
-    yield from ((f"line {number}", row) for number, _, row in iter_jsonl(file))
-
-
-def _answer(row: Any) -> Answer | None:
-    if not isinstance(row, dict):
-        return None
-    name = next((row[key] for key in IDS if isinstance(row.get(key), str | int)), None)
-    text = next((row[key] for key in TEXTS if isinstance(row.get(key), str)), None)
-    if name is None or text is None:
-        return None
-    return Answer(str(name), text.strip(), str(row.get("prompt") or ""), str(row.get("error") or ""))
-
-
-def match(items: Sequence[Item], answers: Iterable[Answer], damaged: Sequence[str] = ()) -> Matched:
-    """Match answers to questions by id.
-
-    If several questions share an id, the prompt decides: it must start with the question. Answers without a prompt are
-    matched in the order of the questions.
-
-    Args:
-        items: The questions.
-        answers: The answers.
-        damaged: Lines of the answer file that cannot be parsed.
-    """
-    indices_by_id: dict[str, list[int]] = {}
-    for number, item in enumerate(items):
-        indices_by_id.setdefault(item.id, []).append(number)
-    matched = Matched([None] * len(items), damaged=list(damaged))
-    seen: set[int] = set()
-    for answer in answers:
-        index = _index(items, indices_by_id.get(answer.id, []), answer, seen)
-        if index is None:
-            matched.unknown.append(answer.id)
-        elif index in seen:
-            matched.doubled.append(answer.id)
-        else:
-            seen.add(index)
-            if answer.error:
-                matched.errors[answer.id] = answer.error
-            else:
-                matched.texts[index] = answer.text
-    matched.missing = [item.id for number, item in enumerate(items) if number not in seen]
-    return matched
-
-
-def _index(items: Sequence[Item], indices: Sequence[int], answer: Answer, seen: set[int]) -> int | None:
-    if len(indices) <= 1:
-        return indices[0] if indices else None
-    if not answer.prompt:
-        return next((index for index in indices if index not in seen), indices[-1])
-    prompt = _plain(answer.prompt)
-    matching = [index for index in indices if prompt.startswith(_plain(items[index].question))]
-    return max(matching, key=lambda index: len(items[index].question), default=None)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text.replace("<image>", "")).strip().lower()
-
-
-def export(
-    kind: str, items: Sequence[Item], texts: Sequence[str | None], file: Path, further_ids: Sequence[str] = ()
-) -> None:
-    """Write the file that a benchmark's server requires. An unanswered question gets an empty answer.
-
-    Args:
-        kind: Format. ``vqav2`` and ``vizwiz``: JSON for EvalAI, with answers normalized as in LLaVA. ``mmbench``: XLSX.
-        items: All questions.
-        texts: Their answers.
-        file: File to write.
-        further_ids: Ids that the server also requires. They get an empty answer.
-
-    Raises:
-        UserError: openpyxl is not installed.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "mmbench":
-        _xlsx(items, texts, file)
-        return
-    key = "image" if kind == "vizwiz" else "question_id"
-    rows = [
-        {
-            key: item.image if kind == "vizwiz" else int(item.id) if item.id.isdecimal() else item.id,
-            "answer": evalai(text or ""),
-        }
-        for item, text in zip(items, texts, strict=True)
-    ]
-    ids = {item.id for item in items}
-    rows += [{key: int(name) if name.isdecimal() else name, "answer": ""} for name in further_ids if name not in ids]
-    file.write_text(json.dumps(rows), encoding="utf-8")
-
-
-def _xlsx(items: Sequence[Item], texts: Sequence[str | None], file: Path) -> None:
-    with requires("report", "The file of MMBench's server"):
-        from openpyxl import Workbook
-
-    letters = sorted({letter for item in items for letter in item.options})
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet()
-    sheet.append(["index", "question", "hint", *letters, "prediction", "category"])
-    for item, text in zip(items, texts, strict=True):
-        options = [item.options.get(letter, "") for letter in letters]
-        sheet.append([int(item.id), item.question, item.hint, *options, text or "", item.category])
-    book.save(file)
+def _lmms_answer(row: Mapping[str, Any]) -> Answer | str:
+    """Read a sample of lmms-eval. Its id is in the question, or in the values of its metrics."""
+    text = response(row)
+    if text is None:
+        return "no single response" if is_lmms_sample(row) else ""
+    doc = row["doc"] if isinstance(row.get("doc"), Mapping) else {}
+    values = [doc, *(value for value in row.values() if isinstance(value, Mapping))]
+    cells = [(_plain_column(column), cell) for value in values for column, cell in value.items()]
+    found = {column: cell for column, cell in reversed(cells) if isinstance(cell, str | int)}
+    name = next((found[column] for column in IDS if column in found), row["doc_id"])
+    prompt = next((asked for asked in (row.get("input"), doc.get("question")) if isinstance(asked, str)), "")
+    return Answer(str(name), without_reasoning(text), prompt, row=int(row["doc_id"]))

@@ -13,13 +13,15 @@ from typing import Any
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.runs import read_config
 from lightning_switchkd.evaluation.answer_store import AnswerLog
-from lightning_switchkd.evaluation.answers import Matched, match, read_answers
+from lightning_switchkd.evaluation.answers import read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import SAMPLE_SUFFIXES, Benchmark, images_beside
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.labels import NO_IMAGE
-from lightning_switchkd.evaluation.score import QUESTIONS, rate
+from lightning_switchkd.evaluation.matching import Matched, match
+from lightning_switchkd.evaluation.results import QUESTIONS
+from lightning_switchkd.evaluation.score import rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 
 TEST = "test"
@@ -120,7 +122,8 @@ class TaskReader:
             published: The benchmarks that ``present`` chooses from.
 
         Raises:
-            UserError: The files of a benchmark are missing or invalid, or two benchmarks have the same name.
+            UserError: The files of a benchmark are missing or invalid, the protocol does not have a benchmark, or two
+                benchmarks have the same name.
         """
         names = list(published) if list(requested) == [PRESENT] else list(requested)
         benchmarks = [benchmark for name in names for benchmark in self._benchmarks(name)]
@@ -140,6 +143,8 @@ class TaskReader:
                 f"The files of {len(missing)} benchmarks are missing. Provide them "
                 f"(docs/reference/benchmarks-and-protocols.md), or set --benchmarks present:\n{places}"
             )
+        for benchmark, _ in pairs:
+            benchmark.rules(self.protocol)
         return [self._task(benchmark, folder) for benchmark, folder in pairs]
 
     def _benchmarks(self, name: str) -> list[Benchmark]:

@@ -10,8 +10,9 @@ from pandas import Categorical, DataFrame, concat
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.labels import NO_IMAGE, label, upgrade_result
 from lightning_switchkd.evaluation.report.curves import read_metrics
+from lightning_switchkd.evaluation.results import Result
 from lightning_switchkd.evaluation.runner import models_of
-from lightning_switchkd.evaluation.score import Result, read_results
+from lightning_switchkd.evaluation.score import read_results
 
 
 def same_start(run: str | Path) -> list[Path]:

@@ -46,8 +46,10 @@ def test_profile_writes_a_trace(folder: Path, tmp_path: Path) -> None:
     metrics_of(folder, tmp_path, "profile")
     (trace,) = (tmp_path / "profile").glob("*.pt.trace.json")
     names = {event["name"] for event in json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]}
-    assert any("_PairwiseKL" in name for name in names)
-    assert "aten::linear" in (tmp_path / "profile" / "fit-operations.txt").read_text(encoding="utf-8")
+    assert {"_PairwiseKL", "aten::linear"} <= names
+    slowest = (tmp_path / "profile" / "fit-operations.txt").read_text(encoding="utf-8")
+    assert "ProfilerStep*" in slowest
+    assert " aten::" in slowest  # which operations are among the slowest depends on the machine's load
 
 
 @pytest.mark.parametrize("overlay", ["debug", "overfit", "profile"])

@@ -18,8 +18,8 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.formats import parse_sample
 from lightning_switchkd.data.samples import SampleLocation
 from lightning_switchkd.demo.easy_vqa import COLORS, SHAPES, Settings, kind_of, main, shown, write
-from lightning_switchkd.evaluation.answers import Matched
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
+from lightning_switchkd.evaluation.matching import Matched
 from lightning_switchkd.evaluation.score import rate
 from lightning_switchkd.evaluation.text_only_baseline import read_conversations, text_only_answers
 

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.cli.main import main
-from lightning_switchkd.evaluation.answers import Answer, match, read_answers
+from lightning_switchkd.evaluation.answers import Answer, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.judgements import Judgements
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.matching import match
+from lightning_switchkd.evaluation.results import Result
 
 
 def vqav2_of(folder: Path, count: int) -> list[str]:

@@ -20,8 +20,8 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation import inference
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
+from lightning_switchkd.evaluation.results import Result
 from lightning_switchkd.evaluation.runner import models_of
-from lightning_switchkd.evaluation.score import Result
 from lightning_switchkd.evaluation.tasks import ANSWERS, EXTRA_TOKENS, TaskReader
 from lightning_switchkd.models.generation import load_model
 

@@ -18,7 +18,7 @@ from lightning_switchkd.evaluation.report.comparison import compare, sentence
 from lightning_switchkd.evaluation.report.curves import METRICS, read_metrics, training_section
 from lightning_switchkd.evaluation.report.examples import examples_of
 from lightning_switchkd.evaluation.report.report import describe
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.results import Result
 from lightning_switchkd.evaluation.significance import interval_of_score, mcnemar, resample_sums
 from lightning_switchkd.objectives import KD, AlignKD, LLaVAKD, SwitchKDObjective
 

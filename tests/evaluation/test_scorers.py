@@ -12,15 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers.choice import (
-    mmbench_letter,
-    mmmu_letter,
-    mmmu_open,
-    scienceqa_letter,
-)
-from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import consensus, equal, evalai, official
-from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION, mme_reply, pope_reply
-from lightning_switchkd.evaluation.benchmarks.tallies import MME, POPE, Circular
+from lightning_switchkd.evaluation.benchmarks.scorers import llava, lmms, vlmevalkit
+from lightning_switchkd.evaluation.benchmarks.scorers.documents import anls, edit_distance, relaxed_match
+from lightning_switchkd.evaluation.benchmarks.scorers.mmmu import contains
+from lightning_switchkd.evaluation.benchmarks.scorers.short_answer import challenge, consensus, evalai, official
+from lightning_switchkd.evaluation.benchmarks.tallies import COGNITION, MME, PERCEPTION, POPE, Circular
 from lightning_switchkd.evaluation.significance import Floats
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "scorers.json").read_text("utf-8"))
@@ -31,7 +27,7 @@ USED = {
 
 
 def as_judged(rows: list[tuple[float, float]]) -> Floats:
-    """Return an array of scores, and 1 for a yes."""
+    """Return an array of scores and replies."""
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
@@ -45,8 +41,8 @@ def test_every_golden_example_is_used() -> None:
 
 @cases("vqa")
 def test_consensus(case: dict[str, Any]) -> None:
-    assert consensus(case["pred"], case["gold"], "evalai") == pytest.approx(case["evalai"])
-    assert consensus(case["pred"], case["gold"], "official") == pytest.approx(case["official"])
+    assert consensus(case["pred"], case["gold"]) == pytest.approx(case["evalai"])
+    assert challenge(case["pred"], case["gold"]) == pytest.approx(case["official"])
 
 
 def test_normalizers() -> None:
@@ -56,14 +52,14 @@ def test_normalizers() -> None:
 
 @cases("gqa")
 def test_gqa(case: dict[str, Any]) -> None:
-    for protocol in ("llava", "lmms", "vlmevalkit"):
-        assert equal(case["pred"], case["gold"], protocol) == bool(case[protocol]), protocol  # type: ignore[arg-type]
+    for name, rules in (("llava", llava), ("lmms", lmms), ("vlmevalkit", vlmevalkit)):
+        assert rules.gqa(case["pred"], case["gold"]) == bool(case[name]), name
 
 
 @cases("mme_parse")
 def test_mme(case: dict[str, Any]) -> None:
-    assert mme_reply(case["pred"]) == case["official"]
-    assert mme_reply(case["pred"], "lmms") == case["lmms"]
+    assert llava.mme(case["pred"]) == case["official"]
+    assert lmms.mme(case["pred"]) == case["lmms"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["mme_score"])
@@ -86,15 +82,16 @@ def test_mme_scores(case: dict[str, Any]) -> None:
 @cases("pope_parse")
 def test_pope(case: dict[str, Any]) -> None:
     names = {"Yes": "yes", "No": "no", "Unknown": "other", None: "other", "yes": "yes", "no": "no"}
-    assert pope_reply(case["pred"]) == case["llava"]
-    assert pope_reply(case["pred"], "lmms") == names[case["lmms_equal_to"]]
-    assert pope_reply(case["pred"], "vlmevalkit") == names[case["vlmevalkit"]]
+    assert llava.pope(case["pred"]) == case["llava"]
+    assert lmms.pope(case["pred"]) == names[case["lmms_equal_to"]]
+    assert vlmevalkit.yes_no(case["pred"]) == names[case["vlmevalkit"]]
 
 
 def detection(replies: list[str], labels: list[str]) -> tuple[float, dict[str, float]]:
     """Return F1 and the other figures of one split, from replies and labels."""
     items = [Item(str(n), "", (label,)) for n, label in enumerate(labels)]
-    judged = as_judged([(reply == label, reply == "yes") for reply, label in zip(replies, labels, strict=True)])
+    values = {"yes": 1, "no": -1, "other": 0}
+    judged = as_judged([(reply == label, values[reply]) for reply, label in zip(replies, labels, strict=True)])
     return POPE().score(items, judged), POPE().figures(items, judged, {})
 
 
@@ -102,24 +99,24 @@ def detection(replies: list[str], labels: list[str]) -> tuple[float, dict[str, f
 def test_pope_scores(case: dict[str, Any]) -> None:
     if "pred" in case:
         f1, figures = detection(case["pred"], case["gold"])
-        figures = {"f1": f1, **{name.replace("accuracy", "acc").replace(" ", "_"): v for name, v in figures.items()}}
-        names = ("acc", "precision", "recall", "f1", "yes_ratio")
-        assert figures == pytest.approx({name: 100 * case[name] for name in names})
+        names = {"pooled F1": "f1", "mean F1": "f1", "accuracy": "acc", "yes ratio": "yes_ratio"}
+        assert f1 == pytest.approx(100 * case["f1"])
+        assert figures == pytest.approx({name: 100 * case[names.get(name, name)] for name in figures})
     else:
         assert 100 * sum(case["split_f1"]) / 3 == pytest.approx(case["reported"], abs=0.005)
 
 
 @cases("scienceqa")
 def test_scienceqa(case: dict[str, Any]) -> None:
-    for protocol in ("llava", "lmms"):
-        letter = scienceqa_letter(case["pred"], case["choices"], protocol)  # type: ignore[arg-type]
-        assert (letter == "ABCDE"[case["gold"]]) == bool(case[protocol]), protocol
+    options = dict.fromkeys("ABCDE"[: case["choices"]], "")
+    for name, parse in (("llava", llava.scienceqa), ("lmms", lmms.scienceqa)):
+        assert (parse(case["pred"], options) == "ABCDE"[case["gold"]]) == bool(case[name]), name
 
 
 @cases("mmbench_extract")
 def test_mmbench(case: dict[str, Any]) -> None:
-    assert mmbench_letter(case["pred"], case["options"]) == case["vlmevalkit"]
-    assert (mmbench_letter(case["pred"], case["options"], "lmms") or "") == case["lmms_static_extractor"]
+    assert vlmevalkit.choice(case["pred"], case["options"]) == case["vlmevalkit"]
+    assert (lmms.trace(case["pred"], case["options"]) or "") == case["lmms_static_extractor"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["mmbench_circular"])
@@ -134,18 +131,58 @@ def test_circular(case: dict[str, Any]) -> None:
 
 @cases("mmmu_mc")
 def test_mmmu(case: dict[str, Any]) -> None:
-    for name, protocol in (("official", "llava"), ("lmms", "lmms")):
-        assert (mmmu_letter(case["pred"], case["options"], protocol) or "RANDOM") == case[name], name  # type: ignore[arg-type]
+    for name, parse in (("official", llava.mmmu), ("lmms", lmms.mmmu)):
+        assert (parse(case["pred"], case["options"]) or "RANDOM") == case[name], name
 
 
 @cases("mmmu_open")
 def test_mmmu_open(case: dict[str, Any]) -> None:
-    assert mmmu_open(case["pred"], case["gold"]) == bool(case["official"])
+    answers = [case["gold"]] if isinstance(case["gold"], str) else case["gold"]
+    assert contains(case["pred"], answers) == bool(case["official"])
 
 
 @pytest.mark.parametrize("case", GOLDEN["averages"])
 def test_averages(case: dict[str, Any]) -> None:
     assert sum(case["row"]) / len(case["row"]) == pytest.approx(case["avg10"], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "score"),
+    [
+        ("stop", ["Stop"], 1.0),  # case does not count
+        ("STOD", ["stop"], 1 - 1 / 4),
+        ("stop sign", ["stop"], 0.0),  # distance 5 of 9: below the threshold
+        ("stop", ["halt", "stops"], 1 - 1 / 5),  # the closest answer counts
+        ("ab", ["ac"], 0.5),  # the threshold itself counts
+        ("", ["stop"], 0.0),
+        ("1,000", ["1000"], 1 - 1 / 5),
+    ],
+)
+def test_anls(prediction: str, answers: list[str], score: float) -> None:
+    assert anls(prediction, answers) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "correct"),
+    [
+        ("105", "100", True),  # within 5 % of the correct answer
+        ("95", "100", True),
+        ("105.1", "100", False),
+        ("-98", "-100", True),
+        ("98", "-100", False),
+        ("21%", "0.20", True),  # a percentage is a fraction
+        ("20", "20%", False),
+        ("2e3", "2000", True),
+        ("Yes", "yes", True),  # other texts must be equal but for case
+        ("blue bar", "blue", False),
+        ("about 100", "100", False),
+        ("0", "0", True),  # no relative error of zero
+        ("0.01", "0", False),
+        ("1,000", "1000", False),
+    ],
+)
+def test_relaxed_accuracy(prediction: str, answer: str, correct: bool) -> None:
+    assert relaxed_match(prediction, answer) == correct
 
 
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20)
@@ -176,3 +213,11 @@ def test_detection_ignores_order(pairs: list[tuple[str, str]], chance: Any) -> N
     assert detection(*map(list, zip(*pairs, strict=True))) == (f1, figures)
     bounds = sorted((figures["precision"], figures["recall"]))
     assert bounds[0] - 1e-9 <= f1 <= bounds[1] + 1e-9
+
+
+@given(WORDS, WORDS, WORDS)
+def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, b) == edit_distance(b, a) <= max(len(a), len(b))
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert 0 <= anls(a, [b, c]) <= 1

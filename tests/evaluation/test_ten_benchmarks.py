@@ -13,12 +13,14 @@ import pytest
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import names_in
-from lightning_switchkd.evaluation.answers import Matched, match, read_answers
+from lightning_switchkd.evaluation.answers import read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import BENCHMARKS, Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import as_question
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
+from lightning_switchkd.evaluation.matching import Matched, match
 from lightning_switchkd.evaluation.report.published import PUBLISHED, read_published
-from lightning_switchkd.evaluation.score import Result, rate
+from lightning_switchkd.evaluation.results import Result
+from lightning_switchkd.evaluation.score import rate
 
 TEN = read_published(PUBLISHED)[0].benchmarks
 
@@ -138,7 +140,7 @@ def test_prompts(tmp_path: Path) -> None:
     layouts.mmmu_hub(tmp_path)
     mmmu = Benchmark.read("mmmu")
     prompts = {item.id: mmmu.prompt_of(item) for item in mmmu.items(tmp_path)}
-    assert prompts[layouts.MMMU[0][0]].endswith(f"\n(C) eight dollars{layouts.LETTER}")
+    assert prompts[layouts.MMMU[0][0]].endswith(f"\n(C) eight dollars\n{layouts.LETTER}")
     assert prompts[layouts.MMMU[2][0]].endswith(layouts.SHORT)
     layouts.scienceqa(tmp_path)
     scienceqa = Benchmark.read("scienceqa")
@@ -159,6 +161,8 @@ def write_definition(folder: Path, text: str) -> Path:
         ("yes_no", [("1", "yes"), ("2", "no"), ("3", "no")], ["Yes, it is.", "I see none: no", "yes and no"]),
         ("choice", [("1", "B"), ("2", "dog"), ("3", "A")], ["(B)", "It is a dog", "B"]),
         ("short_answer", [("1", "t shirt"), ("2", "2"), ("3", "car")], ["A T-shirt", "two.", "bus"]),
+        ("anls", [("1", "Stop"), ("2", "Go"), ("3", "car")], ["stop", "GO", "bus"]),
+        ("relaxed", [("1", "100"), ("2", "20%"), ("3", "car")], ["104", "0.2", "bus"]),
     ],
 )
 def test_custom_benchmark(scoring: str, rows: list[tuple[str, str]], answers: list[str], tmp_path: Path) -> None:
@@ -275,7 +279,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
 
 def test_columns_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.csv").write_text("n,q,gold,a,b\n1,What?,7,cat,dog\n1,Who?,B,cat,dog\n", encoding="utf-8")
-    answer_file = layouts.lines(tmp_path / "answers.jsonl", [layouts.answer("1", "A")])
+    answer_file = layouts.lines(tmp_path / "answers.jsonl", [layouts.answer("1#0", "A"), layouts.answer("1#1", "A")])
     for columns, scoring, message in (
         ("{id: m, question: q, answers: gold}", "exact", "A row has no column 'm' for its id"),
         ("{id: n, question: q, answers: gold, options: [a, b]}", "mmbench", "needs unique numbers as ids, got '1#0'"),

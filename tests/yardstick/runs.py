@@ -212,7 +212,7 @@ def scores(benchmark: str, root: Path, answers: Path, protocol: str, result: Pat
     """Score an answer file, and return all figures of the result and the hash of its scores by question."""
     call(
         "score", f"--benchmark={benchmark}", f"--answers={answers}", f"--annotations={root}",
-        f"--protocol={protocol}", f"--output={result}",
+        f"--protocol={protocol}", f"--output={result}", "--allow_missing",
     )  # fmt: skip
     whole = json.loads(result.read_text(encoding="utf-8"))
     singles = json.loads(result.with_suffix(output(".questions.json")).read_text(encoding="utf-8"))

@@ -142,7 +142,11 @@ def score(benchmark: str) -> dict[str, Any]:
     for layout in ("llava", "hub"):
         root, result = Path("benchmarks") / layout / benchmark, Path("scores") / layout / f"{benchmark}.json"
         for protocol in ("llava", "lmms", "vlmevalkit"):
-            values = runs.scores(benchmark, root, answers, protocol, result)
+            try:
+                values = runs.scores(benchmark, root, answers, protocol, result)
+            except runs.Refused as refusal:
+                found[f"{layout}/{protocol}"] = {"refused": runs.old_name("exceptions", str(refusal))}
+                continue
             ids = values.pop("ids")
             found[f"{layout}/{protocol}"] = values
             others = Path("scores") / f"{benchmark}-{layout}.json"

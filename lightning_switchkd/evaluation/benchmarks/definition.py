@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -14,11 +14,11 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.paths import read_mapping
 from lightning_switchkd.core.renamed import upgrade_benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.readers import READERS, Turns, layout_files
+from lightning_switchkd.evaluation.benchmarks.layouts import READERS, file_option, layout_files, reader_of
+from lightning_switchkd.evaluation.benchmarks.readers import Turns
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.scoring import SCORINGS, Judged, Scoring
 from lightning_switchkd.evaluation.benchmarks.tables import find, load_json
-from lightning_switchkd.evaluation.significance import Floats
 
 BENCHMARKS = "conf/benchmarks.yaml"
 DATA_ROOT = "data/eval"
@@ -40,10 +40,11 @@ class Benchmark:
         title: Title for tables.
         scoring: Key of ``scoring.SCORINGS``.
         layouts: Layouts that its files may have. Each is ``{reader: …, …}`` with the arguments of that reader
-            (``readers.READERS``). The first layout whose files exist is read.
+            (``layouts.READERS``). The first layout whose files exist is read.
         annotations: Folder of its files. ``{root}`` stands for ``--data_root``, ``{name}`` for the benchmark's name.
         prompt: Prompt template with ``{question}``, ``{Question}`` (capitalized), ``{hint}``, ``{options}``, ``{ocr}``:
-            one text, or one per protocol. A line that contains only empty hints or empty options is dropped.
+            one text for all protocols, or one for each that is available. A line that contains only empty hints or
+            empty options is dropped.
         open_prompt: Prompt template of questions without options. Default: ``prompt``.
         option: Template of a line of ``{options}``.
         settings: Settings of the scoring.
@@ -110,12 +111,21 @@ class Benchmark:
             )
         if raw["scoring"] not in SCORINGS:
             raise UserError(f"{place}: unknown scoring '{raw['scoring']}'. Use one of {', '.join(SCORINGS)}.")
-        if "normaliser" in raw.get("settings", {}):
-            raise UserError(f"{place}: 'settings.normaliser' was renamed in 0.2: use settings.normalizer.")
+        if {"normaliser", "normalizer"} & (raw.get("settings") or {}).keys():
+            raise UserError(f"{place}: settings.normalizer was removed. Use scoring: vqav2, consensus or short_answer.")
+        for name in ("prompt", "open_prompt", "option"):
+            value, protocols = raw.get(name, ""), get_args(ScoringProtocol)
+            if not isinstance(value, str | dict) or (isinstance(value, dict) and not value.keys() <= set(protocols)):
+                raise UserError(
+                    f"{place}: '{name}' must be one text, or one per protocol ({', '.join(protocols)}), got {value!r}."
+                )
         for layout in raw["layouts"]:
             if reader_of(layout) not in READERS:
                 raise UserError(f"{place}: unknown reader '{layout['reader']}'. Use one of {', '.join(READERS)}.")
-        return cls(**raw, source=source)
+        if not (benchmark := cls(**raw, source=source)).protocols:
+            possible = ", ".join(SCORINGS[benchmark.scoring])
+            raise UserError(f"{place}: no prompt for the protocols of '{benchmark.scoring}'. Add one of {possible}.")
+        return benchmark
 
     @classmethod
     def of_samples(
@@ -155,9 +165,23 @@ class Benchmark:
         file.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
     @property
-    def rules(self) -> Scoring:
-        """Return the scoring."""
-        return SCORINGS[self.scoring]
+    def protocols(self) -> list[ScoringProtocol]:
+        """Return the protocols that have this benchmark: a scoring and prompts."""
+        templates = [value for value in (self.prompt, self.open_prompt, self.option) if isinstance(value, dict)]
+        return [protocol for protocol in SCORINGS[self.scoring] if all(protocol in value for value in templates)]
+
+    def rules(self, protocol: ScoringProtocol) -> Scoring:
+        """Return the scoring.
+
+        Raises:
+            UserError: The protocol is not available for this benchmark.
+        """
+        if protocol not in self.protocols:
+            raise UserError(
+                f"--protocol: {protocol} is not available for '{self.name}' "
+                f"(docs/reference/benchmarks-and-protocols.md). Use one of {', '.join(self.protocols)}."
+            )
+        return SCORINGS[self.scoring][protocol]
 
     def folder(self, data_root: str = DATA_ROOT, annotations: str | None = None) -> Path:
         """Return the folder of the benchmark's files."""
@@ -201,15 +225,24 @@ class Benchmark:
         for layout in self.layouts:
             patterns = layout_files(layout)
             if folder.is_file() and len(patterns) == 1 and Path(patterns[0]).suffix == folder.suffix:
-                return {**layout, _file_option(layout): folder.name}
+                return {**layout, file_option(layout): folder.name}
             if all(find(folder, pattern) for pattern in patterns):
                 return layout
         return None
 
     def prompt_of(self, item: Item, protocol: ScoringProtocol = "llava") -> str:
-        """Return the prompt of a question, without image placeholders."""
+        """Return the prompt of a question, without image placeholders.
+
+        Raises:
+            UserError: The benchmark's files have LLaVA's complete prompts alone, and the protocol is another one.
+        """
         if item.prompt and protocol == "llava":
             return item.prompt
+        if item.prompt and item.prompt == item.question:
+            raise UserError(
+                f"--protocol: the files of '{self.name}' contain complete prompts of llava, so that {protocol} cannot "
+                "ask its own. Use the files of the Hub, or llava."
+            )
         line = _of_protocol(self.option, protocol)
         values = {
             "question": item.question,
@@ -221,43 +254,11 @@ class Benchmark:
         template = _of_protocol((not item.options and self.open_prompt) or self.prompt, protocol)
         empty = {name for name in ("hint", "options") if not values[name]}
         lines = [text for text in template.split("\n") if not (named := _fields(text)) or not named <= empty]
-        return "\n".join(lines).format(**values).strip()
+        return "\n".join(lines).format(**values).lstrip()
 
     def judge(self, item: Item, text: str | None, protocol: ScoringProtocol = "llava") -> Judged:
         """Score one answer. A missing answer (None) scores 0."""
-        return Judged(0.0) if text is None else self.rules.judge(item, text, protocol, **self.settings)
-
-    def scores(self, items: list[Item], judged: Floats) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Return the headline score, the scores by category, and further figures.
-
-        All are in percent, except for MME's categories and further figures, which are in points.
-
-        Args:
-            items: N questions.
-            judged: ``[N, 2]``: score, and 1 for a yes.
-        """
-        tally = self.rules.tally
-        by_category = {name: tally.category(*part) for name, part in _by_category(items, judged).items()}
-        figures = tally.figures(items, judged, by_category)
-        return tally.score(items, judged), by_category if len(by_category) > 1 else {}, figures
-
-    def category_intervals(self, items: list[Item], judged: Floats) -> dict[str, tuple[float, float]]:
-        """Return the 95 % intervals of the scores by category."""
-        parts = _by_category(items, judged)
-        return {name: self.rules.tally.category_interval(*part) for name, part in parts.items() if len(parts) > 1}
-
-
-def reader_of(layout: Mapping[str, Any]) -> str:
-    """Return the name of a layout's reader."""
-    return str(layout.get("reader", "table"))
-
-
-def _by_category(items: Sequence[Item], judged: Floats) -> dict[str, tuple[list[Item], Floats]]:
-    """Return the questions and scores of each category, in alphabetical order."""
-    rows: dict[str, list[int]] = {}
-    for row, item in enumerate(items):
-        rows.setdefault(item.category, []).append(row)
-    return {name: ([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)}
+        return Judged(0.0) if text is None else self.rules(protocol).judge(item, text, **self.settings)
 
 
 def _is_file(source: str) -> bool:
@@ -265,15 +266,11 @@ def _is_file(source: str) -> bool:
 
 
 def _of_protocol(value: ByProtocol, protocol: str) -> str:
-    return value if isinstance(value, str) else value.get(protocol, value.get("llava", ""))
+    return value if isinstance(value, str) else value[protocol]
 
 
 def _fields(template: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(template) if name}
-
-
-def _file_option(layout: Mapping[str, Any]) -> str:
-    return next(name for name in ("rows", "records", "questions") if name in layout)
 
 
 def _sources_beside(annotations: str) -> dict[str, str]:

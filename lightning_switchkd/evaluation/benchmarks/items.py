@@ -80,6 +80,7 @@ class Item:
         pictures: Its images.
         image: Name of its image. Questions about the same image are not independent evidence.
         category: Category for the scores by category.
+        ability: Larger category, whose score is a further figure.
         hint: Context of the question.
         ocr: Words that another program read in the image, separated by commas.
         prompt: The complete prompt, if the benchmark's files contain it.
@@ -93,6 +94,7 @@ class Item:
     pictures: tuple[Picture, ...] = ()
     image: str = ""
     category: str = ""
+    ability: str = ""
     hint: str = ""
     ocr: str = ""
     prompt: str = ""

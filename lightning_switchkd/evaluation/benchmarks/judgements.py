@@ -49,11 +49,11 @@ class Judgements(Metric):
             self.benchmark.judge(self.items[i], text, self.protocol) for i, text in zip(indices, texts, strict=True)
         ]
         self.indices.append(torch.tensor(indices, dtype=torch.int64, device=self.device))
-        values = [(answer.score, answer.positive) for answer in judged]
+        values = [(answer.score, answer.reply) for answer in judged]
         self.values.append(torch.tensor(values, dtype=torch.float64, device=self.device).reshape(-1, 2))
 
     def judged(self) -> Floats:
-        """Return ``[N, 2]``: the score of every question, and 1 for a yes. A question without an answer has 0."""
+        """Return ``[N, 2]``: the score of every question, and its reply. A question without an answer has 0."""
         judged = np.zeros((len(self.items), 2))
         if not len(self.indices):
             return judged
@@ -64,4 +64,4 @@ class Judgements(Metric):
 
     def compute(self) -> float:
         """Return the benchmark's headline score in percent."""
-        return self.benchmark.rules.tally.score(self.items, self.judged())
+        return self.benchmark.rules(self.protocol).tally.score(self.items, self.judged())

@@ -1,12 +1,11 @@
-"""Readers of benchmark files: one for tables, and one for each layout that a table of columns cannot describe."""
+"""Readers of any benchmark: tables, and samples in LLaVA's format."""
 
 from __future__ import annotations
 
 import ast
 import re
 import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -40,9 +39,10 @@ def table(
         root: Folder of the benchmark.
         rows: File or files (a pattern) below ``root``: JSON, JSONL, Parquet, TSV or CSV.
         columns: Column of each attribute of an item: ``id``, ``question``, ``answers``, ``options``, ``image``,
-            ``category``, ``hint``, ``ocr``, ``prompt``, and ``group``, which several questions share (default: the
-            image). ``#`` is the row's number. A dot leads into a column. In other text, ``{column}`` is replaced.
-            ``options`` and ``image`` may be lists of columns. ``{from: COLUMN, pattern: REGEX}`` takes the first group.
+            ``category``, ``ability``, ``hint``, ``ocr``, ``prompt``, and ``group``, which several questions share
+            (default: the image). ``#`` is the row's number. A dot leads into a column. In other text, ``{column}`` is
+            replaced. ``options`` and ``image`` may be lists of columns. ``{from: COLUMN, pattern: REGEX}`` takes the
+            first group. With ``names: {NAME: [VALUE, …]}``, it becomes the name of the list that contains it.
         at: Key of the rows in a JSON object.
         join: Another table, whose columns are added: ``{rows, at, by: COLUMN or [left column, right column]}``.
         where: Values that columns must have. ``true`` matches any value that is not empty, ``false`` an empty one.
@@ -79,7 +79,8 @@ def _item(row: Row, columns: Columns, folder: ImageFolder, rows: Mapping[str, Ro
         spec = columns.get(name, "")
         if isinstance(spec, Mapping):
             match = re.search(spec["pattern"], str(cell(row, spec["from"])))
-            return match[1] if match else ""
+            value = match[1] if match else ""
+            return next((name for name, values in spec.get("names", {}).items() if value in values), value)
         value = cell(row, spec) if spec else None
         return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -98,6 +99,7 @@ def _item(row: Row, columns: Columns, folder: ImageFolder, rows: Mapping[str, Ro
         pictures=tuple(picture for picture in pictures if picture is not None),
         image=text("group") or next((p.ref.path for p in pictures if isinstance(p, FilePicture)), ""),
         category=text("category"),
+        ability=text("ability"),
         hint="" if text("hint") == "nan" else text("hint"),
         ocr=text("ocr"),
         prompt=text("prompt").replace(IMAGE_TOKEN, "").strip(),
@@ -159,104 +161,6 @@ def _picture(row: Row, spec: str, folder: ImageFolder, rows: Mapping[str, Row]) 
     return FilePicture(folder, ImageRef(str(value)))
 
 
-def textvqa(root: Path, questions: str, truth: str, images: str) -> list[Item]:
-    """Read TextVQA in LLaVA's layout: one file with prompts that contain OCR words, another with ten answers each.
-
-    LLaVA's question id is the id of the image. Only image and question together are unique.
-    """
-    folder = ImageFolder(root / images)
-    prompts = {
-        (str(row["question_id"]), row["text"].split("\n")[0].strip().lower()): row
-        for row in read_rows(find(root, questions))
-    }
-    items = []
-    for row in read_rows(find(root, truth), at="data"):
-        image, question = str(row["image_id"]), row["question"].strip()
-        prompt = prompts.get((image, question.lower()), {})
-        picture = FilePicture(folder, ImageRef(prompt.get("image", f"{image}.jpg")))
-        answers = tuple(map(str, row.get("answers", ())))
-        items.append(Item(image, question, answers, {}, (picture,), image, prompt=prompt.get("text", "")))
-    return items
-
-
-def mme(root: Path, release: str = ".") -> list[Item]:
-    """Read MME's release: one folder per category.
-
-    A category has the folders ``images`` and ``questions_answers_YN``, or contains all files itself.
-
-    Raises:
-        UserError: An image does not have exactly two questions.
-    """
-    items = []
-    for folder in sorted(path for path in (root / release).iterdir() if path.is_dir()):
-        texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
-        pictures = folder / "images" if (folder / "images").is_dir() else folder
-        for file in sorted(texts.glob("*.txt")):
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if len(lines) != 2 or any(line.count("\t") != 1 for line in lines):
-                raise UserError(
-                    f"{file} must contain two lines, got {len(lines)}. Write question, tab and answer in each line."
-                )
-            image = next((p.name for p in sorted(pictures.glob(f"{file.stem}.*")) if p.suffix != ".txt"), "")
-            name = f"{folder.name}/{image or file.stem}"
-            ref = FilePicture(ImageFolder(pictures), ImageRef(image or f"{file.stem}.png"))
-            for line in lines:
-                question, answer = line.split("\t")
-                items.append(Item(name, _without_request(question), (answer.strip(),), {}, (ref,), name, folder.name))
-    return items
-
-
-def _without_request(question: str) -> str:
-    return re.sub(r"\s*Please answer yes or no\.?\s*$", "", question.strip())
-
-
-def mme_table(root: Path, rows: str, columns: Columns) -> list[Item]:
-    """Read MME in the hub's layout.
-
-    Raises:
-        UserError: An image does not have exactly two questions.
-    """
-    items = table(root, rows, columns)
-    names = [item.id.split("#")[0] for item in items]
-    if wrong := {name for name, count in Counter(names).items() if count != 2}:
-        raise UserError(
-            f"{root}: {len(wrong)} images of MME do not have exactly two questions, such as '{min(wrong)}'. "
-            "Download the files again."
-        )
-    return [
-        replace(item, id=name, image=name, question=_without_request(item.question))
-        for item, name in zip(items, names, strict=True)
-    ]
-
-
-def pope(root: Path, questions: str, truth: Mapping[str, str], images: str) -> list[Item]:
-    """Read POPE in LLaVA's layout: one file with the questions of all splits, and one file of labels per split.
-
-    Split, image and question join them. Ids do not, because they repeat over splits, and the published files differ in
-    length and order.
-    """
-    folder = ImageFolder(root / images)
-    labels = {
-        (split, row["image"], _object(row["text"])): str(row["label"]).strip().lower()
-        for split, pattern in truth.items()
-        for row in read_rows(find(root, pattern))
-    }
-    items = []
-    for row in read_rows(find(root, questions)):
-        question = row["text"].split("\n")[0].strip()
-        label = labels.get((row["category"], row["image"], _object(question)))
-        picture = FilePicture(folder, ImageRef(row["image"]))
-        answers = () if label is None else (label,)
-        items.append(Item(str(row["question_id"]), question, answers, {}, (picture,), row["image"], row["category"]))
-    return items
-
-
-def _object(question: str) -> str:
-    """Return the object that a question asks for. Some published files write "imange"."""
-    match = re.search(r"is there (?:an? )?(.+?) in the im(?:an|a)?ge", question.lower())
-    return match[1] if match else question.lower()
-
-
 def llava(root: Path, records: str, images: str = "images", turns: Turns = "last") -> list[Item]:
     """Read samples in LLaVA's training format, from files below the folder of the benchmark (see :func:`samples`).
 
@@ -314,22 +218,3 @@ def _item_of(sample: Sample, name: str, position: int, turns: Turns) -> Item:
         prompt=sample.turns[position].text,
         history=sample.turns[:position],
     )
-
-
-READERS: dict[str, Callable[..., list[Item]]] = {
-    "table": table,
-    "textvqa": textvqa,
-    "mme": mme,
-    "mme_table": mme_table,
-    "pope": pope,
-    "llava": llava,
-    "samples": samples,
-}
-
-
-def layout_files(layout: Mapping[str, Any]) -> Sequence[str]:
-    """List the file patterns that a layout requires, including joined tables and labels."""
-    patterns = [layout[name] for name in ("rows", "questions", "records", "release") if name in layout]
-    truth = layout.get("truth", [])
-    joined = [layout["join"]["rows"]] if "join" in layout else []
-    return [*patterns, *(truth.values() if isinstance(truth, Mapping) else [truth] if truth else []), *joined]

@@ -6,15 +6,22 @@ question with its rotations. So one bootstrap over units gives the interval of e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.benchmarks.scorers.yes_no import COGNITION, PERCEPTION
 from lightning_switchkd.evaluation.significance import Floats, interval_of_score, resample_sums
+
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+CATEGORY, ABILITY = attrgetter("category"), attrgetter("ability")
 
 
 class Mean:
@@ -43,7 +50,7 @@ class Mean:
 
         Args:
             items: N questions.
-            judged: ``[N, 2]``: score, and 1 for a yes.
+            judged: ``[N, 2]``: score, and reply (1 for a yes, -1 for a no).
         """
         rows = [i for i, item in enumerate(items) if self.counts(item)]
         return self.sums_of_all([items[i] for i in rows], judged[rows])
@@ -80,12 +87,32 @@ class Mean:
         """
         return self.headline(resample_sums(self.sums(items, judged)))
 
+    def scores(self, items: Sequence[Item], judged: Floats) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Return the headline, the scores by category, and further figures with the scores by ability.
+
+        All are in percent, except for MME's categories and further figures, which are in points.
+
+        Args:
+            items: N questions.
+            judged: ``[N, 2]``: score, and reply (1 for a yes, -1 for a no).
+        """
+        by_category, by_ability = (
+            {name: self.category(*part) for name, part in _grouped(items, judged, key).items()}
+            for key in (CATEGORY, ABILITY)
+        )
+        figures = self.figures(items, judged, by_category) | (by_ability if len(by_ability) > 1 else {})
+        return self.score(items, judged), by_category if len(by_category) > 1 else {}, figures
+
+    def category_intervals(self, items: Sequence[Item], judged: Floats) -> dict[str, tuple[float, float]]:
+        """Return the 95 % intervals of the scores by category, by bootstrap over the units of each."""
+        parts = _grouped(items, judged, CATEGORY)
+        return {name: self._interval(*part) for name, part in parts.items() if len(parts) > 1}
+
     def category(self, items: Sequence[Item], judged: Floats) -> float:
         """Return the score of the questions of one category, whether they count in the headline or not."""
         return self.category_scale * float(self.headline(self.sums_of_all(items, judged).sum(0)))
 
-    def category_interval(self, items: Sequence[Item], judged: Floats) -> tuple[float, float]:
-        """Return the 95 % interval of the score of one category, by bootstrap over its units."""
+    def _interval(self, items: Sequence[Item], judged: Floats) -> tuple[float, float]:
         sums = self.sums_of_all(items, judged)
         low, high = interval_of_score(self.headline(resample_sums(sums)), len(sums))
         return self.category_scale * low, self.category_scale * high
@@ -95,7 +122,7 @@ class Mean:
 
         Args:
             items: N questions.
-            judged: ``[N, 2]``: score, and 1 for a yes.
+            judged: ``[N, 2]``: score, and reply (1 for a yes, -1 for a no).
             categories: Score of each category.
         """
         return {}
@@ -194,37 +221,80 @@ class MME(Mean):
         }
 
 
+@dataclass(frozen=True)
 class POPE(Mean):
-    """Mean of the splits' F1, with yes as the positive answer. A ratio with denominator 0 counts as 0."""
+    """F1, with yes as the positive answer. A ratio with denominator 0 counts as 0.
+
+    Attributes:
+        pooled: The headline is the F1 of all splits together. Default: the mean of the splits' F1.
+        as_lmms: Leave answers other than yes and no out of precision, recall and F1, and report the yes ratio of the
+            labels, as lmms-eval does. Default: they count as a no, and the yes ratio is that of the answers.
+    """
+
+    pooled: bool = False
+    as_lmms: bool = False
 
     def parts(self, items: Sequence[Item], judged: Floats) -> Floats:
-        """Return true positives, predicted yes, labeled yes, correct and asked in the columns of the split."""
+        """Return the counts of each question in the columns of its split.
+
+        They are true positives, predicted yes, labeled yes, correct, asked, and the yes of the yes ratio.
+        """
         splits = sorted({item.category for item in items})
-        parts = np.zeros((len(items), len(splits), 5))
+        parts = np.zeros((len(items), len(splits), NUM_COUNTS))
         for row, item in enumerate(items):
-            score, predicted = judged[row]
-            labeled = item.answers[0].lower() == "yes"
-            parts[row, splits.index(item.category)] = predicted and labeled, predicted, labeled, score, 1
+            score, reply = judged[row]
+            predicted, labeled = reply > 0, item.answers[0].lower() == "yes"
+            found = labeled and (reply != 0 or not self.as_lmms)
+            yes = labeled if self.as_lmms else predicted
+            parts[row, splits.index(item.category)] = predicted and labeled, predicted, found, score, 1, yes
         return parts.reshape(len(items), -1)
 
     def headline(self, sums: Floats) -> Floats:
-        """Return the mean F1 in percent."""
-        true_positives, predicted, labeled, _, _ = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
-        return np.asarray(100 * _ratio(2 * true_positives, predicted + labeled).mean(-1))
+        """Return the F1 in percent."""
+        by_split = sums.reshape(*sums.shape[:-1], -1, NUM_COUNTS)
+        return _f1(by_split.sum(-2)) if self.pooled else _f1(by_split).mean(-1)
 
     def figures(self, items: Sequence[Item], judged: Floats, categories: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures of all splits together."""
-        true_positives, predicted, labeled, correct, asked = self.sums(items, judged).sum(0).reshape(-1, 5).sum(0)
-        ratios = {
-            "accuracy": (correct, asked),
-            "precision": (true_positives, predicted),
-            "recall": (true_positives, labeled),
-            "yes ratio": (predicted, asked),
-        }
-        return {name: 100 * float(_ratio(*parts)) for name, parts in ratios.items()}
+        """Return both F1, and the figures of all splits together and of each split."""
+        by_split = self.sums(items, judged).sum(0).reshape(-1, NUM_COUNTS)
+        figures = {"mean F1": float(_f1(by_split).mean()), "pooled F1": float(_f1(by_split.sum(0)))}
+        figures |= _detection(by_split.sum(0))
+        if len(by_split) > 1:
+            for split, counts in zip(sorted({item.category for item in items}), by_split, strict=True):
+                figures |= {f"{split} {name}": value for name, value in _detection(counts).items()}
+        return figures
+
+
+NUM_COUNTS = 6
+
+
+def _f1(counts: Floats) -> Floats:
+    """Return F1 in percent, given the counts of :class:`POPE` in the last axis."""
+    true_positives, predicted, labeled = np.moveaxis(counts[..., :3], -1, 0)
+    return np.asarray(100 * _ratio(2 * true_positives, predicted + labeled))
+
+
+def _detection(counts: Floats) -> dict[str, float]:
+    """Return the further figures in percent, given the counts of :class:`POPE`."""
+    true_positives, predicted, labeled, correct, asked, yes = counts
+    ratios = {
+        "accuracy": (correct, asked),
+        "precision": (true_positives, predicted),
+        "recall": (true_positives, labeled),
+        "yes ratio": (yes, asked),
+    }
+    return {name: 100 * float(_ratio(*parts)) for name, parts in ratios.items()}
 
 
 def _ratio(part: Any, whole: Any) -> Any:
     """Divide. A denominator of 0 gives 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _grouped(items: Sequence[Item], judged: Floats, key: Callable[[Item], str]) -> dict[str, tuple[list[Item], Floats]]:
+    """Return the questions and scores of each group, in alphabetical order."""
+    rows: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(key(item), []).append(row)
+    return {name: ([items[i] for i in rows[name]], judged[rows[name]]) for name in sorted(rows)}

@@ -12,7 +12,7 @@ from lightning_switchkd.core.extras import pyplot
 from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, TEXT_ONLY_BASELINE, label
 from lightning_switchkd.evaluation.report.comparison import Systems, of_benchmark
 from lightning_switchkd.evaluation.report.page import Chart
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.results import Result
 from lightning_switchkd.evaluation.significance import Floats
 
 ALL = "all"

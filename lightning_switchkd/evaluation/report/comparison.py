@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.evaluation.labels import NO_IMAGE, label
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.results import Result
 from lightning_switchkd.evaluation.significance import Paired, interval_95, mcnemar
 
 Systems = Mapping[str, Mapping[str, Result]]

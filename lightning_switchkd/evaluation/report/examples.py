@@ -14,7 +14,7 @@ from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.data.samples import SampleError
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.results import Result
 
 IMAGE_SIZE = 160
 """Longest side of an example's image, in pixels."""

@@ -63,7 +63,7 @@ def report(
 
     Args:
         systems: name and folder of the results of each system, ``--systems.ours=DIR --systems.theirs=DIR``; `evaluate`
-            and `score --output FOLDER/BENCHMARK.json` write such folders.
+            and `score --output FOLDER/BENCHMARK.json` write such folders, and lmms-eval and VLMEvalKit write theirs.
         output: folder for the report.
         benchmarks: show only these, in this order.
         run: run folder, whose method and training curves are shown.

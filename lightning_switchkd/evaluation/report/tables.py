@@ -12,7 +12,7 @@ from lightning_switchkd.evaluation.labels import INTERVAL, NO_IMAGE, TEXT_ONLY_B
 from lightning_switchkd.evaluation.report.comparison import Comparison, Systems, compare, of_benchmark
 from lightning_switchkd.evaluation.report.page import Part, Rows, Section
 from lightning_switchkd.evaluation.report.published import PublishedTable
-from lightning_switchkd.evaluation.score import Result
+from lightning_switchkd.evaluation.results import Result
 
 MAX_COLUMNS = 6
 """Columns of a table in the terminal."""

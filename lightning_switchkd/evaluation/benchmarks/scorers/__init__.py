@@ -1,9 +1,17 @@
-"""Scorers of the benchmarks: pure functions of texts, one file per kind of question.
+"""Rules of the references for single answers: pure functions of texts, one module per protocol.
 
-A *protocol* selects the rules to apply where evaluation harnesses disagree: ``llava`` (as in TinyLLaVA and LLaVA-KD),
-``lmms`` (lmms-eval) or ``vlmevalkit``. The docstring of each function names its source and its pitfalls.
+- ``llava``: LLaVA's scripts, which TinyLLaVA and LLaVA-KD ran.
+- ``lmms``: lmms-eval.
+- ``vlmevalkit``: VLMEvalKit with exact matching.
+
+Each module has one function per benchmark. ``short_answer`` and ``mmmu`` contain what several of them share.
+``scoring.SCORINGS`` lists which function scores which benchmark. Each docstring names its source and its pitfalls.
 """
 
 from typing import Literal
 
 ScoringProtocol = Literal["llava", "lmms", "vlmevalkit"]
+Reply = Literal["yes", "no", "other"]
+
+API_ERROR = "Failed to obtain answer via API"
+"""Text of lmms-eval and VLMEvalKit for a judge that fails. Their rules for choices read no letter next to it."""

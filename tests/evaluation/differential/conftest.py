@@ -1,0 +1,3 @@
+"""Keep pytest away: these modules need checkouts of the references."""
+
+collect_ignore_glob = ["*.py", "*/*.py"]
