@@ -72,23 +72,24 @@ class Parts(L.Callback):
             work()
             seconds[name] = synchronized_time(module.device.type) - start
 
-        features = model.student.encode_image(batch.pixel_values).detach().requires_grad_()
+        vision = {"pixel_values": batch.pixel_values}
+        features = [t.detach().requires_grad_() for t in model.student.encode(vision)]
         leaves = {
             pathway: states.detach().requires_grad_(states.requires_grad) for pathway, states in tokens.hidden.items()
         }
         positions = model.kept_positions(batch).positions
 
         def student() -> None:
-            encoded = model.student.encode_image(batch.pixel_values)
+            encoded = model.student.encode(vision)
             hidden = student_pathway(model.student, batch, encoded).hidden.flatten(0, 1)[positions]
-            torch.autograd.backward([hidden, encoded], [torch.ones_like(hidden), torch.ones_like(encoded)])
+            torch.autograd.backward([hidden, *encoded], [torch.ones_like(out) for out in (hidden, *encoded)])
 
         def switch() -> None:
             hidden = switch_pathway(model.frozen_teacher, batch, features).hidden.flatten(0, 1)[positions]
             hidden.backward(torch.ones_like(hidden))
 
         def head() -> None:
-            totals = batch.counts.tensor(features.device)
+            totals = batch.counts.tensor(module.device)
             detached = replace(inputs, answer_tokens=replace(tokens, hidden=leaves))
             model.objective(detached, totals, 0, model.logits_gib).loss.backward()
 

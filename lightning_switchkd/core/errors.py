@@ -11,7 +11,7 @@ PHASES = {
     "student_pathway": "the student pathway",
     "teacher_pathway": "the teacher pathway",
     "switch_pathway": "the switch pathway",
-    "encode_image": "a vision encoder",
+    "encode": "a vision encoder",
     "decode": "a language model",
     "sum_losses": "the output heads and losses",
     "backward": "the backward pass",

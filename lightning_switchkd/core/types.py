@@ -29,6 +29,12 @@ Part = Literal["vision", "projector", "lm"]
 
 PARTS: tuple[Part, ...] = ("vision", "projector", "lm")
 
+Vision = dict[str, Tensor]
+"""What an image processor returns for the images of a batch, by name: the arguments of ``get_image_features``."""
+
+Features = list[Tensor]
+"""What a projector reads of the vision encoder's output. LLaVA: one tensor ``[M, positions, H_v]``."""
+
 DefectCode = Literal[
     "bad_json",
     "schema",

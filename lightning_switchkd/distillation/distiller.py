@@ -167,7 +167,7 @@ class Distiller(nn.Module):
             image_tokens = tokens(kept.image, batch.input_ids.flatten()[kept.positions[kept.image]])
         for pathway, output in outputs.items():
             if Need.IMAGE_EMBEDS in needs:
-                image_embeds[pathway] = output.image_embeds[batch.image_sample >= 0]
+                image_embeds[pathway] = torch.stack(output.image_embeds)[batch.image_sample >= 0]
             if output.attention:
                 attention[pathway] = output.attention[0].text_to_image(batch, self.student.image_token_id)
         return ObjectiveInputs(

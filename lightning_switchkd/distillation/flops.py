@@ -11,9 +11,9 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
@@ -23,6 +23,7 @@ from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.lora import copy_lora
 from lightning_switchkd.objectives.terms import Need
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -121,12 +122,13 @@ def forward_cost(vlm: VLMAdapter) -> ForwardCost:
 @torch.no_grad()
 def _measure(vlm: VLMAdapter) -> ForwardCost:
     size = vlm.model.config.vision_config.image_size
-    vision, features = _count(vlm.encode_image, torch.empty(1, 3, size, size, device="meta"))  # [1, P, H_v]
-    projector, image_embeds = _count(vlm.project, features)  # [1, P, H]
+    images = {"pixel_values": torch.empty(1, 3, size, size, device="meta")}
+    vision, features = _count(vlm.encode, images)
+    projector, _ = _count(vlm.project, features, images)
 
     def decoder(length: int) -> float:
         ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
-        return _count(vlm.decode, ids, torch.ones_like(ids), image_embeds[:0])[0]
+        return _count(vlm.decode, ids, torch.ones_like(ids), [])[0]
 
     n = 16  # decoder(n) = token · n + pair · n²; two lengths give both
     short, long = decoder(n), decoder(2 * n)
@@ -135,7 +137,7 @@ def _measure(vlm: VLMAdapter) -> ForwardCost:
     return ForwardCost(vision, projector, short / n - pair * n, pair, head)
 
 
-def _count(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[float, Tensor]:
+def _count(function: Callable[..., T], *inputs: Any) -> tuple[float, T]:
     with FlopCounterMode(display=False) as counter:
         output = function(*inputs)
     return float(counter.get_total_flops()), output

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_switchkd.core.types import Batch, Pathway
+from lightning_switchkd.core.types import Batch, Features, Pathway, Vision
 from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.attention import LayerAttention, recorded_attention
 
@@ -37,28 +37,28 @@ class PathwayOutput:
 
     Attributes:
         hidden: Final hidden states ``[B, T, H]``, packed ``[1, T, H]``, before the output head.
-        image_embeds: The projector's output ``[M, P, H]``, including a blank image's.
+        image_embeds: The projector's output ``[P, H]`` for each image, including a blank one.
         attention: Queries and keys of the first decoder layer, or of every layer if asked. Empty unless the language
             model is watched (``models.attention``).
     """
 
     hidden: Tensor
-    image_embeds: Tensor
+    image_embeds: list[Tensor]
     attention: list[LayerAttention]
 
 
 def student_pathway(
-    student: VLMAdapter, batch: Batch, student_features: Tensor, every_layer: bool = False
+    student: VLMAdapter, batch: Batch, student_features: Features, every_layer: bool = False
 ) -> PathwayOutput:
     """Compute L^S(P^S(V^S(x_v)), x_t).
 
     Args:
         student: The model that learns.
         batch: Token ids ``[B, T]``, packed ``[1, T]``.
-        student_features: V^S(x_v) ``[M, P, H_v]``.
+        student_features: V^S(x_v).
         every_layer: Note the attention of every decoder layer, not only the first.
     """
-    return _from_features(student, batch, student_features, every_layer)
+    return _from_features(student, batch, student_features, {"pixel_values": batch.pixel_values}, every_layer)
 
 
 def teacher_pathway(teacher: VLMAdapter, batch: Batch, every_layer: bool = False) -> PathwayOutput:
@@ -67,18 +67,19 @@ def teacher_pathway(teacher: VLMAdapter, batch: Batch, every_layer: bool = False
     ``no_grad``, never ``inference_mode``: the losses feed the result to autograd again.
     """
     pixel_values = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
+    vision = {"pixel_values": pixel_values}
     with torch.no_grad():
-        return _from_features(teacher, batch, teacher.encode_image(pixel_values), every_layer)
+        return _from_features(teacher, batch, teacher.encode(vision), vision, every_layer)
 
 
 def switch_pathway(
-    teacher: VLMAdapter, batch: Batch, student_features: Tensor, every_layer: bool = False
+    teacher: VLMAdapter, batch: Batch, student_features: Features, every_layer: bool = False
 ) -> PathwayOutput:
     """Compute L^T(P^T(V^S(x_v)), x_t): the student's vision features through the teacher's projector and LM.
 
     The gradient passes *through* the frozen teacher. Its weights need none, its activations keep their graph.
     """
-    return _from_features(teacher, batch, student_features, every_layer)
+    return _from_features(teacher, batch, student_features, {"pixel_values": batch.pixel_values}, every_layer)
 
 
 def run_pathways(
@@ -88,7 +89,7 @@ def run_pathways(
     pathways: Collection[Pathway],
     timer: PhaseTimer = untimed,
     every_layer: bool = False,
-) -> tuple[dict[Pathway, PathwayOutput], dict[Pathway, Tensor]]:
+) -> tuple[dict[Pathway, PathwayOutput], dict[Pathway, Features]]:
     """Run the student's pathway and others over one micro-batch. The student's images are encoded once.
 
     Args:
@@ -100,13 +101,13 @@ def run_pathways(
         every_layer: Note the attention of every decoder layer, not only the first.
 
     Returns:
-        The output of each pathway. And V^S(x_v) ``[M, P, H_v]`` as each pathway reads it: the gradient at such a view
-        is what its pathway sends into the vision encoder.
+        The output of each pathway. And V^S(x_v) as each pathway reads it: the gradient at such views is what its
+        pathway sends into the vision encoder.
     """
     with timer("vision encoder of the student"):
-        encoded = student.encode_image(batch.pixel_values)  # [M, P, H_v]
+        encoded = student.encode({"pixel_values": batch.pixel_values})
     readers: tuple[Pathway, ...] = ("student", "switch") if "switch" in pathways else ("student",)
-    features = {pathway: encoded.view_as(encoded) for pathway in readers}
+    features = {pathway: [tensor.view_as(tensor) for tensor in encoded] for pathway in readers}
     outputs: dict[Pathway, PathwayOutput] = {}
     with timer("student pathway"):
         outputs["student"] = student_pathway(student, batch, features["student"], every_layer)
@@ -121,8 +122,10 @@ def run_pathways(
     return outputs, features
 
 
-def _from_features(vlm: VLMAdapter, batch: Batch, features: Tensor, every_layer: bool) -> PathwayOutput:
-    image_embeds = vlm.project(features)  # [M, P, H]
+def _from_features(
+    vlm: VLMAdapter, batch: Batch, features: Features, vision: Vision, every_layer: bool
+) -> PathwayOutput:
+    image_embeds = vlm.project(features, vision)
     with recorded_attention(every_layer) as layers:
         hidden = vlm.decode(batch.input_ids, batch.attention_mask, image_embeds, batch.position_ids)  # [B, T, H]
     return PathwayOutput(hidden, image_embeds, layers)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, LlavaConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from lightning_switchkd.core.errors import UserError
@@ -82,12 +82,12 @@ def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.dev
         UserError: The sizes are unknown, and neither the folder nor the hub's cache contains a configuration.
     """
     config = _config(spec, f"model.{name}")
-    family = family_of(config, f"model.{name}")
+    family_of(config, f"model.{name}")
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
         with no_init_weights(), torch.device(device):
-            model = family.hf_class._from_config(config, attn_implementation=spec.attn_implementation)
+            model = AutoModelForImageTextToText.from_config(config, attn_implementation=spec.attn_implementation)
     finally:
         torch.set_default_dtype(before)
     noise = torch.randn(2**20, dtype=torch.float32, device=device).mul_(0.02).to(dtype)
@@ -100,7 +100,7 @@ def random_model(spec: VLMSpec, name: str, dtype: torch.dtype, device: torch.dev
             part = flat[start : start + noise.numel()]
             part.copy_(noise[: part.numel()])
     model.tie_weights()
-    return apply_options(family(model), spec, name)
+    return apply_options(VLMAdapter(model), spec, name)
 
 
 def _config(spec: VLMSpec, where: str) -> PretrainedConfig:

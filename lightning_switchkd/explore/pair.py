@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.core.labels import supervised_positions
 from lightning_switchkd.core.runs import read_config
-from lightning_switchkd.core.types import PATHWAYS, Batch, Pathway
+from lightning_switchkd.core.types import PARTS, PATHWAYS, Batch, Pathway
 from lightning_switchkd.data.datamodule import DataPaths, LLaVADataModule, Split
 from lightning_switchkd.distillation.distiller import Distiller
 from lightning_switchkd.distillation.pair import load_pair
@@ -171,10 +171,7 @@ class Pair:
         batch = self.batch(indices)
         distiller = Distiller(self.student, self.teacher, self.objective, len(self.data.processor.tokenizer)).train()
         distiller.objective.split_terms = True
-        parts = {
-            name: [p for module in modules for p in module.parameters() if p.requires_grad]
-            for name, modules in self.student.parts().items()
-        }
+        parts = {part: [p for p in self.student.part_parameters(part) if p.requires_grad] for part in PARTS}
         losses = distiller(batch, batch.counts.tensor(batch.input_ids.device), 0).term_losses
         parameters = [p for of_part in parts.values() for p in of_part]
         part_of = [name for name, of_part in parts.items() for _ in of_part]

@@ -1,24 +1,28 @@
-"""The interface between a vision-language model and the rest of the package.
+"""One interface for the models of all families: encode images, project them, decode, generate.
 
-A model has three parts and a head: vision encoder, projector, language model, output head. To support another model
-family, write a subclass of :class:`VLMAdapter` and add it to ``FAMILIES`` (``models/families.py``).
-docs/how-to/add-a-model-family.md lists the few other files that know a family. Axis letters of shapes are explained in
-``core/types.py``.
+The adapter calls what every vision-language model of Hugging Face has: ``get_image_features``, and a forward that takes
+``mm_encoder_outputs``. Vision encoder and projector are told apart by record and replay: one call records the output
+of the vision encoder, and in another call this record stands in for the vision encoder. So no family's forward is
+written here again. ``models/families.py`` lists the families. ``core/types.py`` explains the axis letters of shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightning_switchkd.core.types import Part
+from lightning_switchkd.core.types import Features, Part, Vision
+from lightning_switchkd.models.families import family_of
 from lightning_switchkd.models.head import Head
 
 
@@ -39,39 +43,85 @@ class FeatureSpace:
     strategy: str
 
 
-class VLMAdapter(nn.Module, ABC):
-    """One vision-language model behind a common interface.
+class VLMAdapter(nn.Module):
+    """One vision-language model behind the interface of all families.
+
+    Parameters of the vision encoder that no image embedding depends on are frozen: LLaVA's layers behind the feature
+    layer, and its pooling. Modules of such parameters pass their input on instead of computing.
+
+    Args:
+        model: The complete Hugging Face model.
 
     Attributes:
-        model_types: The ``model_type`` of the configurations that this family adapts.
-        hf_class: The Hugging Face class that loads them.
-        model: The complete Hugging Face model, ready to be exported.
+        model: The same, ready to be exported.
+
+    Raises:
+        UserError: The family is not supported.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
-    hf_class: ClassVar[type[PreTrainedModel]]
     model: Any  # a PreTrainedModel, whose attributes depend on the family
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.family = family_of(model.config, "The model")
+        self._output, self._unread = self._probe()
+        for name, parameter in self._tower.named_parameters():
+            if name in self._unread:
+                parameter.requires_grad_(False)
+        for name, module in self._tower.named_modules():
+            own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+            if own and own <= self._unread and _layers(module) in ([], [module]):
+                module.forward = MethodType(_pass_on, module)
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Encode images ``[M, 3, height, width]`` into vision features ``[M, P, H_v]``."""
+    def encode(self, vision: Vision) -> Features:
+        """Encode M images.
 
-    @abstractmethod
-    def project(self, features: Tensor) -> Tensor:
-        """Project vision features ``[M, P, H_v]`` into image embeddings ``[M, P, H]`` for the language model."""
+        Args:
+            vision: What the model's image processor returns. LLaVA: ``pixel_values`` ``[M, 3, height, width]``.
+        """
+        features: Features = []
 
-    @abstractmethod
+        def record(tower: nn.Module, arguments: Any, output: Any) -> None:
+            leaves = tree_flatten(output)[0]
+            features.extend(leaves[place] for place in self._output.read)
+            raise _RecordedError
+
+        handle = self._tower.register_forward_hook(record)
+        try:
+            self._base.get_image_features(**vision, return_dict=True)
+        except _RecordedError:
+            return features
+        finally:
+            handle.remove()
+        raise AssertionError("get_image_features runs the vision encoder")
+
+    def project(self, features: Features, vision: Vision) -> list[Tensor]:
+        """Project the features of M images into image embeddings for the language model.
+
+        Args:
+            features: What :meth:`encode` returns, of this model or of another one with the same feature space.
+            vision: The arguments of :meth:`encode`.
+
+        Returns:
+            ``[P, H]`` of each image.
+        """
+        dtype = self.part_parameters("projector")[0].dtype
+        output = self._output.fill([tensor.to(dtype) for tensor in features])
+        tower = self._tower
+        tower.forward = lambda *args, **kwargs: output
+        try:
+            return list(self._base.get_image_features(**vision, return_dict=True).pooler_output)
+        finally:
+            del tower.forward
+
     def decode(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        image_embeds: Tensor,
+        image_embeds: list[Tensor],
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Run the language model, with image embeddings in place of the image tokens.
@@ -79,65 +129,134 @@ class VLMAdapter(nn.Module, ABC):
         Args:
             input_ids: ``[B, T]``, packed ``[1, T]``.
             attention_mask: ``[B, T]``. None where samples are packed.
-            image_embeds: ``[M, P, H]`` in the order of the image tokens. May end with an unused blank image.
+            image_embeds: ``[P, H]`` of each image, in the order of the image tokens. May end with a blank image, which
+                has no tokens.
             position_ids: ``[1, T]`` where samples are packed. They restart at every sample, and no token attends to
                 another sample.
 
         Returns:
             Final hidden states ``[B, T, H]``, before the output head.
         """
+        images, blank = self._images(input_ids, image_embeds)
 
-    @abstractmethod
+        def reach(embeddings: nn.Module, arguments: Any, embeds: Tensor) -> Tensor:
+            # A blank image reaches no position, but its parts have a gradient, which is 0. It enters where images do:
+            # all processes of FSDP2 must gather the blocks in the same order on the way back.
+            for image in blank:
+                embeds = embeds + image[:0].sum()
+            return embeds
+
+        handle = self._base.get_input_embeddings().register_forward_hook(reach)
+        try:
+            output = self._base(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **images
+            )
+        finally:
+            handle.remove()
+        return cast(Tensor, output.last_hidden_state)  # [B, T, H]
+
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor, max_new_tokens: int, stop_ids: list[int]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_embeds: list[Tensor],
+        max_new_tokens: int,
+        stop_ids: list[int],
     ) -> Tensor:
         """Continue left-padded prompts greedily.
 
         Args:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, T]``.
-            image_embeds: ``[M, P, H]`` in the order of the image tokens.
+            image_embeds: As in :meth:`decode`.
             max_new_tokens: Longest continuation.
             stop_ids: Ids that end a continuation. The first one pads finished continuations.
 
         Returns:
             The new tokens ``[B, <= max_new_tokens]``.
         """
+        generated = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop_ids,
+            pad_token_id=stop_ids[0],
+            **self._images(input_ids, image_embeds)[0],
+        )
+        return cast(Tensor, generated[:, input_ids.shape[1] :])
+
+    def _images(self, input_ids: Tensor, image_embeds: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
+        """Return the arguments that carry the images with tokens, and the images without."""
+        tokens = int((input_ids == self.image_token_id).sum()) if image_embeds else 0
+        used: list[Tensor] = []
+        for embeds in image_embeds:
+            if tokens <= 0:
+                break
+            used.append(embeds)
+            tokens -= len(embeds)
+        output = BaseModelOutputWithPooling(pooler_output=cast(Any, used))
+        return {"mm_encoder_outputs": {"image": output}} if used else {}, image_embeds[len(used) :]
 
     @property
-    @abstractmethod
     def head(self) -> Head:
         """The output head: hidden states ``[..., H]`` to logits ``[..., V]``, padding columns included."""
+        head = self.model.get_output_embeddings()
+        return Head(head.weight, head.bias)
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
     def feature_space(self) -> FeatureSpace:
-        """The space that :meth:`encode_image` writes and :meth:`project` reads."""
-
-    @abstractmethod
-    def parts(self) -> dict[Part, list[nn.Module]]:
-        """Return the modules of each part. Together they hold every parameter that a training step can reach."""
-
-    @abstractmethod
-    def blocks(self, part: Part) -> list[nn.Module]:
-        """Return the units of ``models/compile.py``: the repeated layers of a part, or its only module."""
+        """The space that :meth:`encode` writes and :meth:`project` reads, from the configuration."""
+        config = self.model.config
+        vision = config.vision_config
+        num_patches = (vision.image_size // vision.patch_size) ** 2
+        has_class_token = vision.model_type == "clip_vision_model"
+        tokens = num_patches + has_class_token - (config.vision_feature_select_strategy == "default")
+        return FeatureSpace(
+            vision.hidden_size, tokens, config.vision_feature_layer, config.vision_feature_select_strategy
+        )
 
     @property
-    @abstractmethod
+    def _base(self) -> Any:
+        return self.model.base_model
+
+    @property
+    def _tower(self) -> nn.Module:
+        return cast(nn.Module, self._base.get_submodule(self.family.tower))
+
+    def parts(self) -> dict[Part, list[nn.Module]]:
+        """Return the modules of each part."""
+        return {
+            "vision": [self._tower],
+            "projector": [self._base.get_submodule(path) for path in self.family.projector],
+            "lm": [self.language_model, self.model.get_output_embeddings()],
+        }
+
+    def blocks(self, part: Part) -> list[nn.Module]:
+        """Return the units of ``models/compile.py`` and FSDP2: the layers of a part that compute, or its only module.
+
+        Hugging Face marks them for gradient checkpointing.
+        """
+        (module, *_) = self.parts()[part]
+        computing = (layer for layer in _layers(module) if getattr(layer.forward, "__func__", None) is not _pass_on)
+        return list(computing) or [module]
+
+    @property
     def language_model(self) -> PreTrainedModel:
         """The decoder, without the output head."""
+        return cast(PreTrainedModel, self._base.get_decoder())
 
     @property
-    @abstractmethod
     def head_size(self) -> int:
         """Columns V of the head. Tokenizers have fewer ids; the remaining columns are padding."""
+        return int(self.model.get_output_embeddings().out_features)
 
     @property
-    @abstractmethod
     def image_token_id(self) -> int:
         """The id that stands for one image feature in ``input_ids``."""
+        return int(self.model.config.image_token_id)
 
     @property
     def width(self) -> int:
@@ -157,8 +276,45 @@ class VLMAdapter(nn.Module, ABC):
     # -- parameters ----------------------------------------------------------------------------------------------------
 
     def part_parameters(self, part: Part) -> list[nn.Parameter]:
-        """Return the parameters of one part, in a fixed order."""
-        return [p for module in self.parts()[part] for p in module.parameters()]
+        """Return the parameters of one part that a training step can reach, in a fixed order."""
+        unread = self._unread if part == "vision" else ()
+        return [p for module in self.parts()[part] for name, p in module.named_parameters() if name not in unread]
+
+    def _probe(self) -> tuple[_Output, set[str]]:
+        """Find what image embeddings depend on, from the graph of a small image.
+
+        Returns:
+            The output of the vision encoder, and the names of its parameters that no embedding depends on.
+        """
+        parameters = dict(self._tower.named_parameters())
+        trained = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        some = next(iter(parameters.values()))
+        vision = {name: _like(some, value) for name, value in self.family.probe(self.model.config).items()}
+        views: list[Any] = []
+        spec = None
+
+        def record(tower: nn.Module, arguments: Any, output: Any) -> Any:
+            nonlocal spec
+            leaves, spec = tree_flatten(output)
+            views[:] = [leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return tree_unflatten(views, spec)
+
+        handle = self._tower.register_forward_hook(record)
+        try:
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            with torch.enable_grad():
+                embeds = self._base.get_image_features(**vision, return_dict=True).pooler_output
+        finally:
+            handle.remove()
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(trained[name])
+        nodes = _graph(embeds)
+        read = [i for i, view in enumerate(views) if isinstance(view, Tensor) and view.grad_fn in nodes]
+        assert spec is not None
+        output = _Output([None if isinstance(view, Tensor) else view for view in views], spec, read)
+        reached = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        return output, {name for name, parameter in parameters.items() if id(parameter) not in reached}
 
     def freeze(self, parts: Iterable[Part]) -> None:
         """Exclude parts from training."""
@@ -176,6 +332,57 @@ class VLMAdapter(nn.Module, ABC):
                 owner, _, own_name = name.rpartition(".")
                 setattr(self.get_submodule(owner), own_name, buffers[name].to(moved.device))
         return self
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The output of a vision encoder without its tensors.
+
+    Attributes:
+        leaves: Its values, with None in place of tensors.
+        spec: How the values are nested.
+        read: The places of the tensors that the projector reads.
+    """
+
+    leaves: list[Any]
+    spec: TreeSpec
+    read: list[int]
+
+    def fill(self, features: Features) -> Any:
+        """Return an output with these tensors, in the order of ``read``."""
+        given = dict(zip(self.read, features, strict=True))
+        return tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(self.leaves)], self.spec)
+
+
+class _RecordedError(Exception):
+    """Ends a call of ``get_image_features`` when the output of the vision encoder is recorded."""
+
+
+def _like(parameter: Tensor, value: Any) -> Any:
+    """Move a tensor to the device of a parameter, and cast it to its dtype unless it holds integers."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def _pass_on(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _graph(tensors: Iterable[Tensor]) -> set[Any]:
+    """Return all nodes of the autograd graph of tensors."""
+    nodes: set[Any] = set()
+    found = [tensor.grad_fn for tensor in tensors]
+    while found:
+        node = found.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            found.extend(following for following, _ in node.next_functions)
+    return nodes
 
 
 def fingerprint(vlm: VLMAdapter, values_per_tensor: int = 256) -> str:

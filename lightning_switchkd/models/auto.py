@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import (
     is_flash_attn_2_available,
@@ -73,8 +73,8 @@ def load_checkpoint(source: str, spec: VLMSpec, where: str) -> VLMAdapter:
     Raises:
         UserError: Files are missing, or the family is not supported.
     """
-    family = family_of(load_config(source, spec, where), f"{where} = '{source}'")
-    return family(load_pretrained(family.hf_class, source, spec, where))
+    family_of(load_config(source, spec, where), f"{where} = '{source}'")
+    return VLMAdapter(load_pretrained(AutoModelForImageTextToText, source, spec, where))
 
 
 def apply_options(vlm: VLMAdapter, spec: VLMSpec, name: str) -> VLMAdapter:
@@ -93,8 +93,8 @@ def apply_options(vlm: VLMAdapter, spec: VLMSpec, name: str) -> VLMAdapter:
 def empty_model(config: dict[str, Any]) -> VLMAdapter:
     """Create a model from a stored Hugging Face configuration, with random weights to be replaced."""
     hf_config = AutoConfig.for_model(**config)
-    family = family_of(hf_config, "The checkpoint's student")
-    return family(family.hf_class(hf_config))
+    family_of(hf_config, "The checkpoint's student")
+    return VLMAdapter(AutoModelForImageTextToText.from_config(hf_config))
 
 
 def tokenizer_of(spec: VLMSpec) -> PreTrainedTokenizerBase | None:

@@ -19,7 +19,6 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from lightning_switchkd.core.errors import UserError
 from lightning_switchkd.models.adapter import VLMAdapter
-from lightning_switchkd.models.families import LlavaAdapter
 from lightning_switchkd.models.spec import VLMSpec, load_config, load_pretrained
 
 
@@ -61,7 +60,7 @@ def compose(spec: VLMSpec, tokenizer: PreTrainedTokenizerBase, where: str) -> VL
     model.model.multi_modal_projector = _projector(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LlavaAdapter(model).to(spec.torch_dtype)
+    return VLMAdapter(model).to(spec.torch_dtype)
 
 
 def load_vision(spec: VLMSpec, where: str) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, LlavaConfig
 
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.core.types import PARTS
 from lightning_switchkd.data.processor import make_processor
 from lightning_switchkd.data.prompts import prompt_style
 from lightning_switchkd.data.samples import IMAGE_TOKEN
@@ -154,7 +155,7 @@ def _load(config: LlavaConfig, weights: dict[str, Tensor], report: Report, folde
     model, expected = vlm.model, vlm.model.state_dict()
     report.missing = sorted(expected.keys() - weights.keys() - set(model.all_tied_weights_keys))
     report.unexpected += sorted(weights.keys() - expected.keys())
-    used = {id(p) for modules in vlm.parts().values() for module in modules for p in module.parameters()}
+    used = {id(p) for part in PARTS for p in vlm.part_parameters(part)}
     required = {name for name, p in model.named_parameters() if id(p) in used}
     wrong_shape = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     problems = {"missing": sorted(required & set(report.missing)), "of the wrong shape": wrong_shape}

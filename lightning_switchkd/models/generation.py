@@ -90,8 +90,8 @@ def answers(
             ``vlm`` form the visual switch.
     """
     encoder = encoder or vlm
-    features = encoder.encode_image(prompts.pixel_values.to(next(encoder.parameters()).dtype))  # [M, P, H_v]
-    image_embeds = vlm.project(features)  # [M, P, H]
+    vision = {"pixel_values": prompts.pixel_values}
+    image_embeds = vlm.project(encoder.encode(vision), vision)
     generated = vlm.generate(prompts.input_ids, prompts.attention_mask, image_embeds, max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
@@ -187,8 +187,9 @@ class LoadedModel:
         prompts = self.prepare([question], device=device)
         answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
         ids = torch.cat([prompts.input_ids, torch.tensor([answer_ids], dtype=torch.int64, device=device)], 1)  # [1, T]
-        features = self.vlm.encode_image(prompts.pixel_values.to(next(self.vlm.parameters()).dtype))
-        hidden = self.vlm.decode(ids, torch.ones_like(ids), self.vlm.project(features))  # [1, T, H]
+        vision = {"pixel_values": prompts.pixel_values}
+        image_embeds = self.vlm.project(self.vlm.encode(vision), vision)
+        hidden = self.vlm.decode(ids, torch.ones_like(ids), image_embeds)  # [1, T, H]
         answer_hidden = hidden[0, prompts.input_ids.shape[1] - 1 :]
         best = self.vlm.head.exactly(answer_hidden)[:, : len(tokenizer)].softmax(-1).topk(count)
         return [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_switchkd.core.errors import UserError
-from lightning_switchkd.core.types import Counts, Pathway
+from lightning_switchkd.core.types import Counts, Features, Pathway
 from lightning_switchkd.losses.chunked import LossSums, sum_losses
 from lightning_switchkd.losses.logits import Statistics
 from lightning_switchkd.objectives.terms import (
@@ -39,8 +39,8 @@ class ObjectiveOutput:
         units: The unit that each of ``sums`` is counted by.
         statistics: Statistics of each term's tokens, while the objective's ``collect_statistics`` is set.
         term_losses: Each term's part of the loss, differentiable alone, while the objective's ``split_terms`` is set.
-        features: V^S(x_v) ``[M, P, H_v]`` as each pathway reads it. The gradient there is what that pathway sends into
-            the vision encoder.
+        features: V^S(x_v) as each pathway reads it. The gradient there is what that pathway sends into the vision
+            encoder.
     """
 
     loss: Tensor
@@ -48,7 +48,7 @@ class ObjectiveOutput:
     units: dict[str, str]
     statistics: dict[str, Statistics] = field(default_factory=dict)
     term_losses: dict[str, Tensor] = field(default_factory=dict)
-    features: dict[Pathway, Tensor] = field(default_factory=dict)
+    features: dict[Pathway, Features] = field(default_factory=dict)
 
     def counts(self, counts: Counts) -> dict[str, int]:
         """Return the number of units that each of ``sums`` runs over."""

@@ -125,10 +125,9 @@ def test_attention_equals_the_models_own(pair: Pair) -> None:
     index = next(i for i in pair.pick(20) if pair.image(i) is not None)
     focus = pair.attention(index)["student"].flatten()
     batch, vlm = pair.batch([index]), pair.student
-    inputs = vlm._embed(batch.input_ids, vlm.project(vlm.encode_image(batch.pixel_values)))  # type: ignore[attr-defined]
     vlm.language_model.set_attn_implementation("eager")
     with torch.no_grad():
-        weights = vlm.language_model(inputs_embeds=inputs, output_attentions=True).attentions
+        weights = vlm.model(batch.input_ids, batch.pixel_values, output_attentions=True).attentions
     vlm.language_model.set_attn_implementation("sdpa")
     image = (batch.input_ids[0] == vlm.image_token_id).nonzero()[:, 0]
     queries = (batch.labels[0, 1:] != -100).nonzero()[:, 0]

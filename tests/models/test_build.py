@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,9 +81,7 @@ def test_language_models_export_and_reload(lm: str, projector: Any, tmp_path: Pa
     same_logits(built, reloaded)
     batch = tiny.batch()
     with torch.no_grad():
-        hidden = built.decode(
-            batch.input_ids, batch.attention_mask, built.project(built.encode_image(batch.pixel_values))
-        )
+        hidden = built.decode(batch.input_ids, batch.attention_mask, tiny.image_embeds(built, batch))
         expected = built.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
         ).logits
@@ -109,10 +108,14 @@ def test_attention_of_both_parts(implementation: str, tmp_path: Path) -> None:
 
 def test_linear_projector_is_linear() -> None:
     model = tiny.vlm(projector="linear")
-    x, y = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
+    x, y = torch.randn(1, 5, 16), torch.randn(1, 5, 16)
+
+    def project(features: Tensor) -> Tensor:
+        return model.project([features], {"pixel_values": tiny.batch().pixel_values[:1]})[0]
+
     with torch.no_grad():
-        zero = model.project(torch.zeros_like(x))
-        torch.testing.assert_close(model.project(x + y) - zero, model.project(x) + model.project(y) - 2 * zero)
+        zero = project(torch.zeros_like(x))
+        torch.testing.assert_close(project(x + y) - zero, project(x) + project(y) - 2 * zero)
     frozen = [p for p in model.part_parameters("projector") if not p.requires_grad]
     assert len(frozen) == 2, "the identity after the linear layer is not trained"
 

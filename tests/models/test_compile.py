@@ -68,7 +68,7 @@ def test_recomputed_gradients_are_equal(lm: str) -> None:
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.5
         torch.manual_seed(0)
-        image_embeds = model.train().project(model.encode_image(batch.pixel_values))
+        image_embeds = tiny.image_embeds(model.train(), batch)
         model.head(model.decode(batch.input_ids, batch.attention_mask, image_embeds)).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -83,7 +83,7 @@ EVERYTHING: dict[str, Any] = {"compile": ["lm"], "activation_checkpointing": ["v
 def greedy(model: VLMAdapter) -> list[list[int]]:
     batch = tiny.batch()
     ids, mask = batch.input_ids.flip(1), batch.attention_mask.flip(1)  # left-padded
-    image_embeds = model.project(model.encode_image(batch.pixel_values))
+    image_embeds = tiny.image_embeds(model, batch)
     answers = model.generate(ids, mask, image_embeds, max_new_tokens=12, stop_ids=[0])
     assert answers.shape[1] == 12
     return [list(row) for row in answers.tolist()]
@@ -114,9 +114,9 @@ def test_names_export_and_copies_are_unchanged(tmp_path: Path) -> None:
     for block in clone.blocks("vision"):
         for parameter in block.parameters():
             parameter.data.zero_()
-    pixels = tiny.batch().pixel_values
-    assert torch.equal(with_options.encode_image(pixels), plain.encode_image(pixels)), "a copy uses its own weights"
-    assert not torch.equal(clone.encode_image(pixels), plain.encode_image(pixels))
+    pixels = {"pixel_values": tiny.batch().pixel_values}
+    assert torch.equal(with_options.encode(pixels)[0], plain.encode(pixels)[0]), "a copy uses its own weights"
+    assert not torch.equal(clone.encode(pixels)[0], plain.encode(pixels)[0])
 
 
 @pytest.mark.parametrize("lm", ["qwen2", "llama", "phi3", "stablelm", "gemma", "mistral", "qwen3"])

@@ -27,8 +27,7 @@ def test_starts_as_the_model_and_trains_only_adapters(folder: Path) -> None:
     )
     batch = tiny.batch()
     outputs = [
-        vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(vlm.encode_image(batch.pixel_values)))
-        for vlm in (plain, lora)
+        vlm.decode(batch.input_ids, batch.attention_mask, tiny.image_embeds(vlm, batch)) for vlm in (plain, lora)
     ]
     torch.testing.assert_close(*outputs)
     trained = [name for name, p in lora.model.named_parameters() if p.requires_grad and "language_model" in name]
@@ -46,8 +45,7 @@ def test_merged_weights_give_the_adapted_outputs(folder: Path) -> None:
     plain.model.load_state_dict(merged(lora.model.state_dict(), 2.0))
     batch = tiny.batch()
     outputs = [
-        vlm.decode(batch.input_ids, batch.attention_mask, vlm.project(vlm.encode_image(batch.pixel_values.double())))
-        for vlm in (plain, lora)
+        vlm.decode(batch.input_ids, batch.attention_mask, tiny.image_embeds(vlm, batch)) for vlm in (plain, lora)
     ]
     torch.testing.assert_close(*outputs)
 

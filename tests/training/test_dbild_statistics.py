@@ -170,7 +170,7 @@ def test_gradients_by_pathway_and_term(folder: Path, tmp_path: Path) -> None:
     for batch in batches:
         fresh.objective.split_terms = True
         output = fresh.distiller(batch, batch.counts.tensor(), 0)
-        features = list(output.features.values())
+        features = [tensor for (tensor,) in output.features.values()]
         for name, loss in output.term_losses.items():
             by_term[name] = sum(float(g.square().sum()) for g in gradient(loss, features) if g is not None)
         gradients = dict(zip(output.features, gradient(output.loss, features), strict=True))

@@ -119,7 +119,7 @@ def test_a_full_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ("of", "where", "wanted"),
     [
         (
-            "lightning_switchkd.models.families.LlavaAdapter.decode",
+            "lightning_switchkd.models.adapter.VLMAdapter.decode",
             "a language model, in the student pathway",
             "data.batch_size",
         ),

@@ -41,7 +41,7 @@ class VisionGradients(L.Callback):
         self._pathways: list[str] = []
         self._trainer: L.Trainer | None = None
         self._handle: RemovableHandle | None = None
-        self._gradients: dict[str, Tensor] = {}  # of this micro-batch, by pathway
+        self._gradients: dict[tuple[str, int], Tensor] = {}  # of this micro-batch, by pathway and place in its features
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Register a hook on the distiller.
@@ -68,16 +68,18 @@ class VisionGradients(L.Callback):
             self._handle = None
 
     def _after_forward(self, distiller: Any, _: Any, output: ObjectiveOutput) -> None:
-        features = {pathway: tensor for pathway, tensor in output.features.items() if tensor.requires_grad}
+        features = {name: tensors for name, tensors in output.features.items() if tensors[0].requires_grad}
         if not distiller.training or not features or not torch.is_grad_enabled():
             return
         for name, loss in output.term_losses.items():
-            gradients = torch.autograd.grad(loss, list(features.values()), retain_graph=True, allow_unused=True)
+            tensors = [tensor for of_pathway in features.values() for tensor in of_pathway]
+            gradients = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
             squares = sum((g.double().square().sum() for g in gradients if g is not None), loss.new_zeros(()))
             self._term_squares.update({name: squares}, {name: 0})
         self._gradients, self._pathways = {}, list(features)
-        for pathway, tensor in features.items():
-            tensor.register_hook(partial(self._after_backward, pathway))
+        for pathway, of_pathway in features.items():
+            for place, tensor in enumerate(of_pathway):
+                tensor.register_hook(partial(self._after_backward, pathway, place))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -89,16 +91,17 @@ class VisionGradients(L.Callback):
     def _split_due(self, step: int) -> bool:
         return self.split_every_n_steps > 0 and step % self.split_every_n_steps == 0
 
-    def _after_backward(self, pathway: str, gradient: Tensor) -> None:
+    def _after_backward(self, pathway: str, place: int, gradient: Tensor) -> None:
         assert self._trainer is not None
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
         # training_step and the loss scaler multiply the loss by these factors
         factor = self._trainer.world_size * (1.0 if scaler is None else scaler.get_scale())
-        gradient = gradient.detach().double() / factor  # [M, P, H_v]
+        gradient = gradient.detach().double() / factor
         squares = {pathway: gradient.square().sum()}
-        for other in self._gradients.values():
-            squares["dot"] = (gradient * other).sum()
-        self._gradients[pathway] = gradient
+        for (_, at), other in self._gradients.items():
+            if at == place:
+                squares["dot"] = (gradient * other).sum()
+        self._gradients[pathway, place] = gradient
         self._pathway_squares.update(squares, dict.fromkeys(squares, 0))
 
     def on_train_batch_end(
