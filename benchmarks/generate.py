@@ -60,7 +60,9 @@ def time_scoring(count: int) -> None:
             }
             for n in range(count)
         ]
-        answers = [{"question_id": n, "prompt": "x", "text": generator.choice(words)} for n in range(count)]
+        answers = [
+            {"question_id": n, "prompt": f"Question {n}?", "text": generator.choice(words)} for n in range(count)
+        ]
         names = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
         (root / names[0]).write_text(json.dumps({"questions": questions}), encoding="utf-8")
         (root / names[1]).write_text(json.dumps({"annotations": labels}), encoding="utf-8")

@@ -72,15 +72,14 @@ class Parts(L.Callback):
             work()
             seconds[name] = synchronized_time(module.device.type) - start
 
-        vision = {"pixel_values": batch.pixel_values}
-        features = [t.detach().requires_grad_() for t in model.student.encode(vision)]
+        features = [t.detach().requires_grad_() for t in model.student.encode(batch.vision)]
         leaves = {
             pathway: states.detach().requires_grad_(states.requires_grad) for pathway, states in tokens.hidden.items()
         }
         positions = model.kept_positions(batch).positions
 
         def student() -> None:
-            encoded = model.student.encode(vision)
+            encoded = model.student.encode(batch.vision)
             hidden = student_pathway(model.student, batch, encoded).hidden.flatten(0, 1)[positions]
             torch.autograd.backward([hidden, *encoded], [torch.ones_like(out) for out in (hidden, *encoded)])
 

@@ -102,8 +102,7 @@ def vlm(seed: int = 0, **changes: Any) -> VLMAdapter:
 
 def image_embeds(vlm: VLMAdapter, batch: Batch) -> list[Tensor]:
     """Encode and project the images of a batch."""
-    vision = {"pixel_values": batch.pixel_values.to(next(vlm.parameters()).dtype)}
-    return vlm.project(vlm.encode(vision), vision)
+    return vlm.project(vlm.encode(batch.vision), batch.vision)
 
 
 def batch(seed: int = 0, images: tuple[int, ...] = (1, 0, 2), answer: tuple[int, ...] = (3, 5, 2)) -> Batch:

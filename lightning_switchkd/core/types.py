@@ -150,6 +150,16 @@ class Batch:
         return self.sample_index.shape[0]
 
     @property
+    def vision(self) -> Vision:
+        """The images, as the student's vision encoder takes them."""
+        return {"pixel_values": self.pixel_values}
+
+    @property
+    def vision_teacher(self) -> Vision:
+        """The images, as the teacher's vision encoder takes them."""
+        return self.vision if self.pixel_values_teacher is None else {"pixel_values": self.pixel_values_teacher}
+
+    @property
     def sample_of(self) -> Tensor:
         """``[B * T]`` int64, packed ``[T]``: the sample (its place in the batch) that each position belongs to."""
         if self.position_ids is not None:

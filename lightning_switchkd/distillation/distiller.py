@@ -14,8 +14,9 @@ from lightning_switchkd.core.types import Batch, Pathway
 from lightning_switchkd.distillation.pathways import PathwayOutput, PhaseTimer, run_pathways, teacher_pathway, untimed
 from lightning_switchkd.distillation.teacher_cache import HiddenStateCache
 from lightning_switchkd.losses.logits import Heads, SupervisedTokens
-from lightning_switchkd.models.adapter import FrozenTeacher, VLMAdapter
+from lightning_switchkd.models.adapter import VLMAdapter
 from lightning_switchkd.models.attention import watch_attention
+from lightning_switchkd.models.frozen import FrozenTeacher
 from lightning_switchkd.objectives.base import Objective, ObjectiveOutput
 from lightning_switchkd.objectives.terms import Need, ObjectiveInputs
 

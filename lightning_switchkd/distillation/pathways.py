@@ -58,7 +58,7 @@ def student_pathway(
         student_features: V^S(x_v).
         every_layer: Note the attention of every decoder layer, not only the first.
     """
-    return _from_features(student, batch, student_features, {"pixel_values": batch.pixel_values}, every_layer)
+    return _from_features(student, batch, student_features, batch.vision, every_layer)
 
 
 def teacher_pathway(teacher: VLMAdapter, batch: Batch, every_layer: bool = False) -> PathwayOutput:
@@ -66,8 +66,7 @@ def teacher_pathway(teacher: VLMAdapter, batch: Batch, every_layer: bool = False
 
     ``no_grad``, never ``inference_mode``: the losses feed the result to autograd again.
     """
-    pixel_values = batch.pixel_values if batch.pixel_values_teacher is None else batch.pixel_values_teacher
-    vision = {"pixel_values": pixel_values}
+    vision = batch.vision_teacher
     with torch.no_grad():
         return _from_features(teacher, batch, teacher.encode(vision), vision, every_layer)
 
@@ -79,7 +78,7 @@ def switch_pathway(
 
     The gradient passes *through* the frozen teacher. Its weights need none, its activations keep their graph.
     """
-    return _from_features(teacher, batch, student_features, {"pixel_values": batch.pixel_values}, every_layer)
+    return _from_features(teacher, batch, student_features, batch.vision, every_layer)
 
 
 def run_pathways(
@@ -105,7 +104,7 @@ def run_pathways(
         pathway sends into the vision encoder.
     """
     with timer("vision encoder of the student"):
-        encoded = student.encode({"pixel_values": batch.pixel_values})
+        encoded = student.encode(batch.vision)
     readers: tuple[Pathway, ...] = ("student", "switch") if "switch" in pathways else ("student",)
     features = {pathway: [tensor.view_as(tensor) for tensor in encoded] for pathway in readers}
     outputs: dict[Pathway, PathwayOutput] = {}

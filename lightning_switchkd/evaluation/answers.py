@@ -20,7 +20,7 @@ ANSWERS = (
     *("pred", "predict", "prediction", "predicted", "predanswer", "predictedanswer", "predtext"),
     *("modelanswer", "modeloutput", "modelresponse", "modelprediction", "generatedtext", "generatedanswer"),
 )
-"""Columns that name a model's answer. ``answer`` names it only in a file without these and without questions."""
+"""Columns of a model's answers. ``answer`` is one in a file that has none of these and no questions."""
 
 REASONING_TAGS = ("think", "analysis")
 """Tags that lmms-eval removes by default."""

@@ -16,7 +16,7 @@ from lightning_switchkd.evaluation.benchmarks.items import Item
 from lightning_switchkd.evaluation.benchmarks.readers import literal
 from lightning_switchkd.evaluation.benchmarks.scorers import ScoringProtocol
 from lightning_switchkd.evaluation.benchmarks.tallies import Mean
-from lightning_switchkd.evaluation.results import Result
+from lightning_switchkd.evaluation.results import Result, is_result
 
 Row = Mapping[str, Any]
 Scores = list[float | None]
@@ -135,7 +135,7 @@ def harness_files(folder: Path, in_subfolders: bool) -> list[Path]:
 
 
 def _scored(files: Iterable[Path]) -> list[Path]:
-    return [file for file in sorted(files) if file.is_file() and _has_scores(file)]
+    return [file for file in sorted(files) if file.is_file() and not is_result(file) and _has_scores(file)]
 
 
 def _has_scores(file: Path) -> bool:
@@ -148,7 +148,7 @@ def _has_scores(file: Path) -> bool:
 
 
 def _without_model(file: Path) -> str:
-    """Return the name of a file without the name of its model, which a folder of VLMEvalKit bears."""
+    """Return the name of a file without the name of its model. VLMEvalKit names a folder above it after the model."""
     prefixes = (f"{folder.name}_" for folder in file.absolute().parents if folder.name)
     return next((file.stem.removeprefix(p) for p in prefixes if file.stem.startswith(p)), file.stem)
 

@@ -19,6 +19,11 @@ QUESTIONS = ".questions.json"
 """Suffix of the file next to a result, with every answer and its score."""
 
 
+def is_result(file: Path) -> bool:
+    """Return whether a file is one of the two that :meth:`Result.write` writes."""
+    return file.name.endswith(QUESTIONS) or file.with_suffix(QUESTIONS).is_file()
+
+
 @dataclass
 class Result:
     """Result of a system on a benchmark.

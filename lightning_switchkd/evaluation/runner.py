@@ -74,7 +74,7 @@ def evaluate(
         answer_store: folder with the answers of all evaluations.
         published: YAML file with published results.
     """
-    pyplot("evaluate")  # report a missing package before the first model runs for hours
+    pyplot("evaluate")  # a missing package is an error before any model runs
     models = _checked(models_of(run, models), baseline)
     if output is None and run is None:
         raise UserError("--output: give a folder for the report.")
@@ -85,7 +85,7 @@ def evaluate(
     requested = [benchmarks] if isinstance(benchmarks, str) else benchmarks or ([TEST] if run else papers)
     tasks = reader.read(requested, papers)
     for model_folder in models.values():
-        load_processor(model_folder)  # report a wrong folder before the first model runs for hours
+        load_processor(model_folder)  # a wrong folder is an error before any model runs
     _make_folders(folder, Path(answer_store))
     trainer = inference_trainer(accelerator, devices)
     for task in tasks if trainer.is_global_zero else ():

@@ -144,7 +144,8 @@ def score(
     if benchmark is None:
         for_benchmark = {"annotations": annotations, "strict": strict, "allow_missing": allow_missing}
         for_benchmark |= {"answer_column": answer_column, "id_column": id_column, "server_file": server_file}
-        _refuse({**for_benchmark, "protocol": protocol != "llava"}, "is for scoring by our rules. Add --benchmark")
+        for_benchmark |= {"protocol": protocol != "llava", "data_root": data_root != DATA_ROOT}
+        _refuse(for_benchmark, "is for scoring by our rules. Add --benchmark")
         result = read_harness_result(Path(answers), metric, max_score)
     else:
         _refuse({"metric": metric, "max_score": max_score != 1}, "is for scores of a harness. Remove --benchmark")

@@ -1,22 +1,21 @@
 """One interface for the models of all families: encode images, project them, decode, generate.
 
 The adapter calls what every vision-language model of Hugging Face has: ``get_image_features``, and a forward that takes
-``mm_encoder_outputs``. Vision encoder and projector are told apart by record and replay: one call records the output
-of the vision encoder, and in another call this record stands in for the vision encoder. So no family's forward is
-written here again. ``models/families.py`` lists the families. ``core/types.py`` explains the axis letters of shapes.
+``mm_encoder_outputs``. Record and replay (``models/record_replay.py``) tells vision encoder and projector apart. So no
+family's forward is written here again. ``models/families.py`` lists the families. ``core/types.py`` explains the axis
+letters of shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -24,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from lightning_switchkd.core.types import Features, Part, Vision
 from lightning_switchkd.models.families import family_of
 from lightning_switchkd.models.head import Head
+from lightning_switchkd.models.record_replay import hooked, probe, record, replay
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class VLMAdapter(nn.Module):
         super().__init__()
         self.model = model
         self.family = family_of(model.config, "The model")
-        self._output, self._unread = self._probe()
+        self._form, self._unread = probe(self._base, self._tower, self.family.probe(self.model.config))
         for name, parameter in self._tower.named_parameters():
             if name in self._unread:
                 parameter.requires_grad_(False)
@@ -82,21 +82,7 @@ class VLMAdapter(nn.Module):
         Args:
             vision: What the model's image processor returns. LLaVA: ``pixel_values`` ``[M, 3, height, width]``.
         """
-        features: Features = []
-
-        def record(tower: nn.Module, arguments: Any, output: Any) -> None:
-            leaves = tree_flatten(output)[0]
-            features.extend(leaves[place] for place in self._output.read)
-            raise _RecordedError
-
-        handle = self._tower.register_forward_hook(record)
-        try:
-            self._base.get_image_features(**vision, return_dict=True)
-        except _RecordedError:
-            return features
-        finally:
-            handle.remove()
-        raise AssertionError("get_image_features runs the vision encoder")
+        return record(self._base, self._tower, self._form, vision)
 
     def project(self, features: Features, vision: Vision) -> list[Tensor]:
         """Project the features of M images into image embeddings for the language model.
@@ -109,13 +95,8 @@ class VLMAdapter(nn.Module):
             ``[P, H]`` of each image.
         """
         dtype = self.part_parameters("projector")[0].dtype
-        output = self._output.fill([tensor.to(dtype) for tensor in features])
-        tower = self._tower
-        tower.forward = lambda *args, **kwargs: output
-        try:
-            return list(self._base.get_image_features(**vision, return_dict=True).pooler_output)
-        finally:
-            del tower.forward
+        output = self._form.fill([tensor.to(dtype) for tensor in features])
+        return replay(self._base, self._tower, output, vision)
 
     def decode(
         self,
@@ -146,13 +127,10 @@ class VLMAdapter(nn.Module):
                 embeds = embeds + image[:0].sum()
             return embeds
 
-        handle = self._base.get_input_embeddings().register_forward_hook(reach)
-        try:
+        with hooked(self._base.get_input_embeddings(), reach):
             output = self._base(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **images
             )
-        finally:
-            handle.remove()
         return cast(Tensor, output.last_hidden_state)  # [B, T, H]
 
     def generate(
@@ -280,42 +258,6 @@ class VLMAdapter(nn.Module):
         unread = self._unread if part == "vision" else ()
         return [p for module in self.parts()[part] for name, p in module.named_parameters() if name not in unread]
 
-    def _probe(self) -> tuple[_Output, set[str]]:
-        """Find what image embeddings depend on, from the graph of a small image.
-
-        Returns:
-            The output of the vision encoder, and the names of its parameters that no embedding depends on.
-        """
-        parameters = dict(self._tower.named_parameters())
-        trained = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        some = next(iter(parameters.values()))
-        vision = {name: _like(some, value) for name, value in self.family.probe(self.model.config).items()}
-        views: list[Any] = []
-        spec = None
-
-        def record(tower: nn.Module, arguments: Any, output: Any) -> Any:
-            nonlocal spec
-            leaves, spec = tree_flatten(output)
-            views[:] = [leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return tree_unflatten(views, spec)
-
-        handle = self._tower.register_forward_hook(record)
-        try:
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-            with torch.enable_grad():
-                embeds = self._base.get_image_features(**vision, return_dict=True).pooler_output
-        finally:
-            handle.remove()
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(trained[name])
-        nodes = _graph(embeds)
-        read = [i for i, view in enumerate(views) if isinstance(view, Tensor) and view.grad_fn in nodes]
-        assert spec is not None
-        output = _Output([None if isinstance(view, Tensor) else view for view in views], spec, read)
-        reached = {id(node.variable) for node in nodes if hasattr(node, "variable")}
-        return output, {name for name, parameter in parameters.items() if id(parameter) not in reached}
-
     def freeze(self, parts: Iterable[Part]) -> None:
         """Exclude parts from training."""
         for part in parts:
@@ -334,55 +276,12 @@ class VLMAdapter(nn.Module):
         return self
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The output of a vision encoder without its tensors.
-
-    Attributes:
-        leaves: Its values, with None in place of tensors.
-        spec: How the values are nested.
-        read: The places of the tensors that the projector reads.
-    """
-
-    leaves: list[Any]
-    spec: TreeSpec
-    read: list[int]
-
-    def fill(self, features: Features) -> Any:
-        """Return an output with these tensors, in the order of ``read``."""
-        given = dict(zip(self.read, features, strict=True))
-        return tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(self.leaves)], self.spec)
-
-
-class _RecordedError(Exception):
-    """Ends a call of ``get_image_features`` when the output of the vision encoder is recorded."""
-
-
-def _like(parameter: Tensor, value: Any) -> Any:
-    """Move a tensor to the device of a parameter, and cast it to its dtype unless it holds integers."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-
-
 def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
 def _pass_on(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
-
-
-def _graph(tensors: Iterable[Tensor]) -> set[Any]:
-    """Return all nodes of the autograd graph of tensors."""
-    nodes: set[Any] = set()
-    found = [tensor.grad_fn for tensor in tensors]
-    while found:
-        node = found.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            found.extend(following for following, _ in node.next_functions)
-    return nodes
 
 
 def fingerprint(vlm: VLMAdapter, values_per_tensor: int = 256) -> str:
@@ -393,33 +292,3 @@ def fingerprint(vlm: VLMAdapter, values_per_tensor: int = 256) -> str:
         values = flat[:: max(1, flat.numel() // values_per_tensor)].to("cpu", torch.float32)
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-class FrozenTeacher(nn.Module):
-    """A teacher that never changes: always in eval mode, without gradients, in the dtype it was loaded in.
-
-    The teacher moves between devices, but ignores changes of dtype. Lightning's ``bf16-true`` casts whole modules.
-    """
-
-    def __init__(self, vlm: VLMAdapter) -> None:
-        super().__init__()
-        self.vlm = vlm
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stay in eval mode."""
-        return super().train(False)
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        return super()._apply(keep_dtype(fn), recurse)
-
-
-def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Wrap a function for ``nn.Module._apply`` so that it moves tensors but does not cast them."""
-
-    def move(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-    return move

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
+from lightning_switchkd.core.types import Vision
 from lightning_switchkd.data.images import Pixels
 from lightning_switchkd.data.processor import image_tokens, load_processor
 from lightning_switchkd.data.samples import IMAGE_TOKEN, Turn
@@ -58,6 +59,11 @@ class Prompts:
         """Return a copy on a device."""
         return Prompts(self.input_ids.to(device), self.attention_mask.to(device), self.pixel_values.to(device))
 
+    @property
+    def vision(self) -> Vision:
+        """The images, as a vision encoder takes them."""
+        return {"pixel_values": self.pixel_values}
+
     @classmethod
     def of(cls, ids: Sequence[list[int]], pixel_values: Tensor, pad_id: int, device: torch.device | str) -> Prompts:
         """Pad ids on the left. The images are in the order of their placeholders."""
@@ -90,8 +96,7 @@ def answers(
             ``vlm`` form the visual switch.
     """
     encoder = encoder or vlm
-    vision = {"pixel_values": prompts.pixel_values}
-    image_embeds = vlm.project(encoder.encode(vision), vision)
+    image_embeds = vlm.project(encoder.encode(prompts.vision), prompts.vision)
     generated = vlm.generate(prompts.input_ids, prompts.attention_mask, image_embeds, max_new_tokens, stop_ids)
     return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
@@ -187,8 +192,7 @@ class LoadedModel:
         prompts = self.prepare([question], device=device)
         answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
         ids = torch.cat([prompts.input_ids, torch.tensor([answer_ids], dtype=torch.int64, device=device)], 1)  # [1, T]
-        vision = {"pixel_values": prompts.pixel_values}
-        image_embeds = self.vlm.project(self.vlm.encode(vision), vision)
+        image_embeds = self.vlm.project(self.vlm.encode(prompts.vision), prompts.vision)
         hidden = self.vlm.decode(ids, torch.ones_like(ids), image_embeds)  # [1, T, H]
         answer_hidden = hidden[0, prompts.input_ids.shape[1] - 1 :]
         best = self.vlm.head.exactly(answer_hidden)[:, : len(tokenizer)].softmax(-1).topk(count)

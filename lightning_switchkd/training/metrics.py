@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_switchkd.losses.logits import Statistics
-from lightning_switchkd.models.adapter import keep_dtype
+from lightning_switchkd.models.frozen import keep_dtype
 
 
 class ResumableMetric(Metric):

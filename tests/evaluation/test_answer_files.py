@@ -14,6 +14,7 @@ import pytest
 
 from lightning_switchkd.cli.main import main
 from lightning_switchkd.core.errors import UserError
+from lightning_switchkd.evaluation import harness
 from lightning_switchkd.evaluation.answers import Answer, read_answers
 from lightning_switchkd.evaluation.benchmarks.definition import Benchmark
 from lightning_switchkd.evaluation.benchmarks.items import Item
@@ -422,6 +423,12 @@ def test_subfolders_of_other_harnesses(tmp_path: Path) -> None:
     assert read_results(tmp_path / "out").keys() == {"mine"}
 
 
+def test_our_own_results_are_not_read_as_those_of_a_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Result("shop", "", "Shop", "llava", "", "", 1, 100.0, ids=["1"], scores=[1.0]).write(tmp_path / "shop.json")
+    monkeypatch.setattr(harness, "read_answer_rows", lambda file: pytest.fail(f"{file.name} is ours"))
+    assert read_results(tmp_path).keys() == {"shop"}
+
+
 def test_json_of_vlmevalkit_in_a_folder(tmp_path: Path) -> None:
     """Predictions without scores, and other JSON files, are no results."""
     predictions = [{"index": n, "prediction": "A"} for n in range(3)]
@@ -440,6 +447,7 @@ def test_json_of_vlmevalkit_in_a_folder(tmp_path: Path) -> None:
     [
         (["--strict=true"], "--strict is for scoring by our rules. Add --benchmark, or remove --strict."),
         (["--protocol=lmms"], "--protocol is for scoring by our rules"),
+        (["--data_root=data"], "--data_root is for scoring by our rules"),
         (["--server_file=x.json"], "--server_file is for scoring by our rules"),
         (["--benchmark=pope", "--metric=hit"], "--metric is for scores of a harness. Remove --benchmark, or remove"),
         (["--benchmark=pope", "--max_score=5"], "--max_score is for scores of a harness"),

@@ -111,7 +111,7 @@ def test_linear_projector_is_linear() -> None:
     x, y = torch.randn(1, 5, 16), torch.randn(1, 5, 16)
 
     def project(features: Tensor) -> Tensor:
-        return model.project([features], {"pixel_values": tiny.batch().pixel_values[:1]})[0]
+        return model.project([features], tiny.batch(images=(1,), answer=(1,)).vision)[0]
 
     with torch.no_grad():
         zero = project(torch.zeros_like(x))

@@ -114,7 +114,7 @@ def test_names_export_and_copies_are_unchanged(tmp_path: Path) -> None:
     for block in clone.blocks("vision"):
         for parameter in block.parameters():
             parameter.data.zero_()
-    pixels = {"pixel_values": tiny.batch().pixel_values}
+    pixels = tiny.batch().vision
     assert torch.equal(with_options.encode(pixels)[0], plain.encode(pixels)[0]), "a copy uses its own weights"
     assert not torch.equal(clone.encode(pixels)[0], plain.encode(pixels)[0])
 

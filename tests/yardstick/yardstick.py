@@ -4,6 +4,8 @@
     python tests/yardstick/yardstick.py --compare tests/yardstick/expected.json   compare, exit status 1 on differences
     python tests/yardstick/yardstick.py --write-artifacts tests/yardstick/artifacts_0_1_0
 
+Hashes of runs depend on the CPU. On another CPU, compare two commits: --output of the one, --compare of the other.
+
 Renamed settings, metrics, files and fields belong in names.json. The expected values keep the old names.
 """
 

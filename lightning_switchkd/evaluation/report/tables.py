@@ -130,7 +130,7 @@ def all_comparisons(systems: Systems, names: Sequence[str]) -> list[Comparison]:
 
 
 def comparison_section(systems: Systems, comparisons: Sequence[Comparison]) -> list[Section]:
-    """Return McNemar's tests of all pairs of systems. A column with one value only becomes a sentence."""
+    """Return McNemar's tests of all pairs of systems. A column with a single value becomes a sentence."""
     rows = [["A", "B", "benchmark", f"A − B [{INTERVAL}]", "only A correct", "only B correct", "p"]]
     for c in comparisons:
         counts = [f"{c.test.second:,}", f"{c.test.first:,}", c.p_text.removeprefix("= ")]
