@@ -16,7 +16,9 @@ from jsonargparse import auto_parser
 
 from lightning_switchkd.cli.commands import COMMANDS, command_function, expand_switches
 from lightning_switchkd.cli.main import DEMO_DATA, main
+from lightning_switchkd.cli.pipelines import pipeline
 from lightning_switchkd.cli.renamed import LIGHTNING_COMMANDS
+from lightning_switchkd.experiments.pipeline import Pipeline, load_definition, stages_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHER_PROGRAMS = ("pip", ".venv/bin/pip", "sbatch", "srun", "vllm", "apt", "python run.py")
@@ -64,6 +66,29 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_make_targets_exist(text: str, checkout: Path) -> None:
     done = make(checkout, *(shlex.split(text)[1:] or ["help"]))
     assert done.returncode == 0, done.stderr
+
+
+TRAININGS = re.compile("make (train|pipeline)(?!.*(MODEL|METHOD)=(mine|my_)).* ARGS=")
+"""Commands with flags, except for those with configurations that the reader writes."""
+
+
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS_OF_PAGES if TRAININGS.match(text)}))
+def test_every_training_takes_the_flags(text: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    expanded = make(checkout, *shlex.split(text)[1:]).stdout.replace("\\\n", " ").splitlines()
+    arguments = shlex.split(expanded[-1].partition("-m lightning_switchkd ")[2])
+    if arguments[:1] != ["pipeline"]:
+        return
+    known = auto_parser(pipeline, as_positional=False).parse_args(expand_switches(pipeline, arguments[1:]))
+    definition, variables = load_definition(known.pipeline, "pipeline"), known.variables or {}
+    stages = Pipeline(stages_of(definition, variables, known.pipeline), known.pipeline)
+    targets = known.stages or definition["targets"]
+    trainings = [stage for stage in stages.needed(targets) if stage.trains and stage.name not in stages.copied]
+    assert trainings
+    for stage in trainings:
+        with pytest.raises(SystemExit) as stopped:
+            main([*stage.arguments(), "--print_config"])
+        assert stopped.value.code == 0, stage.name
 
 
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS_OF_PAGES if not text.startswith("make")}))

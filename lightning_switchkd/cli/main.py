@@ -68,6 +68,7 @@ NOISE = (
     ".*FSDP2-wrapped module.*returned a view tensor.*",  # the view is never written to
     ".*module\\(s\\) in eval mode at the start of training.*",  # the teacher, on purpose
     ".*does not have many workers.*",
+    ".*DataLoader will create .* worker processes in total.*",  # the page on speed tells how many help
     ".*LightningCLI's args parameter.*",
     ".*predict returned None.*",  # `fill-cache` writes its results to disk
     ".*Experiment logs directory.*exists and is not empty.*",

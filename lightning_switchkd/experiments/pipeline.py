@@ -19,7 +19,10 @@ from lightning_switchkd.experiments.prepared import PREPARED, usable
 from lightning_switchkd.experiments.scheduler import Launch, run_stages
 from lightning_switchkd.experiments.stage import DATA, Stage
 
-STAGE_FIELDS = ("command", "configs", "overlays", "settings", "flags", "folder", "output", "prepared", "each_seed")
+STAGE_FIELDS = (
+    *("command", "configs", "overlays", "settings", "flags", "without"),
+    *("folder", "output", "prepared", "each_seed"),
+)
 FIXED = ("description", "folder", "base", "seeds", "targets", "stages")
 """Fields of a pipeline that are not variables of its own."""
 
@@ -155,10 +158,11 @@ def _stage(name: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> S
     for config in configs:
         existing(config)
     seed = [f"--seed_everything={values['seed']}"] if fields.get("each_seed") else []
+    without = tuple(f"--{key}{mark}" for key in fields.get("without", ()) for mark in ".=")
     return Stage(
         name,
         folder,
-        ("fit", *seed, *as_flags(fields.get("flags"))),
+        ("fit", *seed, *(flag for flag in as_flags(fields.get("flags")) if not flag.startswith(without))),
         folder / "student",
         tuple(configs),
         fields.get("settings") or {},

@@ -142,7 +142,17 @@ class Stage:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return the stored state: ``digest``, ``started`` and ``finished`` times, and ``prepared``. Empty if new."""
+        """Return the stored state: ``digest``, ``started`` and ``finished`` times, and ``prepared``. Empty if new.
+
+        A training that ended before it wrote its configuration changed nothing in the run folder (its settings were
+        refused, or it was interrupted). Then, the state is still that from ``before``.
+        """
+        stored = self._stored()
+        config = self.folder / "config.yaml"
+        began = config.is_file() and config.stat().st_mtime >= stored.get("started", 0)
+        return stored if began or "finished" in stored or not self.trains else stored.get("before", {})
+
+    def _stored(self) -> dict[str, Any]:
         file = self.beside(".stage.json")
         try:
             return dict(orjson.loads(file.read_bytes())) if file.is_file() else {}
@@ -150,8 +160,9 @@ class Stage:
             return {}  # written by nothing of ours: the stage runs again
 
     def store(self, **changes: Any) -> None:
-        """Change entries of the stored state."""
-        write_atomic(self.beside(".stage.json"), json.dumps({**self.state(), **changes}))
+        """Change entries of the stored state of a stage that has started."""
+        stored = {name: value for name, value in self._stored().items() if name != "before"}
+        write_atomic(self.beside(".stage.json"), json.dumps({**stored, **changes}))
 
     def finished(self) -> bool:
         """Check that the output exists, and was made from the same settings and inputs.
@@ -163,16 +174,15 @@ class Stage:
     def start(self) -> bool:
         """Store that the stage starts. Return whether it can resume from a checkpoint of an earlier start.
 
-        A checkpoint counts only if the run of that start wrote its configuration: an earlier run in the same folder,
-        with other settings, may still be there.
+        A checkpoint counts only if it belongs to a run with the same settings and inputs.
         """
         state, digest = self.state(), self.digest()
-        config = self.folder / "config.yaml"
         same = state.get("digest") == digest and "prepared" not in state
-        began = same and config.is_file() and config.stat().st_mtime >= state["started"]
         if not same:
-            write_atomic(self.beside(".stage.json"), json.dumps({"digest": digest, "started": time.time()}))
-        return bool(self.trains and began and (self.folder / "checkpoints" / "last.ckpt").is_file())
+            state.pop("before", None)
+            started = {"digest": digest, "started": time.time(), "before": state}
+            write_atomic(self.beside(".stage.json"), json.dumps(started))
+        return self.trains and same and (self.folder / "checkpoints" / "last.ckpt").is_file()
 
     def changes(self) -> list[str]:
         """Return the settings and inputs that changed since the stage finished. Empty if it never finished."""

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lightning_switchkd.core.types import Pathway
-from lightning_switchkd.evaluation.labels import label
+from lightning_switchkd.evaluation.labels import NO_IMAGE, label
 from lightning_switchkd.explore.inspection import Inspection
 from lightning_switchkd.losses.select import Kneedle, Selection
 
@@ -223,16 +223,17 @@ def bars(scores: DataFrame) -> Figure:
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
         x = np.arange(len(categories)) + (place - (len(systems) - 1) / 2) * width
-        for no_image in (False, True):
+        for no_image in sorted(scores["no_image"].unique()):
             of_system = scores[(scores["system"] == system) & (scores["no_image"] == no_image)]
             by_category = of_system.set_index("category")["score"]
             values = [by_category.get(category, np.nan) for category in categories]
             style: dict[str, Any] = (
                 {"fill": False, "hatch": "///", "linewidth": 0.5} if no_image else {"color": f"C{place}"}
             )
-            axes[0][0].bar(x, values, width * 0.9, label="_" if no_image else label(system, systems), **style)
+            named = label(system, systems) if not no_image else label(NO_IMAGE) if place == 0 else "_"
+            axes[0][0].bar(x, values, width * 0.9, label=named, **style)
     axes[0][0].set_xticks(range(len(categories)), categories, rotation=20)
     axes[0][0].set_ylabel("score (%)")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8, ncols=len(systems) + 1, loc="lower left", bbox_to_anchor=(0, 1))
     figure.tight_layout()
     return figure

@@ -303,6 +303,31 @@ def test_a_failing_stage(tmp_path: Path, pair: Path, capfd: pytest.CaptureFixtur
     assert "second | error" not in out, "an error is printed once"
 
 
+def test_a_refused_training_is_still_finished(
+    tmp_path: Path, pair: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings are refused before the run folder changes, so the earlier run counts."""
+    command = ["pipeline", f"--pipeline={tiny_pipeline(tmp_path, pair)}", "--stages=[second]"]
+    main(command)
+    before = weights(tmp_path)["second"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["pipeline", f"--pipeline={tiny_pipeline(tmp_path, pair, flags='--model.lr=-1')}", "--stages=[second]"])
+    capfd.readouterr()
+    tiny_pipeline(tmp_path, pair)
+    main(command)
+    assert "second: kept" in capfd.readouterr().out
+    assert weights(tmp_path)["second"] == before
+    assert not (tmp_path / "runs" / "second" / "previous").exists()
+
+
+def test_flags_that_a_stage_goes_without(tmp_path: Path) -> None:
+    flags = "--model.objective.init_args.temperature=2 --model.objective=KD --model.objectives=1 --trainer.max_steps=5"
+    file = write(tmp_path, {"all": {"flags": flags}, "most": {"flags": flags, "without": ["model.objective"]}})
+    every, most = stages_of(load_definition(file, "pipeline"), {}, str(file))
+    assert every.command[1:] == tuple(flags.split())
+    assert most.command[1:] == ("--model.objectives=1", "--trainer.max_steps=5")
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """Nothing runs, not even the stages in other folders."""
     first = command(output=str(tmp_path / "a.json")) | {"folder": str(tmp_path / "first")}
